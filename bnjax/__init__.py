@@ -1,0 +1,16 @@
+"""Normalization for JAX and Flax: measure, combine, normalize.
+
+Pure functions; `bnjax.linen` and `bnjax.nnx` wrap them as modules that replace Flax's own.
+"""
+
+from bnjax._moments import Moments as Moments
+from bnjax._moments import all_reduce as all_reduce
+from bnjax._moments import ema as ema
+from bnjax._moments import merge as merge
+from bnjax._moments import moments as moments
+from bnjax._moments import reduce as reduce
+from bnjax._normalize import normalize as normalize
+
+from bnjax._batch import batch_norm as batch_norm
+
+__version__ = "0.1.0"

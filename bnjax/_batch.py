@@ -1,0 +1,232 @@
+"""Batch normalization: measure, combine, normalize, and a running state in and out."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._moments import (
+    AxisName,
+    Groups,
+    Moments,
+    all_reduce,
+    at_least_one,
+    count_valid,
+    ema,
+    merge,
+    psum,
+    reduce,
+    valid,
+)
+from bnjax._normalize import Activation, Form, Sets, activate, affine_of, form_of, standardize
+
+
+def batch_norm(
+    x: ArrayLike,
+    running: Moments,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    momentum: ArrayLike | None = 0.99,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups = None,
+    virtual_batch_size: int | None = None,
+    unbiased: bool = False,
+    pivot: str | None = "running",
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Moments]:
+    """Batch normalization in training: the output, and the new running state.
+
+    At evaluation there is nothing to measure: `normalize(x, running, scale, bias)`. Equivalent, but keeping
+    more for the backward pass:
+
+        batch = all_reduce(moments(x, measured_axes, where=where), axis_name)
+        y = normalize(x, batch, scale, bias, residual=residual, activation=activation)
+        running = jax.lax.stop_gradient(ema(running, batch, momentum))
+
+    Args:
+      x: floating-point or complex; channels last by default. Statistics are float32 or wider.
+      running: the state, of the features' shape; comes back with the shapes and dtypes it had.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it (per example).
+      bias: likewise.
+      axis: the feature axes, as in Flax; all others are measured over.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's). `None` merges instead: the
+        exact pool of all that was seen, weighted by count (PyTorch averages batches equally).
+      epsilon: added to the variance.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics;
+        it goes through the same map, with its gradient. A feature with nothing valid becomes `bias`, has no
+        gradient to `x`, and keeps its running state.
+      axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too. Under plain `jit` a
+        sharded batch needs none.
+      axis_index_groups: groups of devices along `axis_name`, where JAX takes them.
+      virtual_batch_size: measure every contiguous slice of this many examples (of axis 0) by itself: ghost
+        batches. Slices stay on their device; the running state takes one step, with all slices merged.
+      unbiased: keep n/(n - 1) times the variance in the running state, as PyTorch does.
+      pivot: the number near which statistics are measured; it decides cost and accuracy, not the result.
+        `"running"`: the running mean, one pass; exact once the running mean is near the data.
+        `"sample"`: a sample of `x`, right from the first step (under a mask the mean: two passes).
+        `None`: two passes.
+      residual: of the shape of `x`; added after the affine map, before the activation.
+      activation: `None`, `"relu"` (inside the rule), or a callable, applied by plain autodiff.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name; one value per feature and no `axis_name` that
+        could add some.
+
+    References:
+      Ioffe and Szegedy, Batch Normalization, 2015. Ghost batches: Hoffer et al., Train longer, generalize
+      better, 2017.
+
+    >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
+    >>> y, running = batch_norm(x, Moments(jnp.zeros(()), jnp.zeros(2), jnp.ones(2)), momentum=0.5)
+    >>> print(y.round(3), running.mean, running.var)
+    [[-1. -1.]
+     [ 1.  1.]] [1. 1.] [1.  2.5]
+    """
+    x = checks.inexact_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    measured = checks.other_axes(features, x.ndim)
+    checks.choice(pivot, "pivot", ("running", "sample", None))
+    if momentum is not None:
+        checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
+    elif unbiased:
+        raise ValueError("`unbiased=True` needs a `momentum`: `momentum=None` merges biased moments.")
+    _check_running(running, x, features)
+    _check_virtual_batch(virtual_batch_size, x.shape, features)
+    if axis_name is None or virtual_batch_size is not None:
+        _check_several_values(x, measured, virtual_batch_size)
+    form = form_of(x, activation, dtype)
+    affine = affine_of(x, features, scale, bias, residual, epsilon)
+    mask = checks.mask_array(where, x.shape)
+    center = checks.feature_array(running.mean, "running.mean", x.shape, features)
+
+    if virtual_batch_size is None:
+        sets = Sets(measured, axis_name, checks.hashable(axis_index_groups))
+        y, batch = standardize(form, sets, x, affine, _pivot(pivot, center, form, sets, x, mask), mask)
+    else:
+        sets = Sets(tuple(a + 1 for a in measured))
+        xs, affine, mask, centers = _slices((x, affine, mask, center), x.shape[0], virtual_batch_size)
+        y, slices = standardize(form, sets, xs, affine, _pivot(pivot, centers, form, sets, xs, mask), mask)
+        y, batch = y.reshape(x.shape), reduce(slices)
+        if axis_name is not None:
+            common = center if pivot == "running" else None
+            batch = all_reduce(batch, axis_name, pivot=common, axis_index_groups=axis_index_groups)
+    state = next_state(running, _of_features(batch, jnp.shape(running.mean)), momentum, unbiased)
+    return activate(y, activation), lax.stop_gradient(state)
+
+
+def _check_running(running: Moments, x: Array, features: Sequence[int]) -> None:
+    want = tuple(x.shape[a] for a in features)
+    for name in ("mean", "var"):
+        value = getattr(running, name)
+        if jnp.shape(value) != want:
+            raise ValueError(
+                f"`running.{name}` must have the shape of the features, {want} (axes {tuple(features)} of an input "
+                f"of shape {x.shape}), but its shape is {jnp.shape(value)}."
+            )
+    if jnp.shape(running.count) not in ((), want):
+        raise ValueError(f"`running.count` must have the shape () or {want}, but it is {jnp.shape(running.count)}.")
+    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(running.mean):
+        raise ValueError(
+            f"`running.mean` must be complex for a complex `x`, but its dtype is {jnp.asarray(running.mean).dtype}; "
+            "write `running.mean.astype(x.dtype)`."
+        )
+
+
+def _check_virtual_batch(size: int | None, shape: Sequence[int], features: Sequence[int]) -> None:
+    if size is None:
+        return
+    if 0 in features:
+        raise ValueError(f"`virtual_batch_size` slices axis 0, but `axis` makes it a feature axis: {features}.")
+    if not isinstance(size, int) or size < 1 or shape[0] % size:
+        raise ValueError(
+            f"`virtual_batch_size` must be a positive integer that divides the batch, but it is {size!r} for a "
+            f"batch of {shape[0]}."
+        )
+
+
+def _check_several_values(x: Array, measured: Sequence[int], size: int | None) -> None:
+    """One value per feature has no variance: PyTorch raises, Flax returns the bias without a word."""
+    values = math.prod(x.shape[a] for a in measured)
+    if size is not None:
+        values = values // x.shape[0] * size if x.shape[0] else 0
+    if values == 1 and x.size:
+        raise ValueError(
+            f"`x` has one value per feature to measure: its shape is {x.shape}, measured over axes {tuple(measured)}"
+            + ("" if size is None else f" in slices of `virtual_batch_size={size}`")
+            + ". Use a larger batch, an `axis_name` that adds other devices, or `normalize(x, running)`."
+        )
+
+
+def next_state(running: Moments, batch: Moments, momentum: ArrayLike | None, unbiased: bool) -> Moments:
+    if momentum is None:
+        if batch.count.ndim and not jnp.ndim(running.count):
+            raise ValueError(
+                "`running.count` must have the shape of the features, because `where` varies over them and "
+                "`momentum=None` counts; its shape is ()."
+            )
+        merged = merge(running, batch)
+        return jax.tree.map(
+            lambda new, old: jnp.broadcast_to(new, jnp.shape(old)).astype(jnp.asarray(old).dtype),
+            merged,
+            running,
+        )
+    if unbiased:
+        n = batch.count
+        batch = dataclasses.replace(batch, var=batch.var * (n / jnp.maximum(n - 1, 1)))
+    return ema(running, batch, momentum)
+
+
+def _of_features(m: Moments, shape: Sequence[int]) -> Moments:
+    """Moments with axes kept, in the shape of the features."""
+    count = m.count.reshape(()) if m.count.size == 1 else jnp.broadcast_to(m.count, m.mean.shape).reshape(shape)
+    return Moments(count, m.mean.reshape(shape), m.var.reshape(shape))
+
+
+def _pivot(pivot: str | None, running: Array, form: Form, sets: Sets, x: Array, mask: Array | None) -> Array:
+    """The number about which to measure: length one along the measured axes, equal on all devices."""
+    if pivot == "running":
+        return running
+    x = lax.stop_gradient(x).astype(form.wide)
+    if pivot == "sample" and mask is None and x.size:
+        total, n = _first(x, sets.axes), jnp.ones((), form.wide)
+    else:
+        total = valid(mask, x).sum(sets.axes, keepdims=True)
+        n = count_valid(mask, x.shape, sets.axes, form.wide)
+    total, n = psum((total, n), sets.axis_name, sets.groups)
+    return total / at_least_one(n)
+
+
+def _first(x: Array, axes: Sequence[int]) -> Array:
+    """The first element along each of `axes`, kept with length one."""
+    for a in axes:
+        spec = list(jax.typeof(x).sharding.spec)
+        if spec[a] is None:
+            x = lax.slice_in_dim(x, 0, 1, axis=a)
+        else:  # sharded over an Explicit mesh: a slice could not be sharded alike, a gather says how it is
+            spec[a] = None
+            x = x.at[(*(slice(None),) * a, jnp.zeros(1, int))].get(out_sharding=P(*spec))
+    return x
+
+
+def _slices(tree: Any, batch: int, size: int) -> Any:
+    """Arrays of the input's rank, axis 0 split in slices of `size`; what is shared by all examples stays so."""
+
+    def split(t: Array) -> Array:
+        whole = t.shape[0] == batch
+        return t.reshape((batch // size, size, *t.shape[1:])) if whole else t[None]
+
+    return jax.tree.map(split, tree)

@@ -1,0 +1,141 @@
+"""Arguments made canonical, and the sentences that errors say.
+
+Everything here looks at shapes, dtypes and concrete numbers only, before any work is done; a traced
+number cannot be looked at and passes.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+Axes = int | Sequence[int]
+MOMENTUM_HINT = " It is the fraction kept: 1 - PyTorch's."
+
+
+def canonical_axes(axis: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]:
+    """`axis` as sorted non-negative axes of an array of rank `ndim`."""
+    given = tuple(axis) if isinstance(axis, Iterable) else (axis,)
+    for a in given:
+        if not isinstance(a, int | np.integer) or not -ndim <= a < ndim:
+            raise ValueError(
+                f"`{name}` must hold integers from {-ndim} to {ndim - 1} for an input of rank {ndim}, "
+                f"but it is {axis!r}."
+            )
+    axes = tuple(sorted(int(a) % ndim for a in given))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"`{name}` names an axis twice: {axis!r} for an input of rank {ndim}.")
+    return axes
+
+
+def other_axes(axes: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """The axes of an array of rank `ndim` that are not in `axes`."""
+    return tuple(a for a in range(ndim) if a not in axes)
+
+
+def inexact_array(x: ArrayLike, name: str = "x") -> Array:
+    """`x` as a floating-point or complex array."""
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise ValueError(
+            f"`{name}` must be floating-point or complex, but its dtype is {x.dtype}; "
+            f"write `{name}.astype(jnp.float32)`."
+        )
+    return x
+
+
+def stat_dtype(*args: Any) -> Any:
+    """The dtype in which statistics of these arrays or dtypes are kept: float32 or wider."""
+    dtype: Any = jnp.dtype(jnp.float32)
+    for arg in args:
+        if arg is not None:
+            dtype = jnp.promote_types(dtype, getattr(arg, "dtype", arg))
+    return dtype
+
+
+def real_dtype(dtype: DTypeLike) -> Any:
+    """The dtype of the absolute value of a number of this dtype."""
+    return jnp.finfo(dtype).dtype
+
+
+def output_dtype(dtype: DTypeLike | None, x: Array) -> Any:
+    """`dtype`, or else that of `x`; a complex input keeps a complex output."""
+    out = jnp.dtype(x.dtype if dtype is None else dtype)
+    if not jnp.issubdtype(out, jnp.inexact):
+        raise ValueError(f"`dtype` must be floating-point or complex, but it is {out}.")
+    if jnp.iscomplexobj(x) and not jnp.issubdtype(out, jnp.complexfloating):
+        raise ValueError(f"`dtype` is {out}, which would drop the imaginary part of a {x.dtype} input.")
+    return out
+
+
+def mask_array(where: ArrayLike | None, shape: Sequence[int], name: str = "where") -> Array | None:
+    """`where` as a boolean array of the rank of `shape`, each axis whole or of length one."""
+    if where is None:
+        return None
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        where = where != 0
+    full = (1,) * (len(shape) - where.ndim) + where.shape
+    if len(full) != len(shape) or any(m not in (1, s) for m, s in zip(full, shape, strict=True)):
+        raise ValueError(
+            f"`{name}` must broadcast to the shape of the input, {tuple(shape)}, but its shape is "
+            f"{where.shape}; give it one axis for each of the input's, of that length or of length 1."
+        )
+    return where.reshape(full)
+
+
+@overload
+def feature_array(value: ArrayLike, name: str, shape: Sequence[int], features: Sequence[int]) -> Array: ...
+@overload
+def feature_array(value: None, name: str, shape: Sequence[int], features: Sequence[int]) -> None: ...
+@overload
+def feature_array(
+    value: ArrayLike | None, name: str, shape: Sequence[int], features: Sequence[int]
+) -> Array | None: ...
+def feature_array(value: ArrayLike | None, name: str, shape: Sequence[int], features: Sequence[int]) -> Array | None:
+    """`value`, of the features' shape or broadcastable at the rank of the input, at that rank."""
+    if value is None:
+        return None
+    value = jnp.asarray(value)
+    want = tuple(shape[a] for a in features)
+    if value.shape == want:
+        return value.reshape(tuple(s if a in features else 1 for a, s in enumerate(shape)))
+    if value.ndim == len(shape) and all(v in (1, s) for v, s in zip(value.shape, shape, strict=True)):
+        return value
+    raise ValueError(
+        f"`{name}` must have the shape of the features, {want}, or rank {len(shape)} and broadcast to the "
+        f"input's shape {tuple(shape)}, but its shape is {value.shape}."
+    )
+
+
+def unit_interval(value: Any, name: str, hint: str = "") -> None:
+    """Raises unless 0 <= value <= 1."""
+    if _known(value) and not 0 <= float(value) <= 1:
+        raise ValueError(f"`{name}` must be from 0 to 1, but it is {value}.{hint}")
+
+
+def positive(value: Any, name: str) -> None:
+    """Raises unless `value` is finite and not negative."""
+    if _known(value) and not 0 <= float(value) < math.inf:
+        raise ValueError(f"`{name}` must be finite and not negative, but it is {value}.")
+
+
+def choice(value: Any, name: str, choices: Sequence[Any], hint: str = "") -> None:
+    """Raises unless `value` is one of `choices`."""
+    if not any(value is c or (isinstance(c, str) and value == c) for c in choices):
+        known = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"`{name}` must be one of {known}{hint}, but it is {value!r}.")
+
+
+def _known(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer)
+
+
+def hashable(groups: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
+    """`axis_index_groups` as tuples."""
+    return None if groups is None else tuple(tuple(group) for group in groups)

@@ -1,0 +1,99 @@
+"""What the linen and the nnx modules share: everything but reading parameters and writing state."""
+
+import math
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._batch import batch_norm, next_state
+from bnjax._moments import AxisName, Groups, Moments, moments
+from bnjax._normalize import Activation, normalize
+
+
+class BatchNormAttributes(Protocol):
+    """The attributes that both BatchNorm modules have."""
+
+    axis: Any
+    momentum: Any
+    epsilon: float
+    dtype: Any
+    axis_name: AxisName | None
+    axis_index_groups: Groups
+    use_fast_variance: bool
+    pivot: str | None
+    virtual_batch_size: int | None
+    unbiased: bool
+    activation: Activation
+
+
+def result_dtype(*arrays: ArrayLike | None, dtype: DTypeLike | None) -> Any:
+    """`dtype`, or what Flax infers from input and parameters: at least a float."""
+    if dtype is not None:
+        return dtype
+    inferred = jnp.result_type(*(a for a in arrays if a is not None))
+    return inferred if jnp.issubdtype(inferred, jnp.inexact) else jnp.promote_types(jnp.float32, inferred)
+
+
+def floating(x: ArrayLike) -> Array:
+    """`x` as it is, integers as float32."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
+def replaced(own: Any, given: ArrayLike | None, name: str, used: bool) -> Any:
+    """The parameter, or what the call gives in its place."""
+    if given is not None and used:
+        raise ValueError(
+            f"`{name}` was given at the call, but the module has its own; construct it with `use_{name}=False`."
+        )
+    return own if given is None else given
+
+
+def call_batch_norm(
+    module: BatchNormAttributes,
+    x: Array,
+    running: Moments,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    train: bool,
+    alone: bool,
+    mask: ArrayLike | None,
+    residual: ArrayLike | None,
+    dtype: DTypeLike,
+) -> tuple[Array, Moments]:
+    """One call of a BatchNorm module: the output and the new running state (the old one at evaluation).
+
+    `alone`: the named axis may not exist, and one value per feature is no error, as when Flax initialises.
+    """
+    if not module.use_fast_variance and module.pivot == "sample":
+        raise ValueError("`use_fast_variance=False` means `pivot=None`, but `pivot` is 'sample'; leave out one.")
+    common: dict[str, Any] = {
+        "axis": module.axis, "epsilon": module.epsilon, "residual": residual,
+        "activation": module.activation, "dtype": dtype,
+    }  # fmt: skip
+    if not train:
+        return normalize(x, running, scale, bias, **common), running
+    if jnp.issubdtype(jnp.promote_types(x.dtype, dtype), jnp.complexfloating):
+        wide = checks.stat_dtype(x, dtype)
+        running = Moments(running.count, running.mean.astype(wide), running.var)
+    if alone:
+        features = checks.canonical_axes(module.axis, x.ndim)
+        batch = moments(x.astype(checks.stat_dtype(x, dtype)), checks.other_axes(features, x.ndim), where=mask)
+        state = next_state(running, batch, module.momentum, module.unbiased)
+        return normalize(x, batch, scale, bias, **common), lax.stop_gradient(state)
+    return batch_norm(
+        x, running, scale, bias,
+        momentum=module.momentum, where=mask, axis_name=module.axis_name,
+        axis_index_groups=module.axis_index_groups, virtual_batch_size=module.virtual_batch_size,
+        unbiased=module.unbiased, pivot=module.pivot if module.use_fast_variance else None, **common,
+    )  # fmt: skip
+
+
+def one_value(x: Array, axis: checks.Axes) -> bool:
+    """Whether `x` has one value per feature."""
+    features = checks.canonical_axes(axis, x.ndim)
+    return math.prod(s for a, s in enumerate(x.shape) if a not in features) == 1

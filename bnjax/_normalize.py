@@ -1,0 +1,259 @@
+"""Normalize: one affine map per feature, the residual and relu that follow it, and their derivatives.
+
+`normalize` applies the map to moments that come from elsewhere. `standardize` is the rule that all norms
+share whose moments come from the input itself: measure, combine and normalize in one, so that the backward
+pass keeps the input and a few vectors, nothing else of full size.
+
+Both keep everything about a pivot c: d = x - c, and the mean as c + delta. With c near the data nothing
+cancels, neither in the statistics nor in the map nor in its derivatives.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._moments import (
+    AxisName,
+    Groups,
+    Moments,
+    about_pivot,
+    abs_sq,
+    at_least_one,
+    count_valid,
+    dot,
+    psum,
+    same_on_all,
+    valid,
+)
+
+Activation = str | Callable[[Array], Array] | None
+
+
+def normalize(
+    x: ArrayLike,
+    m: Moments,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-5,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """`activation((x - m.mean) * rsqrt(m.var + epsilon) * scale + bias + residual)`, differentiable in all.
+
+    With running moments this is batch normalization at evaluation. Computed in float32 or wider; the
+    backward pass keeps `x` in its own dtype and no other copy of it.
+
+    Args:
+      x: floating-point or complex.
+      m: moments of the features' shape, or of the rank of `x` and broadcastable to it. `count` is not read.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it (per example).
+      bias: likewise.
+      axis: the feature axes, as in Flax.
+      epsilon: added to the variance.
+      residual: of the shape of `x`; added after the affine map, before the activation.
+      activation: `None`, `"relu"`, or a callable, which is applied to the result.
+      dtype: of the result; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Ioffe and Szegedy, Batch Normalization, 2015, algorithm 2.
+
+    >>> m = Moments(jnp.array(2.0), jnp.array([1.0, 5.0]), jnp.array([4.0, 1.0]))
+    >>> print(normalize(jnp.array([[3.0, 5.0], [1.0, 7.0]]), m, epsilon=0.0, activation="relu"))
+    [[1. 0.]
+     [0. 2.]]
+    """
+    x = checks.inexact_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    form = form_of(x, activation, dtype)
+    affine = affine_of(x, features, scale, bias, residual, epsilon)
+    mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
+    var = checks.feature_array(m.var, "m.var", x.shape, features)
+    return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var), activation)
+
+
+class Form(NamedTuple):
+    """What is static about a map."""
+
+    wide: Any  # dtype of the arithmetic: float32 or wider; complex for complex input
+    out: Any  # dtype of the result
+    relu: bool
+
+
+class Affine(NamedTuple):
+    """What follows the division by the standard deviation, at the rank of the input."""
+
+    scale: Array | None
+    bias: Array | None
+    residual: Array | None
+    epsilon: Array
+
+
+class Sets(NamedTuple):
+    """Over which axes, and over which devices, statistics are measured. Static."""
+
+    axes: tuple[int, ...]
+    axis_name: AxisName | None = None
+    groups: Groups = None  # a tuple of tuples
+
+
+def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
+    """The static part of a map of `x`, checked."""
+    if not callable(activation):
+        checks.choice(activation, "activation", (None, "relu"), " or a callable")
+    if activation == "relu" and jnp.iscomplexobj(x):
+        raise ValueError("`activation` is 'relu', which has no meaning for a complex `x`; pass a callable.")
+    out = checks.output_dtype(dtype, x)
+    return Form(checks.stat_dtype(x, out), out, activation == "relu")
+
+
+def affine_of(
+    x: Array,
+    features: tuple[int, ...],
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    residual: ArrayLike | None,
+    epsilon: ArrayLike,
+) -> Affine:
+    """The operands of a map of `x`, checked and brought to its rank."""
+    checks.positive(epsilon, "epsilon")
+    if residual is not None and jnp.shape(residual) != x.shape:
+        raise ValueError(
+            f"`residual` must have the shape of the input, {x.shape}, but its shape is {jnp.shape(residual)}; "
+            "broadcast or project it first."
+        )
+    return Affine(
+        checks.feature_array(scale, "scale", x.shape, features),
+        checks.feature_array(bias, "bias", x.shape, features),
+        None if residual is None else jnp.asarray(residual),
+        jnp.asarray(epsilon, checks.real_dtype(checks.stat_dtype(x))).reshape((1,) * x.ndim),
+    )
+
+
+def activate(y: Array, activation: Activation) -> Array:
+    """What the rule has not done yet: a callable, by plain autodiff."""
+    return activation(y) if callable(activation) else y
+
+
+def standardize(
+    form: Form, sets: Sets, x: Array, affine: Affine, pivot: Array, mask: Array | None
+) -> tuple[Array, Moments]:
+    """Measures `x` about `pivot`, combines over devices, normalizes: the output, and the moments.
+
+    `pivot` broadcasts to `x` with length one along the measured axes, and is a constant to autodiff; it must
+    be equal on all devices that are combined. Moments keep the measured axes.
+    """
+    c = lax.stop_gradient(pivot).astype(form.wide)
+    if sets.axis_name is not None:
+        same_on_all(c, sets.axis_name)
+    y, delta, var, count = _rule(form, sets, x, affine, c, mask)
+    return y, Moments(count, c + delta, var)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _rule(
+    form: Form, sets: Sets, x: Array, affine: Affine, c: Array, mask: Array | None
+) -> tuple[Array, Array, Array, Array]:
+    d = valid(mask, x.astype(form.wide) - c)
+    count = count_valid(mask, x.shape, sets.axes, form.wide)
+    s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d).sum(sets.axes, keepdims=True)
+    count, s1, s2 = psum((count, s1, s2), sets.axis_name, sets.groups)
+    delta, var = about_pivot(count, s1, s2)
+    y = _output(form, _line(x.astype(form.wide) - c, affine, delta, _var_or_inf(var, count, mask)))
+    return y, delta, var, count
+
+
+@_rule.defjvp
+def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
+    x, affine, c, mask = primals
+    dx, daffine, _, _ = tangents
+    y, delta, var, count = _rule(form, sets, *primals)
+
+    @jax.checkpoint
+    def sums(x: Array, dx: Array) -> tuple[Array, Array]:
+        dx = valid(mask, dx.astype(form.wide))
+        d = _centre(form, x, c, mask)
+        return dx.sum(sets.axes, keepdims=True), dot(d, dx).sum(sets.axes, keepdims=True)
+
+    t1, t2 = psum(sums(x, dx), sets.axis_name, sets.groups)
+    k = at_least_one(count)
+    ddelta = t1 / k
+    dvar = 2 * (t2 / k - dot(delta, ddelta))
+    seen_var = _var_or_inf(var, count, mask)
+    dy = _tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, dvar), mask)
+    return (y, delta, var, count), (dy, ddelta, dvar, jnp.zeros_like(count))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _apply(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array) -> Array:
+    return _output(form, _line(x.astype(form.wide) - c, affine, delta, var))
+
+
+@_apply.defjvp
+def _apply_jvp(form: Form, primals: Any, tangents: Any) -> Any:
+    dx, daffine, dc, ddelta, dvar = tangents
+    return _apply(form, *primals), _tangent(form, primals, (dx, daffine, dc + ddelta, dvar), None)
+
+
+def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
+    """The tangent of `_output(_line(...))`; under `checkpoint`, so that of full size it keeps `x` alone."""
+
+    @jax.checkpoint
+    def tangent(primals: Any, tangents: Any) -> Array:
+        x, affine, c, delta, var = primals
+        dx, daffine, dmean, dvar = tangents
+        d = _centre(form, x, c, mask)
+        r = lax.rsqrt(var + affine.epsilon)
+        a = _times(r, affine.scale)
+        da = -0.5 * r * r * a * (dvar + daffine.epsilon)
+        if affine.scale is not None:
+            da = da + r * daffine.scale
+        shift = -delta * da - a * dmean
+        if affine.bias is not None:
+            shift = shift + daffine.bias
+        dz = dx.astype(form.wide) * a + d * da + shift
+        if affine.residual is not None:
+            dz = dz + daffine.residual.astype(form.wide)
+        if form.relu:
+            dz = jnp.where(_line(d, affine, delta, var) > 0, dz, 0)
+        return dz.astype(form.out)
+
+    return tangent(primals, tangents)
+
+
+def _line(d: Array, affine: Affine, delta: Array, var: Array) -> Array:
+    """(d - delta) * rsqrt(var + epsilon) * scale + bias + residual, with one product an element."""
+    a = _times(lax.rsqrt(var + affine.epsilon), affine.scale)
+    shift = -delta * a if affine.bias is None else affine.bias - delta * a
+    z = d * a + shift
+    return z if affine.residual is None else z + affine.residual.astype(z.dtype)
+
+
+def _output(form: Form, z: Array) -> Array:
+    return (jnp.maximum(z, 0) if form.relu else z).astype(form.out)
+
+
+def _centre(form: Form, x: Array, c: Array, mask: Array | None) -> Array:
+    """x - c; zero where masked out and not finite, so that it reaches no other gradient."""
+    d = x.astype(form.wide) - c
+    return d if mask is None else jnp.where(mask | jnp.isfinite(d), d, 0)
+
+
+def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
+    """Where a mask leaves nothing, an infinite variance: the map becomes the constant `bias`, and dx zero."""
+    return var if mask is None else jnp.where(count > 0, var, jnp.inf)
+
+
+def _times(a: Array, scale: Array | None) -> Array:
+    return a if scale is None else a * scale

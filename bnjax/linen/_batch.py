@@ -1,0 +1,92 @@
+"""Batch normalization for linen."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import ArrayLike
+
+from bnjax import _checks as checks
+from bnjax._modules import call_batch_norm, floating, replaced, result_dtype
+from bnjax._moments import Moments
+from bnjax._normalize import Activation
+
+
+class BatchNorm(nn.BatchNorm):
+    """`flax.linen.BatchNorm`, computed by `bnjax.batch_norm`.
+
+    Attributes, defaults, variables (`params/{scale,bias}`, `batch_stats/{mean,var}`) and call are Flax's; a
+    checkpoint of one loads into the other. See `flax.linen.BatchNorm` for those, and `bnjax.batch_norm` for
+    the details of what is added:
+
+    Attributes:
+      momentum: may be `None`: the running state is the exact pool of all batches; adds `batch_stats/count`.
+      use_fast_variance: `False` means `pivot=None`.
+      pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
+      virtual_batch_size: examples in a ghost batch.
+      unbiased: keep the unbiased variance in the running state, as PyTorch does.
+      activation: `None`, `"relu"` or a callable (a module, too), applied last.
+
+    >>> layer = BatchNorm(use_running_average=False, activation="relu")
+    >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
+    >>> variables = layer.init(jax.random.key(0), x)
+    >>> y, state = layer.apply(variables, x, mutable="batch_stats")
+    >>> print(state["batch_stats"]["mean"].round(3))
+    [0.02 0.02]
+    """
+
+    pivot: str | None = "running"
+    virtual_batch_size: int | None = None
+    unbiased: bool = False
+    activation: Activation = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes `x`; in training (`use_running_average=False`) by its own statistics, which it records.
+
+        While initialising the running state is not updated and `axis_name` need not exist.
+
+        Args:
+          x: the input; integers are taken as float32.
+          use_running_average: normalize by the running state; overrides the attribute.
+          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          residual: of the shape of `x`; added before the activation.
+          scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
+          bias: likewise (`use_bias=False`).
+
+        Raises:
+          ValueError: an argument that does not fit; one value per feature in training.
+        """
+        use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        x = jnp.asarray(x)
+        shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
+        state_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, state_dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, state_dtype)
+        count = None
+        if self.momentum is None and (self.is_initializing() or not use_running_average):
+            count = self.variable("batch_stats", "count", jnp.zeros, shape)
+        running = Moments(jnp.zeros(()) if count is None else count.value, mean.value, var.value)
+
+        own_scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
+        own_bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
+        scale = replaced(own_scale, scale, "scale", self.use_scale)
+        bias = replaced(own_bias, bias, "bias", self.use_bias)
+        y, new = call_batch_norm(
+            self, floating(x), running, scale, bias,
+            train=not use_running_average, alone=self.is_initializing(), mask=mask, residual=residual,
+            dtype=result_dtype(x, scale, bias, dtype=self.dtype),
+        )  # fmt: skip
+        if not (use_running_average or self.is_initializing()):
+            mean.value, var.value = new.mean, new.var
+            if count is not None:
+                count.value = new.count
+        return y

@@ -1,0 +1,120 @@
+"""Batch normalization for nnx."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike
+
+from bnjax import _checks as checks
+from bnjax._modules import call_batch_norm, floating, one_value, replaced, result_dtype
+from bnjax._moments import Moments
+from bnjax._normalize import Activation
+
+
+class BatchNorm(nnx.BatchNorm):
+    """`flax.nnx.BatchNorm`, computed by `bnjax.batch_norm`.
+
+    Arguments, defaults, variables (`Param` scale and bias, `BatchStat` mean and var) and call are Flax's; the
+    state of one loads into the other. See `flax.nnx.BatchNorm` for those, and `bnjax.batch_norm` for the
+    details of what is added:
+
+    Args:
+      momentum: may be `None`: the running state is the exact pool of all batches; adds the `BatchStat` count.
+      use_fast_variance: `False` means `pivot=None`.
+      promote_dtype: called as Flax calls it, but never rounds the running state.
+      pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
+      virtual_batch_size: examples in a ghost batch.
+      unbiased: keep the unbiased variance in the running state, as PyTorch does.
+      activation: `None`, `"relu"` or a callable (a module, too), applied last.
+
+    >>> layer = BatchNorm(2, activation="relu", rngs=nnx.Rngs(0))
+    >>> y = layer(jnp.array([[1.0, 0.0], [3.0, 4.0]]))
+    >>> print(layer.mean[...].round(3))
+    [0.02 0.02]
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float | None = 0.99,
+        pivot: str | None = "running",
+        virtual_batch_size: int | None = None,
+        unbiased: bool = False,
+        activation: Activation = None,
+        rngs: nnx.Rngs,
+        **flax_arguments: Any,
+    ):
+        super().__init__(num_features, momentum=momentum, rngs=rngs, **flax_arguments)  # type: ignore[arg-type]
+        self.pivot = pivot
+        self.virtual_batch_size = virtual_batch_size
+        self.unbiased = unbiased
+        self.activation = activation
+        if momentum is None:
+            self.count = nnx.BatchStat(jnp.zeros(num_features))
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes `x`; in training (`use_running_average=False`) by its own statistics, which it records.
+
+        Args:
+          x: the input; integers are taken as float32.
+          use_running_average: normalize by the running state; overrides the attribute.
+          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          residual: of the shape of `x`; added before the activation.
+          scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
+          bias: likewise (`use_bias=False`).
+
+        Raises:
+          ValueError: an argument that does not fit.
+        """
+        use_running_average = nnx.module.first_from(
+            use_running_average,
+            self.use_running_average,
+            error_msg="`use_running_average` must be given to the constructor or the call of BatchNorm, or set by "
+            "`nnx.view(model, use_running_average=...)`, `model.train()` or `model.eval()`.",
+        )
+        x = jnp.asarray(x)
+        scale = replaced(None if self.scale is None else self.scale[...], scale, "scale", self.use_scale)
+        bias = replaced(None if self.bias is None else self.bias[...], bias, "bias", self.use_bias)
+        mean, var = self.mean[...], self.var[...]
+        # The running state is never rounded to `dtype`, and x is not widened: the rule does that, and keeps x.
+        promoted, _, _, scale, bias = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
+        x = floating(x)
+        if jnp.promote_types(x.dtype, promoted.dtype) != promoted.dtype:
+            x = floating(promoted)
+        shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
+        counted = self.momentum is None and not use_running_average
+        count = self.count[...] if counted else jnp.zeros(mean.shape)
+        running = jax.tree.map(lambda t: t.reshape(shape), Moments(count, mean, var))
+        y, new = call_batch_norm(
+            self, x, running, scale, bias,
+            train=not use_running_average, alone=self.axis_name is None and one_value(x, self.axis), mask=mask,
+            residual=residual, dtype=result_dtype(promoted, scale, bias, dtype=self.dtype),
+        )  # fmt: skip
+        if not use_running_average:
+            _write(self.mean, new.mean)
+            _write(self.var, new.var)
+            if counted:
+                _write(self.count, new.count)
+        return y
+
+
+def _write(variable: nnx.BatchStat, value: Array) -> None:
+    """Sets `variable`, of whatever shape holds the features; Flax's way drops the imaginary part."""
+    value = value.reshape(variable.shape)
+    if value.dtype == variable.dtype:
+        variable[...] = value
+    else:
+        variable.set_value(value)
