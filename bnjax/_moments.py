@@ -179,11 +179,10 @@ def all_reduce(
     count = jnp.asarray(m.count, var.dtype)
     if pivot is None:
         n, total = psum((count, count * mean), axis_name, axis_index_groups)
-        pivot = total / at_least_one(n)
+        c = lax.stop_gradient(total / at_least_one(n))
     else:
-        pivot = jnp.asarray(pivot, mean.dtype)
-        same_on_all(pivot, axis_name)
-    c: Array = lax.stop_gradient(pivot)
+        c = lax.stop_gradient(jnp.asarray(pivot, mean.dtype))
+        same_on_all(c, axis_name)
     d = mean - c
     n, s1, s2 = psum((count, count * d, count * (var + abs_sq(d))), axis_name, axis_index_groups)
     delta, var = about_pivot(n, s1, s2)
