@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
@@ -17,15 +16,11 @@ from bnjax._moments import (
     Groups,
     Moments,
     all_reduce,
-    at_least_one,
-    count_valid,
     ema,
     merge,
-    psum,
     reduce,
-    valid,
 )
-from bnjax._normalize import Activation, Form, Sets, activate, affine_of, form_of, standardize
+from bnjax._normalize import Activation, Sets, activate, affine_of, form_of, pivot_of, standardize
 
 
 def batch_norm(
@@ -115,11 +110,11 @@ def batch_norm(
 
     if virtual_batch_size is None:
         sets = Sets(measured, axis_name, checks.hashable(axis_index_groups))
-        y, batch = standardize(form, sets, x, affine, _pivot(pivot, center, form, sets, x, mask), mask)
+        y, batch = standardize(form, sets, x, affine, pivot_of(pivot, form, sets, x, mask, center), mask)
     else:
         sets = Sets(tuple(a + 1 for a in measured))
         xs, affine, mask, centers = _slices((x, affine, mask, center), x.shape[0], virtual_batch_size)
-        y, slices = standardize(form, sets, xs, affine, _pivot(pivot, centers, form, sets, xs, mask), mask)
+        y, slices = standardize(form, sets, xs, affine, pivot_of(pivot, form, sets, xs, mask, centers), mask)
         y, batch = y.reshape(x.shape), reduce(slices)
         if axis_name is not None:
             common = center if pivot == "running" else None
@@ -194,32 +189,6 @@ def _of_features(m: Moments, shape: Sequence[int]) -> Moments:
     """Moments with axes kept, in the shape of the features."""
     count = m.count.reshape(()) if m.count.size == 1 else jnp.broadcast_to(m.count, m.mean.shape).reshape(shape)
     return Moments(count, m.mean.reshape(shape), m.var.reshape(shape))
-
-
-def _pivot(pivot: str | None, running: Array, form: Form, sets: Sets, x: Array, mask: Array | None) -> Array:
-    """The number about which to measure: length one along the measured axes, equal on all devices."""
-    if pivot == "running":
-        return running
-    x = lax.stop_gradient(x).astype(form.wide)
-    if pivot == "sample" and mask is None and x.size:
-        total, n = _first(x, sets.axes), jnp.ones((), form.wide)
-    else:
-        total = valid(mask, x).sum(sets.axes, keepdims=True)
-        n = count_valid(mask, x.shape, sets.axes, form.wide)
-    total, n = psum((total, n), sets.axis_name, sets.groups)
-    return total / at_least_one(n)
-
-
-def _first(x: Array, axes: Sequence[int]) -> Array:
-    """The first element along each of `axes`, kept with length one."""
-    for a in axes:
-        spec = list(jax.typeof(x).sharding.spec)
-        if spec[a] is None:
-            x = lax.slice_in_dim(x, 0, 1, axis=a)
-        else:  # sharded over an Explicit mesh: a slice could not be sharded alike, a gather says how it is
-            spec[a] = None
-            x = x.at[(*(slice(None),) * a, jnp.zeros(1, int))].get(out_sharding=P(*spec))
-    return x
 
 
 def _slices(tree: Any, batch: int, size: int) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
@@ -106,6 +107,7 @@ class Sets(NamedTuple):
     axes: tuple[int, ...]
     axis_name: AxisName | None = None
     groups: Groups = None  # a tuple of tuples
+    use_mean: bool = True  # without: the mean is taken to be zero, and the variance is the mean square
 
 
 def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
@@ -161,6 +163,26 @@ def standardize(
     return y, Moments(count, c + delta, var)
 
 
+def pivot_of(
+    kind: str | None, form: Form, sets: Sets, x: Array, mask: Array | None, running: Array | None = None
+) -> Array:
+    """The number about which to measure `x`: length one along the measured axes, equal on all devices.
+
+    `"running"`: what is given. `"sample"`: the first element (the mean under a mask, where none is known to be
+    valid). `None`: the mean.
+    """
+    if kind == "running" and running is not None:
+        return running
+    x = lax.stop_gradient(x).astype(form.wide)
+    if kind == "sample" and mask is None and x.size:
+        total, n = _first(x, sets.axes), jnp.ones((), form.wide)
+    else:
+        total = valid(mask, x).sum(sets.axes, keepdims=True)
+        n = count_valid(mask, x.shape, sets.axes, form.wide)
+    total, n = psum((total, n), sets.axis_name, sets.groups)
+    return total / at_least_one(n)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _rule(
     form: Form, sets: Sets, x: Array, affine: Affine, c: Array, mask: Array | None
@@ -169,7 +191,7 @@ def _rule(
     count = count_valid(mask, x.shape, sets.axes, form.wide)
     s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d).sum(sets.axes, keepdims=True)
     count, s1, s2 = psum((count, s1, s2), sets.axis_name, sets.groups)
-    delta, var = about_pivot(count, s1, s2)
+    delta, var = about_pivot(count, s1, s2) if sets.use_mean else (jnp.zeros_like(s1), s2 / at_least_one(count))
     y = _output(form, _line(x.astype(form.wide) - c, affine, delta, _var_or_inf(var, count, mask)))
     return y, delta, var, count
 
@@ -188,7 +210,7 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
 
     t1, t2 = psum(sums(x, dx), sets.axis_name, sets.groups)
     k = at_least_one(count)
-    ddelta = t1 / k
+    ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
     dvar = 2 * (t2 / k - dot(delta, ddelta))
     seen_var = _var_or_inf(var, count, mask)
     dy = _tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, dvar), mask)
@@ -257,3 +279,15 @@ def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
 
 def _times(a: Array, scale: Array | None) -> Array:
     return a if scale is None else a * scale
+
+
+def _first(x: Array, axes: tuple[int, ...]) -> Array:
+    """The first element along each of `axes`, kept with length one."""
+    for a in axes:
+        spec = list(jax.typeof(x).sharding.spec)
+        if spec[a] is None:
+            x = lax.slice_in_dim(x, 0, 1, axis=a)
+        else:  # sharded over an Explicit mesh: a slice could not be sharded alike, a gather says how it is
+            spec[a] = None
+            x = x.at[(*(slice(None),) * a, jnp.zeros(1, int))].get(out_sharding=P(*spec))
+    return x
