@@ -1,0 +1,1 @@
+"""The training program: real experiments with bnjax, each described by one file in `configs/`."""

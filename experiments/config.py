@@ -1,0 +1,61 @@
+"""The types of an experiment's config. The limits stand beside the types and are checked by `experiments.schema`."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from experiments.schema import Range
+
+Count = Annotated[int, Range(low=1)]
+Norm = Literal["batch", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    name: Literal["digits", "idx"] = "digits"  # scikit-learn's digits, or MNIST's file format
+    directory: str = ""  # where the four idx files are (`name="idx"`)
+    train_examples: Count | None = None  # only this many of the training examples
+    eval_examples: Count | None = None  # only this many of the held-out ones
+    shuffle_labels: bool = False  # shuffle the training labels: nothing can be learned then
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network of the article."""
+
+    api: Literal["linen", "nnx"] = "linen"  # the same network, layer by layer
+    norm: Norm = "batch"
+    momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
+    widths: tuple[Count, Count, Count] = (32, 64, 128)  # of two convolutions and the dense layer
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How it is learned."""
+
+    name: Literal["sgd", "adam"] = "sgd"  # `sgd` with Nesterov momentum 0.9
+    learning_rate: Annotated[float, Range(above=0, high=100)] = 0.1  # its peak
+    schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step, or not at all
+    warmup_steps: Annotated[int, Range(low=0)] = 0  # linear, from zero to the peak
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, and how it is watched."""
+
+    epochs: Count = 12
+    batch_size: Annotated[int, Range(low=2)] = 64
+    eval_batch_size: Count = 512
+    eval_every: Annotated[int, Range(low=0)] = 0  # steps between evaluations; there is one after every epoch, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0  # of the initial parameters and the order of examples
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()

@@ -1,0 +1,99 @@
+"""Examples, and batches of them: of one shape always, the last one padded and masked."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from experiments.config import Config, DataConfig
+from experiments.errors import UserError
+from experiments.idx import read_pair
+
+Batch = dict[str, np.ndarray]  # image (n, height, width, 1), label (n,), mask (n,): false where there is no example
+
+CLASSES = 10
+_DIGITS_HELD_OUT = 360  # of 1797
+
+
+class Examples(NamedTuple):
+    """Images in [0, 1], (n, height, width, 1), and their labels (n,)."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+    def take(self, n: int | None) -> "Examples":
+        return Examples(self.image[:n], self.label[:n])
+
+
+class Data(NamedTuple):
+    """What is learned from, and what is held out."""
+
+    train: Examples
+    held_out: Examples
+
+
+def load_data(config: DataConfig) -> Data:
+    """The data of a config.
+
+    Raises:
+      UserError: files that are missing or broken.
+    """
+    data = _digits() if config.name == "digits" else _idx(config.directory)
+    train = data.train.take(config.train_examples)
+    if config.shuffle_labels:
+        train = train._replace(label=np.random.RandomState(1).permutation(train.label))
+    return Data(train, data.held_out.take(config.eval_examples))
+
+
+def _digits() -> Data:
+    """The split never changes: NumPy keeps `RandomState`'s streams as they are."""
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype(np.float32) / 16
+    order = np.random.RandomState(0).permutation(len(labels))
+    held_out, train = np.split(order, [_DIGITS_HELD_OUT])
+    labels = labels.astype(np.int32)
+    return Data(Examples(images[train], labels[train]), Examples(images[held_out], labels[held_out]))
+
+
+def _idx(directory: str) -> Data:
+    if not directory:
+        raise UserError("`data.directory` must name the folder of the four idx files; --config.data.directory=...")
+    parts = [_examples(*read_pair(Path(directory), part), f"{directory}/{part}") for part in ("train", "t10k")]
+    train, held_out = parts
+    if train.image.shape[1:] != held_out.image.shape[1:]:
+        sizes = " and ".join(" by ".join(map(str, p.image.shape[1:3])) for p in parts)
+        raise UserError(f"The images of `train` and `t10k` in `{directory}` are not of one size: {sizes}.")
+    return Data(train, held_out)
+
+
+def _examples(images: np.ndarray, labels: np.ndarray, source: str) -> Examples:
+    if labels.max() >= CLASSES:
+        raise UserError(f"The labels of `{source}` must be below {CLASSES}, but one is {labels.max()}.")
+    if min(images.shape[1:]) < 4:
+        raise UserError(f"The images of `{source}` must be 4 by 4 at least, for two poolings, but they are smaller.")
+    return Examples(images[..., None].astype(np.float32) / 255, labels.astype(np.int32))
+
+
+def steps_per_epoch(config: Config, data: Data) -> int:
+    return math.ceil(len(data.train.label) / config.train.batch_size)
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of the examples in an epoch, from its number alone: an epoch can be taken up without the others."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def batches(examples: Examples, size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
+    """All examples once, `size` at a time; the last batch is filled up with zeros that `mask` marks."""
+    order = np.arange(len(examples.label)) if order is None else order
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        missing = size - len(rows)
+        yield {
+            "image": np.pad(examples.image[rows], [(0, missing), (0, 0), (0, 0), (0, 0)]),
+            "label": np.pad(examples.label[rows], (0, missing)),
+            "mask": np.arange(size) < len(rows),
+        }

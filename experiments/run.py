@@ -1,0 +1,103 @@
+"""One run: train, measure, save, in a folder of its own."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.checkpoints import Checkpoints
+from experiments.config import Config
+from experiments.configfile import load, to_json
+from experiments.data import CLASSES, Data, Examples, batches, epoch_order, steps_per_epoch
+from experiments.errors import UserError
+from experiments.files import MetricsLog, Record, write_text
+from experiments.report import Report
+from experiments.schema import differences
+from experiments.steps import Program, Sums, TrainState, make_program
+
+
+def claim(workdir: Path, config: Config, resume: bool) -> None:
+    """Makes `workdir` the folder of the run of `config`: a new one, or with `resume` the one that it was.
+
+    Raises:
+      UserError: it holds a run and `resume` is not given, or a run of another config; it cannot be made.
+    """
+    file = workdir / "config.json"
+    if not file.exists():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_text(file, to_json(config))
+        except OSError as error:
+            raise UserError(f"`--workdir` must be a folder that can be written: {error}.") from error
+        return
+    if not resume:
+        raise UserError(f"`{workdir}` already holds a run; add `--resume` to continue it, or name another `--workdir`.")
+    if differing := differences(load(str(file)), config):
+        names = ", ".join(f"`{name}`" for name in differing)
+        raise UserError(f"`--resume` continues a run as it was configured, but {names} differ from `{file}`.")
+
+
+def total_steps(config: Config, data: Data) -> int:
+    return config.train.epochs * steps_per_epoch(config, data)
+
+
+def program_of(config: Config, data: Data) -> Program:
+    return make_program(config, data.train.image.shape[1:], CLASSES, total_steps(config, data))
+
+
+def train(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> list[Record]:
+    """Trains in `workdir`, from its last checkpoint if it has one, and returns the records of the whole run."""
+    per_epoch = steps_per_epoch(config, data)
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        state = program.init(jax.random.key(config.seed))
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state)
+        done = int(state.step)
+        report.advance(done)
+        with MetricsLog(workdir / "metrics.jsonl", upto=done) as log:
+            try:
+                for epoch in range(done // per_epoch, config.train.epochs):
+                    state = _train_epoch(config, data, program, state, epoch, log, report)
+                    report.line(_sentence(epoch + 1, config, log.records[-1]))
+                    checkpoints.save(state)
+            except KeyboardInterrupt:
+                saved = checkpoints.latest or 0
+                report.line(f"Interrupted: `{workdir}` is saved up to step {saved} of {total_steps(config, data)}.")
+                raise
+            return log.records
+
+
+def _train_epoch(
+    config: Config, data: Data, program: Program, state: TrainState, epoch: int, log: MetricsLog, report: Report
+) -> TrainState:
+    per_epoch = steps_per_epoch(config, data)
+    order = epoch_order(config.seed, epoch, len(data.train.label))
+    sums: list[Sums] = []
+    for i, batch in enumerate(batches(data.train, config.train.batch_size, order), start=1):
+        state, new = program.train_step(state, batch)
+        sums.append(new)
+        if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
+            held_out = evaluate(program, state, data.held_out, config.train.eval_batch_size)
+            log.add({"step": epoch * per_epoch + i, **_means("train", sums), **_means("eval", held_out)})
+            sums = []
+        report.advance()
+    return state
+
+
+def evaluate(program: Program, state: TrainState, examples: Examples, batch_size: int) -> list[Sums]:
+    """What the model is worth on `examples`, each counted once."""
+    return [program.eval_step(state, batch) for batch in batches(examples, batch_size)]
+
+
+def _means(name: str, sums: Iterable[Sums]) -> Record:
+    totals = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(list(sums)))
+    return {f"{name}/loss": totals["loss"] / totals["count"], f"{name}/accuracy": totals["correct"] / totals["count"]}
+
+
+def _sentence(epoch: int, config: Config, record: Record) -> str:
+    return (
+        f"epoch {epoch:3} of {config.train.epochs}  step {record['step']:6}"
+        f"  train loss {record['train/loss']:7.4f} accuracy {record['train/accuracy']:.4f}"
+        f"  eval loss {record['eval/loss']:7.4f} accuracy {record['eval/accuracy']:.4f}"
+    )

@@ -1,0 +1,110 @@
+"""Dataclasses out of plain values, checked against their types: wherever a config comes from, it passes here."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from experiments.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The limits of a number, for `Annotated`; both ends belong to it, `above` does not.
+
+    >>> print(Range(above=0, high=1))
+    greater than 0 and at most 1
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and value > self.above
+
+    def __str__(self) -> str:
+        words = (("at least", self.low), ("greater than", self.above), ("at most", self.high))
+        return " and ".join(f"{word} {limit}" for word, limit in words if math.isfinite(limit))
+
+
+def build(cls: type[T], values: Any, path: str = "config") -> T:
+    """An instance of the dataclass `cls` from nested mappings; what is not given has its default.
+
+    Raises:
+      UserError: a key that `cls` has not, a value of the wrong type, not among the choices or out of range.
+
+    >>> build(Range, {"low": 1})
+    Range(low=1.0, high=inf, above=-inf)
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"`{path}` must hold the fields of `{cls.__name__}`, but it is {values!r}.")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for key in values:
+        if key not in hints:
+            raise UserError(f"`{path}` has no `{key}`. {nearest(str(key), hints)}")
+    return cls(**{key: _value(hints[key], value, _join(path, key)) for key, value in values.items()})
+
+
+def rebuild(config: T, path: str = "config") -> T:
+    """`config` again, checked."""
+    return build(type(config), dataclasses.asdict(config), path)  # type: ignore[call-overload]
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The values of a `Literal`."""
+    return typing.get_args(hint)
+
+
+def differences(a: Any, b: Any, path: str = "config") -> list[str]:
+    """The names of the fields in which two instances of a dataclass differ."""
+    if not dataclasses.is_dataclass(a):
+        return [] if a == b else [path]
+    names = (f.name for f in dataclasses.fields(a))
+    return [d for n in names for d in differences(getattr(a, n), getattr(b, n), f"{path}.{n}")]
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _in_range(_value(args[0], value, path), args[1:], path)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and types.NoneType in args:
+            return None
+        (hint,) = (a for a in args if a is not types.NoneType)
+        return _value(hint, value, path)
+    if origin is Literal:
+        if value not in args:
+            valid = ", ".join(f"`{a}`" for a in args)
+            raise UserError(f"`{path}` must be one of {valid}, but it is {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(args):
+            raise UserError(f"`{path}` must be {len(args)} values, but it is {value!r}.")
+        return tuple(_value(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value, path)
+    return _plain(hint, value, path)
+
+
+def _plain(kind: type, value: Any, path: str) -> Any:
+    if kind is float and type(value) is int:  # in JSON, 1.0 may come back as 1
+        return float(value)
+    if type(value) is not kind:  # exactly: True is not a number here
+        raise UserError(f"`{path}` must be of type `{kind.__name__}`, but it is {value!r}.")
+    return value
+
+
+def _in_range(value: Any, limits: tuple[Any, ...], path: str) -> Any:
+    for limit in limits:
+        if isinstance(limit, Range) and not (value in limit and math.isfinite(value)):
+            raise UserError(f"`{path}` must be {limit}, but it is {value!r}.")
+    return value

@@ -1,0 +1,47 @@
+"""Trains one experiment: `python -m experiments.train --config=configs/digits_cnn.py`."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from experiments import run
+from experiments.cli import parse, run_main
+from experiments.config import Config
+from experiments.data import load_data
+from experiments.plots import save_curves
+from experiments.report import reporting
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train one experiment. The run folder gets metrics.jsonl, config.json, curves.png and checkpoints."""
+
+    config: tyro.conf.FlagConversionOff[Config]
+    workdir: str = ""  # the run folder; a new one under `runs/` by default
+    resume: bool = False  # continue the run in `workdir` from its last checkpoint
+
+
+def main(argv: Sequence[str]) -> None:
+    began = time.monotonic()
+    arguments = parse(Arguments, argv, "python -m experiments.train")
+    config = arguments.config
+    workdir = Path(arguments.workdir)
+    data = load_data(config.data)
+    run.claim(workdir, config, arguments.resume)
+    with reporting(run.total_steps(config, data)) as report:
+        report.title(f"Training in {workdir}")
+        try:
+            records = run.train(config, data, run.program_of(config, data), workdir, report)
+        except KeyboardInterrupt:
+            report.line(f"To continue: python -m experiments.train --resume --workdir={workdir}")
+            raise
+        save_curves(workdir / "curves.png", records)
+        accuracy, seconds = records[-1]["eval/accuracy"], time.monotonic() - began
+        report.line(f"Accuracy on the held-out examples: {accuracy:.4f}. {seconds:.0f} s; everything is in {workdir}.")
+
+
+if __name__ == "__main__":
+    run_main(main)
