@@ -13,7 +13,9 @@ class Checkpoints:
     """The checkpoints in a folder."""
 
     def __init__(self, directory: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1, enable_async_checkpointing=False, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     @property

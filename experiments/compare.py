@@ -43,10 +43,9 @@ def main(argv: Sequence[str]) -> None:
             for norm in norms:
                 train_norm(config, norm, seeds, data, workdir, arguments.resume, runs[norm], report)
         except KeyboardInterrupt:
-            report.line(
-                f"{sum(map(len, runs.values()))} of {len(norms) * len(seeds)} runs are finished. To continue: "
-                f"python -m experiments.compare --resume --workdir={workdir} --norms={','.join(norms)} --seeds={len(seeds)}"
-            )
+            same = f"--workdir={workdir} --norms={','.join(norms)} --seeds={len(seeds)}"
+            report.line(f"{sum(map(len, runs.values()))} of {len(norms) * len(seeds)} runs are finished.")
+            report.line(f"To continue: python -m experiments.compare --resume {same}")
             raise
     summaries = [summarize(norm, runs[norm]) for norm in norms]
     save_picture(workdir / "compare.png", runs)

@@ -26,7 +26,8 @@ def load(path: str) -> Config:
 
 
 def _beside(file: Path) -> str:
-    others = sorted(str(f) for f in file.parent.glob("*.py")) if file.parent.is_dir() else []
+    folder = file if file.is_dir() else file.parent
+    others = sorted(str(f) for f in folder.glob("*.py"))
     return f" {nearest(str(file), others)}" if others else ""
 
 

@@ -12,22 +12,26 @@ import matplotlib as mpl
 from experiments.config import Config
 from experiments.configfile import to_json
 from experiments.files import Record, write_text, write_whole
-from experiments.plots import Line, figure
+from experiments.plots import Line, Panel, figure
 from experiments.summary import TARGET, Summary
 
-Runs = Mapping[str, Sequence[Sequence[Record]]]
+Runs = Mapping[Any, Sequence[Sequence[Record]]]  # by norm, of every seed
 
 _INK = "#010203"  # stands in the drawing for the colour of the page's text, whatever that is
-_COLOURS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+_COLOURS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
-def _panels(runs: Runs) -> list[tuple[str, list[Line]]]:
-    titles = {"eval/accuracy": "Accuracy on held-out examples", "train/loss": "Training loss"}
-    return [(title, [Line(norm, r, key) for norm, r in runs.items()]) for key, title in titles.items()]
+def _panels(runs: Runs) -> list[Panel]:
+    error = [Line(norm, r, lambda record: 100 * (1 - record["eval/accuracy"])) for norm, r in runs.items()]
+    loss = [Line(norm, r, lambda record: record["train/loss"]) for norm, r in runs.items()]
+    return [
+        Panel(f"Error on held-out examples, % (line: {TARGET:.0%} right)", error, log=True, target=100 * (1 - TARGET)),
+        Panel("Training loss", loss, log=True),
+    ]
 
 
 def save_picture(path: Path, runs: Runs) -> None:
-    """The curves of all norms, one panel for accuracy and one for loss, as a PNG."""
+    """The curves of all norms, one panel for the error and one for the loss, as a PNG."""
     write_whole(path, lambda temporary: figure(_panels(runs)).savefig(temporary, dpi=150))
 
 
@@ -36,9 +40,11 @@ def _drawing(runs: Runs) -> str:
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "compare", **dict.fromkeys(_COLOURS, _INK)}
     text = io.StringIO()
     with mpl.rc_context(style):
-        figure(_panels(runs)).savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure(_panels(runs)).savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     svg = text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
-    label = "Curves over the training steps: accuracy on held-out examples, and training loss. Figures in the table."
+    label = "Curves over the training steps: error on held-out examples, training loss. The table has the figures."
     return re.sub(r'<svg width="\S+" height="\S+"', f'<svg role="img" aria-label="{label}"', svg, count=1)
 
 
@@ -47,12 +53,12 @@ def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Seque
     norms = ", ".join(runs)
     body = _PAGE.format(
         title=f"Norms compared: {escape(norms)}",
-        lead=f"{len(seeds)} seed{'s' * (len(seeds) > 1)} each, held-out examples of {escape(config.data.name)}. "
-        "A thick line is the mean over the seeds, a thin line one seed.",
+        lead=f"The article's network ({config.model.api}) on {escape(config.data.name)}, {len(seeds)} seeds each. "
+        "A thick line is the mean over the seeds, a thin line one seed; both scales are logarithmic.",
         drawing=_drawing(runs),
         target=f"{TARGET:.0%}",
-        rows="\n".join(_row("th", (s.norm, s.accuracy, s.steps_to_target)) for s in summaries),
-        runs="\n".join(_row("th", values) for s in summaries for values in _single(s, seeds)),
+        rows="\n".join(_row((s.norm, s.accuracy, s.steps_to_target)) for s in summaries),
+        runs="\n".join(_row(values) for s in summaries for values in _single(s, seeds)),
         config=escape(to_json(config)),
     )
     write_text(path, body)
@@ -65,9 +71,9 @@ def _single(summary: Summary, seeds: Sequence[int]) -> list[tuple[str, ...]]:
     ]
 
 
-def _row(first: str, values: Sequence[str]) -> str:
+def _row(values: Sequence[str]) -> str:
     head, *rest = map(escape, values)
-    return f'<tr><{first} scope="row">{head}</{first}>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
+    return f'<tr><th scope="row">{head}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
 
 
 _PAGE = """<!DOCTYPE html>
@@ -83,7 +89,7 @@ _PAGE = """<!DOCTYPE html>
   h1 {{ font-size: 1.5rem; }}
   h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
   figure {{ margin: 1.5rem 0; overflow-x: auto; }}
-  svg {{ width: 100%; min-width: 36rem; height: auto; }}
+  svg {{ width: 100%; min-width: 44rem; height: auto; }}
   table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
   caption {{ text-align: left; padding-bottom: .5rem; }}
   th, td {{ padding: .3rem 1.2rem .3rem 0; text-align: right; border-bottom: 1px solid #8888; }}
@@ -96,7 +102,7 @@ _PAGE = """<!DOCTYPE html>
 <main>
 <h1>{title}</h1>
 <p>{lead}</p>
-<figure>
+<figure tabindex="0">
 {drawing}
 </figure>
 <table>

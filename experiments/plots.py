@@ -1,12 +1,13 @@
 """Pictures of runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.files import Record, write_whole
 
@@ -21,32 +22,50 @@ STYLES = (
 
 
 class Line(NamedTuple):
-    """A curve: one run, or several whose mean is drawn over them."""
+    """A curve: one run, or the mean of several with each of them thinly behind it."""
 
     label: str
     runs: Sequence[Sequence[Record]]
-    key: str
+    value: Callable[[Record], float]
 
 
-def figure(panels: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
-    """One panel beside the other: its title and its lines. Losses have a logarithmic scale."""
+class Panel(NamedTuple):
+    """Lines over the training steps, and perhaps a height to reach."""
+
+    title: str
+    lines: Sequence[Line]
+    log: bool = False
+    target: float | None = None
+
+
+def figure(panels: Sequence[Panel]) -> Figure:
+    """One panel beside the other."""
     picture = Figure(figsize=(5.2 * len(panels), 3.9), layout="constrained")
-    for ax, (title, lines) in zip(np.atleast_1d(picture.subplots(1, len(panels))), panels, strict=True):
-        ax.set_title(title, loc="left", fontsize="medium")
-        ax.set_xlabel("training step")
-        ax.grid(alpha=0.35, linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-        if all(line.key.endswith("loss") for line in lines):
-            ax.set_yscale("log")
-        for line, style in zip(lines, STYLES * len(lines), strict=False):
-            _draw(ax, line, *style)
-        ax.legend(frameon=False)
+    for ax, panel in zip(np.atleast_1d(picture.subplots(1, len(panels))), panels, strict=True):
+        _draw_panel(ax, panel)
     return picture
 
 
-def _draw(ax: Axes, line: Line, color: str, dashes: Any) -> None:
+def _draw_panel(ax: Axes, panel: Panel) -> None:
+    ax.set_title(panel.title, loc="left", fontsize="medium")
+    ax.set_xlabel("training step")
+    ax.grid(color="#888888", alpha=0.3, linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    for line, style in zip(panel.lines, STYLES * len(panel.lines), strict=False):
+        _draw_line(ax, line, *style)
+    if panel.target is not None:
+        ax.axhline(panel.target, color="#888888", linewidth=1.2, zorder=1)
+    if panel.log:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.legend(frameon=False)
+
+
+def _draw_line(ax: Axes, line: Line, color: str, dashes: Any) -> None:
     steps = [record["step"] for record in line.runs[0]]
-    values = np.array([[record[line.key] for record in run] for run in line.runs])
+    values = np.array([[line.value(record) for record in run] for run in line.runs])
     if len(values) > 1:
         ax.plot(steps, values.T, color=color, linewidth=0.8, alpha=0.45)
     ax.plot(steps, values.mean(0), color=color, linestyle=dashes, linewidth=2, label=line.label)
@@ -54,9 +73,15 @@ def _draw(ax: Axes, line: Line, color: str, dashes: Any) -> None:
 
 def save_curves(path: Path, records: Sequence[Record]) -> None:
     """The curves of one run as a picture."""
-    pairs = (("train", "training"), ("eval", "held out"))
     panels = [
-        (name.capitalize(), [Line(label, [records], f"{part}/{name}") for part, label in pairs])
+        Panel(
+            name.capitalize(),
+            [
+                Line("training", [records], lambda r, name=name: r[f"train/{name}"]),  # type: ignore[misc]
+                Line("held out", [records], lambda r, name=name: r[f"eval/{name}"]),  # type: ignore[misc]
+            ],
+            log=name == "loss",
+        )
         for name in ("accuracy", "loss")
     ]
     write_whole(path, lambda temporary: figure(panels).savefig(temporary, dpi=150))

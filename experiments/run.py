@@ -35,7 +35,7 @@ def claim(workdir: Path, config: Config, resume: bool) -> None:
         raise UserError(f"`{workdir}` already holds a run; add `--resume` to continue it, or name another `--workdir`.")
     if differing := differences(load(str(file)), config):
         names = ", ".join(f"`{name}`" for name in differing)
-        raise UserError(f"`--resume` continues a run as it was configured, but {names} differ from `{file}`.")
+        raise UserError(f"`--resume` continues a run as it was configured, but `{file}` has other values for {names}.")
 
 
 def total_steps(config: Config, data: Data) -> int:
@@ -48,24 +48,29 @@ def program_of(config: Config, data: Data) -> Program:
 
 def train(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> list[Record]:
     """Trains in `workdir`, from its last checkpoint if it has one, and returns the records of the whole run."""
-    per_epoch = steps_per_epoch(config, data)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        state = program.init(jax.random.key(config.seed))
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(state)
-        done = int(state.step)
-        report.advance(done)
-        with MetricsLog(workdir / "metrics.jsonl", upto=done) as log:
-            try:
-                for epoch in range(done // per_epoch, config.train.epochs):
-                    state = _train_epoch(config, data, program, state, epoch, log, report)
-                    report.line(_sentence(epoch + 1, config, log.records[-1]))
-                    checkpoints.save(state)
-            except KeyboardInterrupt:
-                saved = checkpoints.latest or 0
-                report.line(f"Interrupted: `{workdir}` is saved up to step {saved} of {total_steps(config, data)}.")
-                raise
-            return log.records
+        try:
+            return _train_from(checkpoints, config, data, program, workdir, report)
+        except KeyboardInterrupt:
+            saved = checkpoints.latest or 0
+            report.line(f"Interrupted: {workdir} is saved up to step {saved} of {total_steps(config, data)}.")
+            raise
+
+
+def _train_from(
+    checkpoints: Checkpoints, config: Config, data: Data, program: Program, workdir: Path, report: Report
+) -> list[Record]:
+    state = program.init(jax.random.key(config.seed))
+    if checkpoints.latest is not None:
+        state = checkpoints.restore(state)
+    done = int(state.step)
+    report.advance(done)
+    with MetricsLog(workdir / "metrics.jsonl", upto=done) as log:
+        for epoch in range(done // steps_per_epoch(config, data), config.train.epochs):
+            state = _train_epoch(config, data, program, state, epoch, log, report)
+            report.line(_sentence(epoch + 1, config, log.records[-1]))
+            checkpoints.save(state)
+        return log.records
 
 
 def _train_epoch(
