@@ -1,0 +1,154 @@
+"""Configs: read from Python and JSON, overridden on the command line, refused with a sentence before any work."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import compare, train
+from experiments.cli import parse, run_main
+from experiments.config import Config, ModelConfig, OptimizerConfig
+from experiments.configfile import load, to_json
+from experiments.schema import build, differences, rebuild
+
+DIGITS = "configs/digits_cnn.py"
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs a program that must end with status 2 and without having begun; returns what it says, on one line."""
+
+    def started(*_):
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr(train, "load_data", started)
+    monkeypatch.setattr(compare, "load_data", started)
+
+    def run(program, *argv):
+        monkeypatch.setattr("sys.argv", ["program", *map(str, argv)])
+        with pytest.raises(SystemExit) as end:
+            run_main(program.main)
+        said = capsys.readouterr().err
+        assert end.value.code == 2, said
+        assert "Traceback" not in said
+        return " ".join(word for word in said.split() if word != "│")  # tyro draws a box
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "`--config` must name a config file"),
+        (["--config"], "`--config` must be followed by a value"),
+        (["--config=configs/digit_cnn.py"], "Did you mean `configs/digits_cnn.py`?"),
+        (["--config=configs/digits_cnn"], "Did you mean `configs/digits_cnn.py`?"),
+        (["--config", DIGITS, "--config.optimizer.learning_rat=1"], "--config.optimizer.learning_rate FLOAT"),
+        (["--config", DIGITS, "--config.modle.norm=none"], "--config.model.norm {batch,none}"),
+        (["--config", DIGITS, "--wrkdir=x"], "--workdir STR"),
+        (["--config", DIGITS, "--config.model.norm=bacth"], "Expected one of ('batch', 'none')"),
+        (["--config", DIGITS, "--config.optimizer.learning_rate=0"], "must be greater than 0 and at most 100, but it"),
+        (["--config", DIGITS, "--config.optimizer.learning_rate=nan"], "must be greater than 0 and at most 100"),
+        (["--config", DIGITS, "--config.train.epochs=0"], "`config.train.epochs` must be at least 1, but it is 0."),
+        (
+            ["--config", DIGITS, "--config.model.momentum=1.5"],
+            "`config.model.momentum` must be at least 0 and at most 1",
+        ),
+        (["--config", DIGITS, "--config.train.epochs=2.5"], "--config.train.epochs: invalid literal for int()"),
+        (["--config", DIGITS, "--resume"], "`--resume` needs `--workdir`"),
+        (["--resume", "--workdir=nowhere"], "There is no config file `nowhere/config.json`."),
+    ],
+)
+def test_a_wrong_command_line_is_refused_with_a_way_out(refused, argv, expected):
+    assert expected in refused(train, *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--norms", "none,bacth"], "`--norms` must be names among `batch`, `none`, with commas between"),
+        (["--norms", "none,none"], "`--norms` must name each norm once"),
+        (["--norms", ""], "`--norms` must be names among"),
+        (["--seeds", "0"], "`seeds` must be at least 1"),
+        (["--config.train.epochs=-1"], "`config.train.epochs` must be at least 1"),
+    ],
+)
+def test_a_wrong_comparison_is_refused(refused, argv, expected):
+    assert expected in refused(compare, "--config", DIGITS, *argv)
+
+
+def python(config):
+    return f"from experiments.config import *\ndef get_config():\n  return {config}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.py", "x = 1", "must return an `experiments.config.Config`, but there is none"),
+        ("a.py", python("{'seed': 1}"), "must return an `experiments.config.Config`, but it"),
+        ("a.py", "def get_config(:", "fails in line 1: SyntaxError"),
+        ("a.py", python("1 / 0"), "fails in line 3: ZeroDivisionError"),
+        (
+            "a.py",
+            python("Config(model=ModelConfig(nrom='none'))"),
+            "line 3: `ModelConfig` has no `nrom`. Did you mean `norm`?",
+        ),
+        ("a.py", python("Config(model=ModelConfig(norm='non'))"), "`config.model.norm` must be one of `batch`, `none`"),
+        ("a.py", python("Config(train=TrainConfig(epochs=1.5))"), "`config.train.epochs` must be of type `int`"),
+        ("a.py", python("Config(model=ModelConfig(widths=(1, 2)))"), "`config.model.widths` must be 3 values"),
+        ("a.json", '{"optimizer": {"learning_rat": 1}}', "Did you mean `learning_rate`?"),
+        ("a.json", '{"zzz": 1}', "It can be: `seed`, `data`, `model`, `optimizer`, `train`."),
+        ("a.json", '{"data": {"train_examples": 0}}', "`config.data.train_examples` must be at least 1"),
+        ("a.json", '{"seed": true}', "`config.seed` must be of type `int`, but it is True"),
+        ("a.json", '{"model": 3}', "`config.model` must hold the fields of `ModelConfig`"),
+        ("a.json", '{"seed": ', "cannot be read"),
+        ("a.yaml", "seed: 1", "must be a Python file with `get_config()`"),
+    ],
+)
+def test_a_wrong_config_file_is_refused(refused, tmp_path, name, text, expected):
+    file = tmp_path / name
+    file.write_text(text)
+    assert expected in refused(train, f"--config={file}")
+
+
+def parsed(argv):
+    return parse(train.Arguments, argv, "train")
+
+
+@pytest.mark.parametrize("config", [["--config=" + DIGITS], ["--config", DIGITS]])
+def test_overrides_go_over_the_file(config):
+    overrides = ["--config.optimizer.learning_rate=0.3", "--config.data.shuffle_labels", "True", "--config.seed=7"]
+    arguments = parsed([*overrides, *config, "--config.model.widths", "4", "5", "6"])
+    expected = dataclasses.replace(
+        load(DIGITS),
+        seed=7,
+        data=dataclasses.replace(load(DIGITS).data, shuffle_labels=True),
+        optimizer=dataclasses.replace(load(DIGITS).optimizer, learning_rate=0.3),
+        model=dataclasses.replace(load(DIGITS).model, widths=(4, 5, 6)),
+    )
+    assert arguments.config == expected
+    assert arguments.workdir.startswith("runs/digits_cnn-")
+
+
+def test_a_saved_config_is_accepted_again(tmp_path):
+    config = Config(seed=3, model=ModelConfig(widths=(1, 2, 3)), optimizer=OptimizerConfig(learning_rate=1.0))
+    file = tmp_path / "config.json"
+    file.write_text(to_json(config))
+    assert load(str(file)) == config
+    assert parsed([f"--config={file}", "--config.seed=4"]).config == dataclasses.replace(config, seed=4)
+    assert parsed(["--resume", f"--workdir={tmp_path}"]).config == config
+
+
+@pytest.mark.parametrize("name", ["digits_cnn", "mnist_cnn"])
+def test_every_config_file_is_right_and_survives_json(name):
+    config = load(f"configs/{name}.py")
+    assert rebuild(config) == config
+    assert build(Config, json.loads(to_json(config))) == config
+    hash(config)
+
+
+def test_differences_are_named():
+    a = Config()
+    b = dataclasses.replace(a, seed=1, model=ModelConfig(norm="none"))
+    assert differences(a, b) == ["config.seed", "config.model.norm"]
+    assert differences(a, a) == []
