@@ -45,7 +45,7 @@ def _drawing(runs: Runs) -> str:
         )
     svg = text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
     label = "Curves over the training steps: error on held-out examples, training loss. The table has the figures."
-    return re.sub(r'<svg width="\S+" height="\S+"', f'<svg role="img" aria-label="{label}"', svg, count=1)
+    return re.sub(r' width="\S+" height="\S+"', f' role="img" aria-label="{label}"', svg, count=1)
 
 
 def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Sequence[int], config: Config) -> None:
