@@ -1,0 +1,156 @@
+"""The comparison: its figures, its table, its picture, and a page that needs nothing else."""
+
+import functools
+import html.parser
+import math
+import re
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import compare
+from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
+from experiments.configfile import to_json
+from experiments.files import KEYS, read_metrics
+from experiments.page import save_page, save_picture
+from experiments.summary import summarize
+
+TINY = Config(
+    seed=4,
+    data=DataConfig(train_examples=40, eval_examples=30),
+    model=ModelConfig(widths=(2, 3, 4)),
+    train=TrainConfig(epochs=2, batch_size=16),
+)
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+@pytest.fixture
+def compile_quickly():
+    """The networks here are tiny: their compilation would take most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+class Page(html.parser.HTMLParser):
+    """Collects tags, attributes and the cells of tables, and sees that every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.rows, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *a) for a in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *a) for a in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1].append(data)
+
+
+def records(*accuracies, loss=1.0):
+    return [dict(zip(KEYS, (10 * i, loss, 0.5, loss, a), strict=True)) for i, a in enumerate(accuracies, 1)]
+
+
+def test_figures_of_several_runs():
+    summary = summarize("batch", [records(0.9, 0.96, 0.94), records(0.95, 0.9, 0.98), records(0.1, 0.2, 0.3)])
+    assert summary.accuracies == [0.94, 0.98, 0.3]
+    assert summary.steps == [20, 10, None]
+    values = 100 * np.array([0.94, 0.98, 0.3])
+    assert summary.accuracy == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+    assert summary.steps_to_target == "15 ± 7 (2 of 3 runs)"
+
+
+def test_figures_of_one_run_have_no_deviation():
+    assert summarize("none", [records(0.96)])[1:] == ([0.96], [10])
+    assert summarize("none", [records(0.96)]).accuracy == "96.00"
+    assert summarize("none", [records(0.96)]).steps_to_target == "10"
+    assert summarize("none", [records(0.5)]).steps_to_target == "never"
+
+
+def assert_self_contained(text):
+    page = Page(text)
+    assert not page.open
+    assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
+    references = [v for _, name, v in page.attributes if name in ("src", "href", "xlink:href", "data", "srcset")]
+    assert references  # the drawing refers to its own parts
+    assert all(r.startswith("#") for r in references)
+    assert all(u.startswith("#") for u in re.findall(r"url\((.*?)\)", text))
+    return page
+
+
+def test_a_comparison_ends_in_a_table_a_picture_and_a_page(compile_quickly, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compare.run, "make_program", functools.cache(compare.run.make_program))
+    (tmp_path / "tiny.json").write_text(to_json(TINY))
+    argv = [f"--config={tmp_path}/tiny.json", "--norms", "none,batch", "--seeds", "2", f"--workdir={tmp_path}/all"]
+    compare.main(argv)
+    workdir = tmp_path / "all"
+    runs = {n: [read_metrics(workdir / f"{n}-seed{s}" / "metrics.jsonl") for s in (4, 5)] for n in ("none", "batch")}
+    assert runs["none"] != runs["batch"]
+    assert runs["none"][0] != runs["none"][1]
+
+    width, height = struct.unpack(">2I", (workdir / "compare.png").read_bytes()[16:24])
+    assert width > 1.5 * height > 500
+    page = assert_self_contained((workdir / "compare.html").read_text())
+    assert ("html", "lang", "en") in page.attributes
+    assert ("svg", "role", "img") in page.attributes
+    said = capsys.readouterr().out
+    for norm, of_norm in runs.items():
+        final = 100 * np.array([r[-1]["eval/accuracy"] for r in of_norm])
+        shown = f"{final.mean():.2f} ± {final.std(ddof=1):.2f}"
+        assert [norm, shown, "never"] in page.rows
+        assert re.search(rf"{norm}\W+{shown}\W+never", said)
+        for seed, value in zip((4, 5), final, strict=True):
+            assert [norm, str(seed), f"{value:.2f}", "never"] in page.rows
+
+    # What is finished is kept, and a norm or a seed can be added.
+    (workdir / "none-seed5" / "metrics.jsonl").write_bytes(
+        before := (workdir / "none-seed5" / "metrics.jsonl").read_bytes()
+    )
+    compare.main(["--resume", f"--workdir={workdir}", "--norms=none", "--seeds=3"])
+    assert (workdir / "none-seed5" / "metrics.jsonl").read_bytes() == before
+    assert (workdir / "none-seed6" / "metrics.jsonl").exists()
+    assert capsys.readouterr().out.count("epoch   1") == 1
+
+
+def test_an_interrupted_comparison_says_how_to_continue(monkeypatch, tmp_path, capsys):
+    (tmp_path / "tiny.json").write_text(to_json(TINY))
+    finished = iter([records(0.5)])
+
+    def train(*_):
+        try:
+            return next(finished)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(compare.run, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main([f"--config={tmp_path}/tiny.json", f"--workdir={tmp_path}/all"])
+    said = capsys.readouterr().out
+    assert "1 of 6 runs are finished." in said
+    assert f"experiments.compare --resume --workdir={tmp_path}/all --norms=none,batch --seeds=3" in said
+
+
+def test_a_norm_that_diverges_or_never_errs_can_be_drawn(tmp_path):
+    runs = {"none": [records(0.1, 0.1, loss=math.nan)], "batch": [records(0.9, 1.0)]}
+    save_picture(tmp_path / "a.png", runs)
+    summaries = [summarize(norm, r) for norm, r in runs.items()]
+    save_page(tmp_path / "a.html", runs, summaries, [0], Config(data=DataConfig(directory="<b>&")))
+    text = (tmp_path / "a.html").read_text()
+    assert_self_contained(text)
+    assert "&lt;b&gt;&amp;" in text
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a.html", "a.png"]

@@ -1,0 +1,224 @@
+"""The training program from its command line to its files: what it learns, writes, traces, and takes up again."""
+
+import collections
+import dataclasses
+import functools
+import json
+
+import chex
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import run, steps, train
+from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
+from experiments.configfile import load, to_json
+from experiments.data import load_data
+from experiments.errors import UserError
+from experiments.files import KEYS, MetricsLog, read_metrics, write_whole
+
+TINY = Config(
+    data=DataConfig(train_examples=50, eval_examples=30),
+    model=ModelConfig(widths=(2, 3, 4)),
+    train=TrainConfig(epochs=3, batch_size=16, eval_batch_size=8, eval_every=3),
+)  # 4 steps an epoch, the last batch padded; records at steps 3, 4, 7, 8, 11, 12
+STEPS = [3, 4, 7, 8, 11, 12]
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    return functools.partial(_config_file, tmp_path)
+
+
+def _config_file(folder, config):
+    file = folder / "tiny.json"
+    file.write_text(to_json(config))
+    return f"--config={file}"
+
+
+@pytest.fixture
+def compile_quickly():
+    """The networks here are tiny: their compilation would take most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def checkpoint(workdir):
+    """The last checkpoint, read by orbax alone."""
+    (last,) = (workdir / "checkpoints").iterdir()
+    return int(last.name), ocp.StandardCheckpointer().restore((last / "default").absolute())
+
+
+make_program = functools.cache(steps.make_program)
+
+
+@pytest.fixture
+def compiled_once(compile_quickly, monkeypatch):
+    """Programs that several tests use are compiled once."""
+    monkeypatch.setattr(run, "make_program", make_program)
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_a_run_traces_each_step_once_and_leaves_its_files(
+    compile_quickly, monkeypatch, tmp_path, config_file, capsys, api
+):
+    traces = collections.Counter()
+    chex.clear_trace_counter()
+
+    def counted(step):
+        @functools.wraps(step)
+        def traced(*args):
+            traces[step.__name__] += 1
+            return step(*args)
+
+        return chex.assert_max_traces(traced, n=1)
+
+    monkeypatch.setattr(steps, "train_step", counted(steps.train_step))
+    monkeypatch.setattr(steps, "eval_step", counted(steps.eval_step))
+    config = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, api=api))
+    train.main([config_file(config), f"--workdir={tmp_path}/run"])
+
+    assert traces == {"train_step": 1, "eval_step": 1}
+    workdir = tmp_path / "run"
+    assert {f.name for f in workdir.iterdir()} == {"metrics.jsonl", "config.json", "checkpoints", "curves.png"}
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == STEPS
+    assert all(tuple(r) == KEYS for r in records)
+    assert load(str(workdir / "config.json")) == config
+    assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    step, saved = checkpoint(workdir)
+    assert step == saved["step"] == 12
+    said = capsys.readouterr().out
+    assert "epoch   3 of 3  step     12" in said
+    assert f"Accuracy on the held-out examples: {records[-1]['eval/accuracy']:.4f}" in said
+
+
+def test_a_metrics_line_is_what_the_checkpoint_is_worth(compiled_once, tmp_path, config_file):
+    """Every held-out example counted once, in padded batches, against all of them at once in one plain batch."""
+    train.main([config_file(TINY), f"--workdir={tmp_path}/run"])
+    _, saved = checkpoint(tmp_path / "run")
+    data = load_data(TINY.data)
+    apply = jax.jit(functools.partial(steps.make_network(TINY.model, (8, 8, 1), 10).apply, train=False))
+    logits, _ = apply(saved["params"], saved["batch_stats"], data.held_out.image, mask=np.ones(30, bool))
+    logits = np.asarray(logits, np.float64)
+    log_probability = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(30), data.held_out.label]
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    np.testing.assert_allclose(last["eval/loss"], -log_probability.mean(), rtol=1e-5)
+    np.testing.assert_allclose(last["eval/accuracy"], (logits.argmax(-1) == data.held_out.label).mean(), rtol=1e-6)
+
+
+class Interrupt:
+    """Stands for `make_program`: the program's training step is interrupted at the `n`-th call."""
+
+    def __init__(self, n):
+        self.calls, self.n = 0, n
+
+    def __call__(self, *args):
+        program = make_program(*args)
+
+        def train_step(state, batch):
+            self.calls += 1
+            if self.calls == self.n:
+                raise KeyboardInterrupt
+            return program.train_step(state, batch)
+
+        return program._replace(train_step=train_step)
+
+
+def test_an_interrupted_run_continues_as_if_undisturbed(compiled_once, monkeypatch, tmp_path, config_file, capsys):
+    argv = [config_file(TINY)]
+    train.main([*argv, f"--workdir={tmp_path}/whole"])
+    workdir = tmp_path / "broken"
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "make_program", Interrupt(8))  # the last step of the second epoch, after a record at 7
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*argv, f"--workdir={workdir}"])
+    said = capsys.readouterr().out
+    assert f"Interrupted: {workdir} is saved up to step 4 of 12." in said
+    assert f"python -m experiments.train --resume --workdir={workdir}" in said
+    assert [r["step"] for r in read_metrics(workdir / "metrics.jsonl")] == STEPS[:3]
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "train/lo')  # as a killed process leaves it
+    (workdir / "checkpoints" / "8.orbax-checkpoint-tmp").mkdir()
+
+    train.main(["--resume", f"--workdir={workdir}"])
+    assert (workdir / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    (step, resumed), (whole_step, whole) = checkpoint(workdir), checkpoint(tmp_path / "whole")
+    assert step == whole_step == 12
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(compiled_once, monkeypatch, tmp_path, config_file):
+    argv = [config_file(TINY), f"--workdir={tmp_path}/run"]
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "make_program", Interrupt(1))
+        with pytest.raises(KeyboardInterrupt):
+            train.main(argv)
+    train.main([*argv, "--resume"])
+    assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == STEPS
+
+
+def test_a_run_folder_belongs_to_one_config(tmp_path):
+    run.claim(tmp_path / "run", TINY, resume=False)
+    run.claim(tmp_path / "run", TINY, resume=True)
+    with pytest.raises(UserError, match=r"already holds a run; add `--resume`"):
+        run.claim(tmp_path / "run", TINY, resume=False)
+    other = dataclasses.replace(TINY, seed=1, train=TrainConfig(epochs=9))
+    with pytest.raises(UserError, match=r"other values for `config.seed`, `config.train.epochs`"):
+        run.claim(tmp_path / "run", other, resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="must be a folder that can be written"):
+        run.claim(tmp_path / "file" / "run", TINY, resume=False)
+
+
+def test_a_loss_that_is_not_finite_is_null_in_the_log(tmp_path):
+    record = dict.fromkeys(KEYS, 1.0) | {"train/loss": float("nan"), "eval/loss": float("inf")}
+    with MetricsLog(tmp_path / "metrics.jsonl", upto=0) as log:
+        log.add(record)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["train/loss"] is line["eval/loss"] is None
+    assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"])
+
+
+def test_a_log_of_something_else_is_refused(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="is not a log of this program"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    def fails(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "file").write_text("before")
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "file", fails)
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("file", "before")]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Trains as `configs/digits_cnn.py` says; what is compiled serves every run, data and seed."""
+    base = load("configs/digits_cnn.py")
+    program = run.program_of(base, load_data(base.data))
+
+    class Quiet:
+        advance = line = staticmethod(lambda *_: None)
+
+    def final_accuracy(config):
+        workdir = tmp_path_factory.mktemp("digits")
+        return run.train(config, load_data(config.data), program, workdir, Quiet())[-1]["eval/accuracy"]
+
+    return lambda **changes: final_accuracy(dataclasses.replace(base, **changes))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_default_run_learns_the_digits(digits, seed):
+    assert digits(seed=seed) >= 0.97
+
+
+def test_nothing_is_learned_from_shuffled_labels(digits):
+    assert digits(data=DataConfig(shuffle_labels=True)) < 0.2
