@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax._affine import Activation, activate, affine_of, form_of
 from bnjax._moments import (
     AxisName,
     Groups,
@@ -20,7 +21,7 @@ from bnjax._moments import (
     merge,
     reduce,
 )
-from bnjax._normalize import Activation, Sets, activate, affine_of, form_of, pivot_of, standardize
+from bnjax._normalize import Sets, pivot_of, standardize
 
 
 def batch_norm(

@@ -8,9 +8,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax._affine import Activation
 from bnjax._batch import batch_norm, next_state
 from bnjax._moments import AxisName, Groups, Moments, moments
-from bnjax._normalize import Activation, normalize
+from bnjax._normalize import normalize
 
 
 class BatchNormAttributes(Protocol):

@@ -8,7 +8,6 @@ Both keep everything about a pivot c: d = x - c, and the mean as c + delta. With
 cancels, neither in the statistics nor in the map nor in its derivatives.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +18,19 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax._affine import (
+    Activation,
+    Affine,
+    Form,
+    activate,
+    affine_of,
+    centre,
+    form_of,
+    line,
+    output,
+    recomputed,
+    tangent,
+)
 from bnjax._moments import (
     AxisName,
     Groups,
@@ -32,8 +44,6 @@ from bnjax._moments import (
     same_on_all,
     valid,
 )
-
-Activation = str | Callable[[Array], Array] | None
 
 
 def normalize(
@@ -84,23 +94,6 @@ def normalize(
     return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var), activation)
 
 
-class Form(NamedTuple):
-    """What is static about a map."""
-
-    wide: Any  # dtype of the arithmetic: float32 or wider; complex for complex input
-    out: Any  # dtype of the result
-    relu: bool
-
-
-class Affine(NamedTuple):
-    """What follows the division by the standard deviation, at the rank of the input."""
-
-    scale: Array | None
-    bias: Array | None
-    residual: Array | None
-    epsilon: Array
-
-
 class Sets(NamedTuple):
     """Over which axes, and over which devices, statistics are measured. Static."""
 
@@ -108,44 +101,7 @@ class Sets(NamedTuple):
     axis_name: AxisName | None = None
     groups: Groups = None  # a tuple of tuples
     use_mean: bool = True  # without: the mean is taken to be zero, and the variance is the mean square
-
-
-def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
-    """The static part of a map of `x`, checked."""
-    if not callable(activation):
-        checks.choice(activation, "activation", (None, "relu"), " or a callable")
-    if activation == "relu" and jnp.iscomplexobj(x):
-        raise ValueError("`activation` is 'relu', which has no meaning for a complex `x`; pass a callable.")
-    out = checks.output_dtype(dtype, x)
-    return Form(checks.stat_dtype(x, out), out, activation == "relu")
-
-
-def affine_of(
-    x: Array,
-    features: tuple[int, ...],
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    residual: ArrayLike | None,
-    epsilon: ArrayLike,
-) -> Affine:
-    """The operands of a map of `x`, checked and brought to its rank."""
-    checks.positive(epsilon, "epsilon")
-    if residual is not None and jnp.shape(residual) != x.shape:
-        raise ValueError(
-            f"`residual` must have the shape of the input, {x.shape}, but its shape is {jnp.shape(residual)}; "
-            "broadcast or project it first."
-        )
-    return Affine(
-        checks.feature_array(scale, "scale", x.shape, features),
-        checks.feature_array(bias, "bias", x.shape, features),
-        None if residual is None else jnp.asarray(residual),
-        jnp.asarray(epsilon, checks.real_dtype(checks.stat_dtype(x))).reshape((1,) * x.ndim),
-    )
-
-
-def activate(y: Array, activation: Activation) -> Array:
-    """What the rule has not done yet: a callable, by plain autodiff."""
-    return activation(y) if callable(activation) else y
+    pools: tuple[int, int] | None = None  # (axis, n): each n neighbours along it are measured as one
 
 
 def standardize(
@@ -159,7 +115,7 @@ def standardize(
     c = lax.stop_gradient(pivot).astype(form.wide)
     if sets.axis_name is not None:
         same_on_all(c, sets.axis_name)
-    y, delta, var, count = _rule(form, sets, x, affine, c, mask)
+    y, delta, var, count = _traced_once(form, sets, x, affine, c, mask)
     return y, Moments(count, c + delta, var)
 
 
@@ -179,7 +135,7 @@ def pivot_of(
     else:
         total = valid(mask, x).sum(sets.axes, keepdims=True)
         n = count_valid(mask, x.shape, sets.axes, form.wide)
-    total, n = psum((total, n), sets.axis_name, sets.groups)
+    total, n = _combine(sets, (total, n))
     return total / at_least_one(n)
 
 
@@ -190,10 +146,14 @@ def _rule(
     d = valid(mask, x.astype(form.wide) - c)
     count = count_valid(mask, x.shape, sets.axes, form.wide)
     s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d).sum(sets.axes, keepdims=True)
-    count, s1, s2 = psum((count, s1, s2), sets.axis_name, sets.groups)
+    count, s1, s2 = _combine(sets, (count, s1, s2))
     delta, var = about_pivot(count, s1, s2) if sets.use_mean else (jnp.zeros_like(s1), s2 / at_least_one(count))
-    y = _output(form, _line(x.astype(form.wide) - c, affine, delta, _var_or_inf(var, count, mask)))
+    y = output(form, line(x.astype(form.wide) - c, affine, delta, _var_or_inf(var, count, mask)))
     return y, delta, var, count
+
+
+# A model has many norms of few shapes: under jit the rule and its derivatives are traced once for each shape.
+_traced_once = jax.jit(_rule, static_argnums=(0, 1))
 
 
 @_rule.defjvp
@@ -202,83 +162,51 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
     dx, daffine, _, _ = tangents
     y, delta, var, count = _rule(form, sets, *primals)
 
-    @jax.checkpoint
-    def sums(x: Array, dx: Array) -> tuple[Array, Array]:
-        dx = valid(mask, dx.astype(form.wide))
-        d = _centre(form, x, c, mask)
-        return dx.sum(sets.axes, keepdims=True), dot(d, dx).sum(sets.axes, keepdims=True)
-
-    t1, t2 = psum(sums(x, dx), sets.axis_name, sets.groups)
+    t1, t2 = _combine(sets, recomputed(partial(_sums, form, sets), x, c, dx, mask))
     k = at_least_one(count)
     ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
     dvar = 2 * (t2 / k - dot(delta, ddelta))
     seen_var = _var_or_inf(var, count, mask)
-    dy = _tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, dvar), mask)
+    dy = tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, dvar), mask)
     return (y, delta, var, count), (dy, ddelta, dvar, jnp.zeros_like(count))
+
+
+def _sums(form: Form, sets: Sets, x: Array, c: Array, dx: Array, mask: Array | None) -> tuple[Array, Array]:
+    """What the tangents of the moments are made of: the sums of dx and of (x - c) dx."""
+    dx = valid(mask, dx.astype(form.wide))
+    d = centre(form, x, c, mask)
+    return dx.sum(sets.axes, keepdims=True), dot(d, dx).sum(sets.axes, keepdims=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apply(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array) -> Array:
-    return _output(form, _line(x.astype(form.wide) - c, affine, delta, var))
+    return output(form, line(x.astype(form.wide) - c, affine, delta, var))
 
 
 @_apply.defjvp
 def _apply_jvp(form: Form, primals: Any, tangents: Any) -> Any:
     dx, daffine, dc, ddelta, dvar = tangents
-    return _apply(form, *primals), _tangent(form, primals, (dx, daffine, dc + ddelta, dvar), None)
+    return _apply(form, *primals), tangent(form, primals, (dx, daffine, dc + ddelta, dvar), None)
 
 
-def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
-    """The tangent of `_output(_line(...))`; under `checkpoint`, so that of full size it keeps `x` alone."""
-
-    @jax.checkpoint
-    def tangent(primals: Any, tangents: Any) -> Array:
-        x, affine, c, delta, var = primals
-        dx, daffine, dmean, dvar = tangents
-        d = _centre(form, x, c, mask)
-        r = lax.rsqrt(var + affine.epsilon)
-        a = _times(r, affine.scale)
-        da = -0.5 * r * r * a * (dvar + daffine.epsilon)
-        if affine.scale is not None:
-            da = da + r * daffine.scale
-        shift = -delta * da - a * dmean
-        if affine.bias is not None:
-            shift = shift + daffine.bias
-        dz = dx.astype(form.wide) * a + d * da + shift
-        if affine.residual is not None:
-            dz = dz + daffine.residual.astype(form.wide)
-        if form.relu:
-            dz = jnp.where(_line(d, affine, delta, var) > 0, dz, 0)
-        return dz.astype(form.out)
-
-    return tangent(primals, tangents)
+def _combine(sets: Sets, sums: Any) -> Any:
+    """Sums about a common pivot, added up over the pools and over the devices."""
+    if sets.pools is not None:
+        sums = jax.tree.map(partial(_pooled, *sets.pools), sums)
+    return psum(sums, sets.axis_name, sets.groups)
 
 
-def _line(d: Array, affine: Affine, delta: Array, var: Array) -> Array:
-    """(d - delta) * rsqrt(var + epsilon) * scale + bias + residual, with one product an element."""
-    a = _times(lax.rsqrt(var + affine.epsilon), affine.scale)
-    shift = -delta * a if affine.bias is None else affine.bias - delta * a
-    z = d * a + shift
-    return z if affine.residual is None else z + affine.residual.astype(z.dtype)
-
-
-def _output(form: Form, z: Array) -> Array:
-    return (jnp.maximum(z, 0) if form.relu else z).astype(form.out)
-
-
-def _centre(form: Form, x: Array, c: Array, mask: Array | None) -> Array:
-    """x - c; zero where masked out and not finite, so that it reaches no other gradient."""
-    d = x.astype(form.wide) - c
-    return d if mask is None else jnp.where(mask | jnp.isfinite(d), d, 0)
+def _pooled(axis: int, n: int, t: Array) -> Array:
+    """The sum over each `n` neighbours along `axis`, at the place of each; what does not vary along it, `n` times."""
+    if t.ndim == 0 or t.shape[axis] == 1:
+        return t * n
+    split = t.reshape((*t.shape[:axis], -1, n, *t.shape[axis + 1 :]))
+    return jnp.broadcast_to(split.sum(axis + 1, keepdims=True), split.shape).reshape(t.shape)
 
 
 def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
     """Where a mask leaves nothing, an infinite variance: the map becomes the constant `bias`, and dx zero."""
     return var if mask is None else jnp.where(count > 0, var, jnp.inf)
-
-
-def _times(a: Array, scale: Array | None) -> Array:
-    return a if scale is None else a * scale
 
 
 def _first(x: Array, axes: tuple[int, ...]) -> Array:

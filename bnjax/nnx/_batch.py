@@ -9,9 +9,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
+from bnjax._affine import Activation
 from bnjax._modules import call_batch_norm, floating, one_value, replaced, result_dtype
 from bnjax._moments import Moments
-from bnjax._normalize import Activation
 
 
 class BatchNorm(nnx.BatchNorm):
