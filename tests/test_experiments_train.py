@@ -14,7 +14,7 @@ import pytest
 from experiments import run, steps, train
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.configfile import load, to_json
-from experiments.data import load_data
+from experiments.data import batches, load_data
 from experiments.errors import UserError
 from experiments.files import KEYS, MetricsLog, read_metrics, write_whole
 
@@ -148,6 +148,34 @@ def test_an_interrupted_run_continues_as_if_undisturbed(compiled_once, monkeypat
     (step, resumed), (whole_step, whole) = checkpoint(workdir), checkpoint(tmp_path / "whole")
     assert step == whole_step == 12
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(compiled_once, monkeypatch, tmp_path, config_file):
+    seen = []
+
+    def recording(*args):
+        program = make_program(*args)
+
+        def train_step(state, batch):
+            seen.append(batch["image"][batch["mask"]])
+            return program.train_step(state, batch)
+
+        return program._replace(train_step=train_step)
+
+    monkeypatch.setattr(run, "make_program", recording)
+    train.main([config_file(TINY), f"--workdir={tmp_path}/run"])
+    epochs = [np.concatenate(seen[i : i + 4]).reshape(-1, 64).tolist() for i in (0, 4, 8)]
+    examples = load_data(TINY.data).train.image.reshape(-1, 64).tolist()
+    assert all(sorted(epoch) == sorted(examples) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_a_training_step_takes_over_the_memory_of_the_state(compiled_once):
+    data = load_data(TINY.data)
+    program = run.program_of(TINY, data)
+    state = program.init(jax.random.key(0))
+    program.train_step(state, next(batches(data.train, 16)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def test_a_run_interrupted_before_its_first_checkpoint_starts_again(compiled_once, monkeypatch, tmp_path, config_file):
