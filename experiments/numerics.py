@@ -1,0 +1,132 @@
+"""How exact batch normalization is at large means: the table of the README.
+
+    python -m experiments.numerics [--write | --check]
+
+Prints it; `--write` puts it into README.md, between its markers; `--check` compares what stands there with what this
+machine computes: the same rows and columns, and no number further off than rounding may be on another machine.
+"""
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import bnjax.linen as bnn
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- numerics -->\n", "<!-- /numerics -->\n"
+MEANS = (0.0, 1e1, 1e2, 1e3, 1e4, 1e5)
+BATCHES, EXAMPLES, FEATURES, STEPS = 8, 1024, 16, 1000
+SMALL = 1e-2
+
+HEADER = (
+    "mean / std", "Flax", "Flax, two passes", "step 1", "step 1000", '`pivot="sample"`', "`pivot=None`",
+    f"steps to {SMALL:g} (momentum 0.99)", "(momentum 0.9)",
+)  # fmt: skip
+
+
+def data(mean: float) -> tuple[Array, Array]:
+    """Batches of float32 numbers of deviation 1, and what float64 makes of them."""
+    x = np.float32(mean + np.random.default_rng(0).normal(size=(BATCHES, EXAMPLES, FEATURES)))
+    wide = x.astype(np.float64)
+    y = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
+    return jnp.asarray(x), jnp.asarray(y, jnp.float32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def errors(layer: nn.BatchNorm, steps: int, x: Array, wanted: Array) -> Array:
+    """The largest error of the output, step by step of training, the batches in turn."""
+
+    def step(state: dict[str, Array], i: Array) -> tuple[dict[str, Array], Array]:
+        y, new = layer.apply({"batch_stats": state}, x[i], mutable="batch_stats")
+        return new["batch_stats"], jnp.abs(y - wanted[i]).max()
+
+    start = {"mean": jnp.zeros(FEATURES), "var": jnp.ones(FEATURES)}
+    return jax.lax.scan(step, start, jnp.arange(steps) % BATCHES)[1]
+
+
+def row(mean: float) -> list[str]:
+    x, wanted = data(mean)
+    plain: dict[str, Any] = {"use_running_average": False, "use_scale": False, "use_bias": False}
+
+    def first(layer: nn.BatchNorm) -> float:
+        return float(errors(layer, 1, x, wanted)[0])
+
+    slow, fast = (errors(bnn.BatchNorm(momentum=m, **plain), STEPS, x, wanted) for m in (0.99, 0.9))
+    shown = (
+        first(nn.BatchNorm(**plain)),
+        first(nn.BatchNorm(use_fast_variance=False, **plain)),
+        float(slow[0]),
+        float(slow[-1]),
+        first(bnn.BatchNorm(pivot="sample", **plain)),
+        first(bnn.BatchNorm(pivot=None, **plain)),
+    )
+    return [f"{mean:g}", *(f"{error:.0e}" for error in shown), *(str(steps_to_small(e)) for e in (slow, fast))]
+
+
+def steps_to_small(error: Array) -> int:
+    """After how many steps the error stays small."""
+    large = np.flatnonzero(np.asarray(error) > SMALL)
+    return int(large[-1]) + 1 if large.size else 0
+
+
+def table() -> str:
+    rows = [list(HEADER), ["---"] * len(HEADER), *(row(mean) for mean in MEANS)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def split(readme: str) -> tuple[str, str, str]:
+    """What stands before, between and after the markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    between, end, after = rest.partition(END)
+    if not (begin and end):
+        sys.exit(f"{README.name} must have the lines {BEGIN.strip()} and {END.strip()}.")
+    return before + begin, between, end + after
+
+
+def differences(written: str, computed: str) -> list[str]:
+    """Where the two tables differ: in their words, or in a number by more than a factor of ten (or 1e-6)."""
+    old, new = ([line.split("|") for line in text.splitlines()] for text in (written, computed))
+    if [len(cells) for cells in old] != [len(cells) for cells in new]:
+        return ["its shape"]
+    found = []
+    for old_row, new_row in zip(old, new, strict=True):
+        for name, a, b in zip(new[0], old_row, new_row, strict=True):
+            if not near(a.strip(), b.strip()):
+                found.append(f"{name.strip()} at {new_row[1].strip()}: {a.strip()}, here {b.strip()}")
+    return found
+
+
+def near(a: str, b: str) -> bool:
+    try:
+        x, y = float(a), float(b)
+    except ValueError:
+        return a == b
+    low, high = sorted((x, y))
+    return high - low <= 1e-6 or high <= 10 * low
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="How exact batch normalization is at large means.")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="put the table into README.md")
+    action.add_argument("--check", action="store_true", help="compare the table in README.md")
+    args = parser.parse_args()
+    computed = table()
+    print(computed, end="")
+    if args.write:
+        before, _, after = split(README.read_text())
+        README.write_text(before + computed + after)
+    if args.check and (found := differences(split(README.read_text())[1], computed)):
+        sys.exit(f"{README.name} says something else: " + "; ".join(found))
+
+
+if __name__ == "__main__":
+    main()
