@@ -12,5 +12,9 @@ from bnjax._moments import reduce as reduce
 from bnjax._normalize import normalize as normalize
 
 from bnjax._batch import batch_norm as batch_norm
+from bnjax._sample import group_norm as group_norm
+from bnjax._sample import instance_norm as instance_norm
+from bnjax._sample import layer_norm as layer_norm
+from bnjax._sample import rms_norm as rms_norm
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
 """What the linen and the nnx modules share: everything but reading parameters and writing state."""
 
 import math
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -12,6 +13,7 @@ from bnjax._affine import Activation
 from bnjax._batch import batch_norm, next_state
 from bnjax._moments import AxisName, Groups, Moments, moments
 from bnjax._normalize import normalize
+from bnjax._sample import group_norm, instance_norm, layer_norm, rms_norm
 
 
 class BatchNormAttributes(Protocol):
@@ -42,6 +44,12 @@ def floating(x: ArrayLike) -> Array:
     """`x` as it is, integers as float32."""
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.float32)
+
+
+def not_widened(x: Array, promoted: Array) -> Array:
+    """`x` as Flax would promote it, but never to a wider dtype: the rule does that, and keeps `x`."""
+    x, promoted = floating(x), floating(promoted)
+    return x if jnp.promote_types(x.dtype, promoted.dtype) == promoted.dtype else promoted
 
 
 def replaced(own: Any, given: ArrayLike | None, name: str, used: bool) -> Any:
@@ -98,3 +106,55 @@ def one_value(x: Array, axis: checks.Axes) -> bool:
     """Whether `x` has one value per feature."""
     features = checks.canonical_axes(axis, x.ndim)
     return math.prod(s for a, s in enumerate(x.shape) if a not in features) == 1
+
+
+class Core(NamedTuple):
+    """What the modules of a norm call."""
+
+    function: Callable[..., Array]
+    arguments: Mapping[str, str]  # of the function: attributes of the module
+    centred: bool = True  # subtracts a mean; in Flax it has a bias, too
+
+
+LAYER_NORM = Core(layer_norm, {"axis": "feature_axes", "reduction_axes": "reduction_axes"})
+RMS_NORM = Core(rms_norm, LAYER_NORM.arguments, centred=False)
+GROUP_NORM = Core(group_norm, {name: name for name in ("num_groups", "group_size", "reduction_axes")})
+INSTANCE_NORM = Core(instance_norm, {"axis": "feature_axes"})
+
+
+class SampleNormAttributes(Protocol):
+    """The attributes that all modules of layer, RMS, group and instance norm have."""
+
+    core: ClassVar[Core]
+    epsilon: float
+    axis_name: AxisName | None
+    axis_index_groups: Groups
+    use_fast_variance: bool
+    activation: Activation
+
+
+def features_shape(module: SampleNormAttributes, x: Array) -> tuple[int, ...]:
+    """The shape of scale and bias."""
+    axes = getattr(module, module.core.arguments["axis"]) if "axis" in module.core.arguments else -1
+    return tuple(x.shape[a] for a in checks.canonical_axes(axes, x.ndim, "feature_axes"))
+
+
+def call_sample_norm(
+    module: SampleNormAttributes,
+    x: Array,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    mask: ArrayLike | None,
+    residual: ArrayLike | None,
+    dtype: DTypeLike,
+) -> Array:
+    """One call of a module of layer, RMS, group or instance norm."""
+    arguments = {name: getattr(module, attribute) for name, attribute in module.core.arguments.items()}
+    if module.core.centred:
+        arguments["pivot"] = "sample" if module.use_fast_variance else None
+    return module.core.function(
+        floating(x), scale, bias, where=mask, residual=residual, dtype=dtype, epsilon=module.epsilon,
+        axis_name=module.axis_name, axis_index_groups=module.axis_index_groups, activation=module.activation,
+        **arguments,
+    )  # fmt: skip

@@ -101,6 +101,7 @@ class Sets(NamedTuple):
     axis_name: AxisName | None = None
     groups: Groups = None  # a tuple of tuples
     use_mean: bool = True  # without: the mean is taken to be zero, and the variance is the mean square
+    exact: bool = True  # without: the mean is taken to be the pivot, which is the mean as far as rounding goes
     pools: tuple[int, int] | None = None  # (axis, n): each n neighbours along it are measured as one
 
 
@@ -136,7 +137,7 @@ def pivot_of(
         total = valid(mask, x).sum(sets.axes, keepdims=True)
         n = count_valid(mask, x.shape, sets.axes, form.wide)
     total, n = _combine(sets, (total, n))
-    return total / at_least_one(n)
+    return _one_number(total / at_least_one(n)) if sets.exact else total / at_least_one(n)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -147,7 +148,8 @@ def _rule(
     count = count_valid(mask, x.shape, sets.axes, form.wide)
     s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d).sum(sets.axes, keepdims=True)
     count, s1, s2 = _combine(sets, (count, s1, s2))
-    delta, var = about_pivot(count, s1, s2) if sets.use_mean else (jnp.zeros_like(s1), s2 / at_least_one(count))
+    about = about_pivot if sets.use_mean and sets.exact else _about_mean
+    delta, var = about(count, s1, s2)
     y = output(form, line(x.astype(form.wide) - c, affine, delta, _var_or_inf(var, count, mask)))
     return y, delta, var, count
 
@@ -169,6 +171,11 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
     seen_var = _var_or_inf(var, count, mask)
     dy = tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, dvar), mask)
     return (y, delta, var, count), (dy, ddelta, dvar, jnp.zeros_like(count))
+
+
+def _about_mean(count: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
+    """What `about_pivot` gives about the mean itself, but for rounding."""
+    return jnp.zeros_like(s1), s2 / at_least_one(count)
 
 
 def _sums(form: Form, sets: Sets, x: Array, c: Array, dx: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -207,6 +214,18 @@ def _pooled(axis: int, n: int, t: Array) -> Array:
 def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
     """Where a mask leaves nothing, an infinite variance: the map becomes the constant `bias`, and dx zero."""
     return var if mask is None else jnp.where(count > 0, var, jnp.inf)
+
+
+def _one_number(c: Array) -> Array:
+    """`c` with one bit less, so that it is the same number wherever it is used.
+
+    Compilers copy `total / n` to every use and fuse it there with what follows (x - total * (1/n) rounds once):
+    what is measured about one number would then be normalized about another.
+    """
+    if jnp.iscomplexobj(c):
+        return lax.complex(_one_number(c.real), _one_number(c.imag))
+    info = jnp.finfo(c.dtype)
+    return lax.reduce_precision(c, info.nexp, info.nmant - 1)
 
 
 def _first(x: Array, axes: tuple[int, ...]) -> Array:

@@ -1,0 +1,261 @@
+"""Layer, RMS, group and instance norm: every example measured by itself, so there is no running state.
+
+They differ in the axes that are measured over, and in nothing else: all go through the rule of `_normalize`.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._affine import Activation, activate, affine_of, form_of
+from bnjax._moments import AxisName, Groups
+from bnjax._normalize import Sets, pivot_of, standardize
+
+
+def layer_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    reduction_axes: checks.Axes | None = None,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups = None,
+    pivot: str | None = "sample",
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Layer normalization: by the mean and variance of the features of each example.
+
+    Equivalent, but keeping more for the backward pass:
+
+        m = moments(x, axis, where=where, keepdims=True)
+        y = normalize(x, m, scale, bias, residual=residual, activation=activation)
+
+    Args:
+      x: floating-point or complex. Statistics are float32 or wider.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it (per example).
+      bias: likewise.
+      axis: the feature axes, as in Flax.
+      reduction_axes: the axes measured over; those of `axis` by default.
+      epsilon: added to the variance.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics;
+        it goes through the same map, with its gradient. Where nothing is valid the result is `bias`, as it
+        is where there is one value to measure.
+      axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too, weighted by count; for
+        features that are spread over devices. Under plain `jit` none is needed.
+      axis_index_groups: groups of devices along `axis_name`, where JAX takes them.
+      pivot: the number about which is measured; it decides cost and accuracy, not the result. `"sample"`: an
+        element of `x`, one pass (under a mask the mean: two passes). `None`: two passes, as Flax has them; the
+        mean is rounded, which is an error of 6e-8 times mean/std.
+      residual: of the shape of `x`; added after the affine map, before the activation.
+      activation: `None`, `"relu"` (inside the rule), or a callable, applied by plain autodiff.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Ba, Kiros and Hinton, Layer Normalization, 2016.
+
+    >>> print(layer_norm(jnp.array([[1.0, 3.0], [10.0, 30.0]])).round(3))
+    [[-1.  1.]
+     [-1.  1.]]
+    """
+    x = checks.inexact_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    sets = Sets(_measured(reduction_axes, features, x.ndim), axis_name, checks.hashable(axis_index_groups))
+    return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
+
+
+def rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    reduction_axes: checks.Axes | None = None,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups = None,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """RMS normalization: `x` divided by the root of the mean square of the features of each example.
+
+    The arguments are those of `layer_norm`. Equivalent, but keeping more for the backward pass:
+
+        x / jnp.sqrt((x**2).mean(axis, where=where, keepdims=True) + epsilon) * scale
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+
+    >>> print(rms_norm(jnp.array([[0.0, 4.0, 0.0, 0.0]])).round(3))
+    [[0. 2. 0. 0.]]
+    """
+    x = checks.inexact_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    measured = _measured(reduction_axes, features, x.ndim)
+    sets = Sets(measured, axis_name, checks.hashable(axis_index_groups), use_mean=False)
+    return _normalized(x, scale, bias, features, sets, epsilon, where, None, residual, activation, dtype)
+
+
+def group_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    num_groups: int | None = 32,
+    group_size: int | None = None,
+    axis: int = -1,
+    reduction_axes: checks.Axes | None = None,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups = None,
+    pivot: str | None = "sample",
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Group normalization: by the mean and variance of each group of neighbouring channels of each example.
+
+    Equivalent, but keeping more for the backward pass, channels last:
+
+        groups = x.reshape(*x.shape[:-1], num_groups, -1)
+        m = moments(groups, (1, ..., -1), keepdims=True)
+        y = normalize(groups, m).reshape(x.shape) * scale + bias
+
+    The arguments are those of `layer_norm`, but for:
+
+    Args:
+      num_groups: the number of groups.
+      group_size: the channels in a group, instead of `num_groups=None`.
+      axis: the channels' axis.
+      reduction_axes: the axes measured over, that of the channels among them; all but the first by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name; channels that cannot be grouped so.
+
+    References:
+      Wu and He, Group Normalization, 2018.
+
+    >>> print(group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), num_groups=2).round(3))
+    [[-1.  1. -1.  1.]]
+    """
+    x = checks.inexact_array(x)
+    (channel,) = features = checks.canonical_axes(axis, x.ndim)
+    groups = _number_of_groups(num_groups, group_size, x.shape[channel])
+    measured = _measured(reduction_axes, tuple({*range(1, x.ndim), channel}), x.ndim)
+    if channel not in measured:
+        raise ValueError(
+            "The reduction axes must include the final dimension as this is assumed to be the feature axis. "
+            f"`reduction_axes` is {reduction_axes!r} for an input of rank {x.ndim} with its channels along axis "
+            f"{channel}; add that."
+        )
+    sets = Sets(
+        tuple(a for a in measured if a != channel), axis_name, checks.hashable(axis_index_groups),
+        pools=(channel, x.shape[channel] // groups),
+    )  # fmt: skip
+    return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
+
+
+def instance_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    axis_index_groups: Groups = None,
+    pivot: str | None = "sample",
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Instance normalization: by the mean and variance of each channel of each example.
+
+    Equivalent to `layer_norm` with all axes but the first and those of `axis` as `reduction_axes`; the arguments
+    are those of `layer_norm`.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name; a feature axis that is the first.
+
+    References:
+      Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016.
+
+    >>> print(instance_norm(jnp.array([[[1.0, 10.0], [3.0, 30.0]]])).round(3))
+    [[[-1. -1.]
+      [ 1.  1.]]]
+    """
+    x = checks.inexact_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    if 0 in features:
+        raise ValueError(
+            "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
+            f"`axis` is {axis!r} for an input of rank {x.ndim}; give axes from 1 to {x.ndim - 1}."
+        )
+    sets = Sets(checks.other_axes((0, *features), x.ndim), axis_name, checks.hashable(axis_index_groups))
+    return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
+
+
+def _measured(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    return default if reduction_axes is None else checks.canonical_axes(reduction_axes, ndim, "reduction_axes")
+
+
+def _number_of_groups(num_groups: int | None, group_size: int | None, channels: int) -> int:
+    """How many groups, by their number or their size."""
+    if group_size is not None:
+        if not isinstance(group_size, int) or group_size <= 0 or channels % group_size:
+            raise ValueError(
+                f"Number of channels ({channels}) is not multiple of the group size ({group_size}). "
+                "`group_size` must divide the channels."
+            )
+        if num_groups not in (None, channels // group_size):
+            raise ValueError(
+                "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
+                f"`num_groups=None`; it is {num_groups!r}, and `group_size` {group_size!r} of {channels} channels."
+            )
+        return channels // group_size
+    if num_groups is None:
+        raise ValueError("Either `num_groups` or `group_size` should be specified, but both are None.")
+    if not isinstance(num_groups, int) or num_groups <= 0 or channels % num_groups:
+        raise ValueError(
+            f"Number of groups ({num_groups}) does not divide the number of channels ({channels}). "
+            "`num_groups` must be a positive integer that does."
+        )
+    return num_groups
+
+
+def _normalized(
+    x: Array,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    features: tuple[int, ...],
+    sets: Sets,
+    epsilon: ArrayLike,
+    where: ArrayLike | None,
+    pivot: str | None,
+    residual: ArrayLike | None,
+    activation: Activation,
+    dtype: DTypeLike | None,
+) -> Array:
+    checks.choice(pivot, "pivot", ("sample", None))
+    form = form_of(x, activation, dtype)
+    affine = affine_of(x, features, scale, bias, residual, epsilon)
+    mask = checks.mask_array(where, x.shape)
+    sets = sets._replace(exact=pivot is not None)
+    c = pivot_of(pivot, form, sets, x, mask) if sets.use_mean else jnp.zeros((1,) * x.ndim, form.wide)
+    y, _ = standardize(form, sets, x, affine, c, mask)
+    return activate(y, activation)

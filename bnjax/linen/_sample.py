@@ -1,0 +1,108 @@
+"""Layer, RMS, group and instance norm for linen: one call, four rows."""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import ArrayLike
+
+from bnjax import _modules as shared
+from bnjax._affine import Activation
+
+
+class _SampleNorm(nn.Module):
+    """What the modules of this file have in common: all but their names, their attributes and the function."""
+
+    core: ClassVar[shared.Core]
+
+    activation: Activation = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes `x`.
+
+        Args:
+          x: the input; integers are taken as float32.
+          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          residual: of the shape of `x`; added before the activation.
+          scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
+          bias: likewise (`use_bias=False`, or a norm that has none).
+
+        Raises:
+          ValueError: an argument that does not fit.
+        """
+        x = jnp.asarray(x)
+        shape = shared.features_shape(self, x)
+        use_bias = self.core.centred and self.use_bias
+        own_scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
+        own_bias = self.param("bias", self.bias_init, shape, self.param_dtype) if use_bias else None
+        scale = shared.replaced(own_scale, scale, "scale", self.use_scale)
+        bias = shared.replaced(own_bias, bias, "bias", use_bias)
+        dtype = shared.result_dtype(x, scale, bias, dtype=self.dtype)
+        return shared.call_sample_norm(self, x, scale, bias, mask=mask, residual=residual, dtype=dtype)
+
+
+class LayerNorm(_SampleNorm, nn.LayerNorm):
+    """`flax.linen.LayerNorm`, computed by `bnjax.layer_norm`.
+
+    Attributes, defaults, parameters and call are Flax's; see there for those. Statistics are always float32 or
+    wider (`force_float32_reductions` changes nothing), synchronised ones weighted by count, and one-pass ones
+    (`use_fast_variance`) right at large means. Added, also to the other modules of this file:
+
+    Attributes:
+      activation: `None`, `"relu"` or a callable (a module, too), applied last.
+
+    >>> layer = LayerNorm(activation="relu")
+    >>> x = jnp.array([[1.0, 3.0], [30.0, 10.0]])
+    >>> print(layer.apply(layer.init(jax.random.key(0), x), x).round(3))
+    [[0. 1.]
+     [1. 0.]]
+    """
+
+    core = shared.LAYER_NORM
+
+
+class RMSNorm(_SampleNorm, nn.RMSNorm):
+    """`flax.linen.RMSNorm`, computed by `bnjax.rms_norm`.
+
+    >>> layer = RMSNorm()
+    >>> x = jnp.array([[0.0, 4.0, 0.0, 0.0]])
+    >>> print(layer.apply(layer.init(jax.random.key(0), x), x).round(3))
+    [[0. 2. 0. 0.]]
+    """
+
+    core = shared.RMS_NORM
+
+
+class GroupNorm(_SampleNorm, nn.GroupNorm):
+    """`flax.linen.GroupNorm`, computed by `bnjax.group_norm`; takes any mask that broadcasts to the input.
+
+    >>> layer = GroupNorm(num_groups=2)
+    >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+    >>> print(layer.apply(layer.init(jax.random.key(0), x), x).round(3))
+    [[-1.  1. -1.  1.]]
+    """
+
+    core = shared.GROUP_NORM
+
+
+class InstanceNorm(_SampleNorm, nn.InstanceNorm):
+    """`flax.linen.InstanceNorm`, computed by `bnjax.instance_norm`.
+
+    >>> layer = InstanceNorm()
+    >>> x = jnp.array([[[1.0, 10.0], [3.0, 30.0]]])
+    >>> print(layer.apply(layer.init(jax.random.key(0), x), x).round(3))
+    [[[-1. -1.]
+      [ 1.  1.]]]
+    """
+
+    core = shared.INSTANCE_NORM
