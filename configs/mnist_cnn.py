@@ -12,7 +12,7 @@ from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig,
 def get_config() -> Config:
     return Config(
         data=DataConfig(name="idx"),
-        model=ModelConfig(norm="batch", widths=(32, 64, 128), momentum=0.99),
+        model=ModelConfig(norm="batch", widths=(32, 64, 128), momentum=0.9),
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, schedule="cosine"),
         train=TrainConfig(epochs=5, batch_size=128, eval_batch_size=1000),
     )
