@@ -16,5 +16,7 @@ from bnjax._sample import group_norm as group_norm
 from bnjax._sample import instance_norm as instance_norm
 from bnjax._sample import layer_norm as layer_norm
 from bnjax._sample import rms_norm as rms_norm
+from bnjax._weights import spectral_norm as spectral_norm
+from bnjax._weights import weight_norm as weight_norm
 
 __version__ = "0.1.0"

@@ -108,6 +108,16 @@ def one_value(x: Array, axis: checks.Axes) -> bool:
     return math.prod(s for a, s in enumerate(x.shape) if a not in features) == 1
 
 
+def is_matrix(w: Array, n_steps: int, error_on_non_matrix: bool) -> bool:
+    """Whether spectral norm changes these weights."""
+    if w.ndim > 2 and n_steps >= 1 and error_on_non_matrix:
+        raise ValueError(
+            f"Input is {w.ndim}D but error_on_non_matrix is True; the shape of the weights is {w.shape}. Write "
+            "`error_on_non_matrix=False` to have all axes but the last taken as one."
+        )
+    return w.ndim >= 2 and n_steps >= 1
+
+
 class Core(NamedTuple):
     """What the modules of a norm call."""
 

@@ -5,3 +5,5 @@ from bnjax.linen._sample import GroupNorm as GroupNorm
 from bnjax.linen._sample import InstanceNorm as InstanceNorm
 from bnjax.linen._sample import LayerNorm as LayerNorm
 from bnjax.linen._sample import RMSNorm as RMSNorm
+from bnjax.linen._weights import SpectralNorm as SpectralNorm
+from bnjax.linen._weights import WeightNorm as WeightNorm

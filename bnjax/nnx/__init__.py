@@ -5,3 +5,5 @@ from bnjax.nnx._sample import GroupNorm as GroupNorm
 from bnjax.nnx._sample import InstanceNorm as InstanceNorm
 from bnjax.nnx._sample import LayerNorm as LayerNorm
 from bnjax.nnx._sample import RMSNorm as RMSNorm
+from bnjax.nnx._weights import SpectralNorm as SpectralNorm
+from bnjax.nnx._weights import WeightNorm as WeightNorm

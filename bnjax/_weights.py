@@ -1,0 +1,114 @@
+"""Norms of weights instead of activations: weight normalization and spectral normalization."""
+
+import math
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._moments import abs_sq
+
+
+def weight_norm(
+    w: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-12,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Weight normalization: `w / sqrt((abs(w)**2).sum() + epsilon) * scale`, feature by feature.
+
+    Args:
+      w: floating-point or complex weights. The sum is made in float32 or wider.
+      scale: of the features' shape, or of the rank of `w` and broadcastable to it.
+      axis: the feature axes; the sum is over all others. `()`: one sum over everything.
+      epsilon: added to the sum.
+      dtype: of the result; that of `w` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Salimans and Kingma, Weight Normalization, 2016.
+
+    >>> print(weight_norm(jnp.array([[3.0, 0.0], [4.0, 2.0]]), jnp.array([5.0, 1.0])))
+    [[3. 0.]
+     [4. 1.]]
+    """
+    w = checks.inexact_array(w, "w")
+    checks.positive(epsilon, "epsilon")
+    features = checks.canonical_axes(axis, w.ndim)
+    wide = w.astype(checks.stat_dtype(w, dtype))
+    scale = checks.feature_array(scale, "scale", w.shape, features)
+    y = _unit(wide, checks.other_axes(features, w.ndim), epsilon)
+    return (y if scale is None else y * scale).astype(checks.output_dtype(dtype, w))
+
+
+def spectral_norm(
+    w: ArrayLike, u: ArrayLike, *, n_steps: int = 1, epsilon: ArrayLike = 1e-12
+) -> tuple[Array, Array, Array]:
+    """Spectral normalization: `w` divided by an estimate of its largest singular value.
+
+    `w` is taken as a matrix W of `w.shape[-1]` columns. A step of power iteration is v = u W^H / |u W^H|,
+    u = v W / |v W|; then sigma = |v W u^H|, and u and v are constants to autodiff.
+
+    Args:
+      w: floating-point or complex weights, of rank 2 or more.
+      u: the estimate of the first right singular vector so far, with as many entries as `w` has columns.
+      n_steps: how many steps, at least one.
+      epsilon: added to the squared lengths.
+
+    Returns:
+      `w / sigma`, or `w` if sigma is 0, in the dtype of `w`; and the state, without a gradient: the new `u`, of
+      the shape and dtype it had, and `sigma`. The arithmetic is float32 or wider.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018.
+
+    >>> w, u, sigma = spectral_norm(jnp.array([[3.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 1.0]), n_steps=20)
+    >>> print(f"{sigma:.3f}", u.round(3))
+    3.000 [1. 0.]
+    """
+    w, u = checks.inexact_array(w, "w"), checks.inexact_array(u, "u")
+    checks.positive(epsilon, "epsilon")
+    _check_spectral(w, u, n_steps)
+    wide = checks.stat_dtype(w, u)
+    matrix = w.astype(wide).reshape((-1, w.shape[-1]))
+    constant = lax.stop_gradient(matrix)
+    right = lax.stop_gradient(u).astype(wide).reshape((1, -1))
+    for _ in range(n_steps):
+        left = _unit(_product(right, constant.conj().T), (0, 1), epsilon)
+        right = _unit(_product(left, constant), (0, 1), epsilon)
+    sigma = _product(_product(left, matrix), right.conj().T)[0, 0].real
+    y = w.astype(wide) / jnp.where(sigma != 0, sigma, 1)
+    return y.astype(w.dtype), right.reshape(u.shape).astype(u.dtype), lax.stop_gradient(sigma)
+
+
+def _unit(w: Array, axes: tuple[int, ...], epsilon: ArrayLike) -> Array:
+    """`w` of length one over `axes`."""
+    return w * lax.rsqrt(abs_sq(w).sum(axes, keepdims=True) + epsilon)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """The matrix product; accelerators would round the factors."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def _check_spectral(w: Array, u: Array, n_steps: int) -> None:
+    if w.ndim < 2:
+        raise ValueError(f"`w` must have rank 2 or more, but its shape is {w.shape}; leave such weights as they are.")
+    if math.prod(u.shape) != w.shape[-1]:
+        raise ValueError(
+            f"`u` must have {w.shape[-1]} entries, the columns of a `w` of shape {w.shape}, but its shape is {u.shape}."
+        )
+    if jnp.iscomplexobj(w) and not jnp.iscomplexobj(u):
+        raise ValueError(
+            f"`u` must be complex for a complex `w`, but its dtype is {u.dtype}; write `u.astype(w.dtype)`."
+        )
+    if not isinstance(n_steps, int) or n_steps < 1:
+        raise ValueError(f"`n_steps` must be a positive integer, but it is {n_steps!r}.")

@@ -1,0 +1,103 @@
+"""Spectral and weight norm for linen: wrappers that call a layer with normalized parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from bnjax import _checks as checks
+from bnjax._modules import is_matrix, result_dtype
+from bnjax._weights import spectral_norm, weight_norm
+
+
+class SpectralNorm(nn.SpectralNorm):
+    """`flax.linen.SpectralNorm`, computed by `bnjax.spectral_norm`.
+
+    Attributes, defaults, variables and call are Flax's; see there. The arithmetic is float32 or wider, and parameters
+    are left as they are after initialization, mutable or not.
+
+    >>> layer = SpectralNorm(nn.Dense(2), n_steps=20)
+    >>> x = jnp.ones((1, 3))
+    >>> variables = layer.init(jax.random.key(0), x, update_stats=True)
+    >>> y, state = layer.apply(variables, x, update_stats=True, mutable="batch_stats")
+    """
+
+    @nn.compact
+    def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
+        """Calls the layer with its matrices divided by their largest singular value.
+
+        Args:
+          *args: for the layer.
+          update_stats: keep the outcome of the power iteration in `u` and `sigma`.
+          **kwargs: for the layer.
+
+        Raises:
+          ValueError: parameters of a rank above 2 and `error_on_non_matrix`.
+        """
+
+        def normalized(path: Any, parameter: Any) -> Array:
+            w = jnp.asarray(parameter)
+            if not is_matrix(w, self.n_steps, self.error_on_non_matrix):
+                return w
+            name, init_u = _name(self.layer_instance, path), jax.random.normal
+            known = self.has_variable(self.collection_name, f"{name}/u")
+            key = None if known else self.make_rng("params")
+            u = self.variable(self.collection_name, f"{name}/u", init_u, key, (1, w.shape[-1]), self.param_dtype)
+            sigma = self.variable(self.collection_name, f"{name}/sigma", jnp.ones, (), self.param_dtype)
+            new_w, new_u, new_sigma = spectral_norm(w, u.value, n_steps=self.n_steps, epsilon=self.epsilon)
+            if update_stats:
+                u.value, sigma.value = new_u, new_sigma.astype(sigma.value.dtype)
+            return new_w.astype(result_dtype(w, new_u, new_sigma, dtype=self.dtype))
+
+        return _call(self, normalized, *args, **kwargs)
+
+
+class WeightNorm(nn.WeightNorm):
+    """`flax.linen.WeightNorm`, computed by `bnjax.weight_norm`.
+
+    Attributes, defaults, parameters and call are Flax's; see there. Lengths are measured in float32 or wider.
+
+    >>> layer = WeightNorm(nn.Dense(2))
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((1, 3)))
+    >>> print(variables["params"]["layer_instance/kernel/scale"])
+    [1. 1.]
+    """
+
+    @nn.compact
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer with its parameters of length one, times a scale; the arguments are the layer's."""
+
+        def normalized(path: Any, parameter: Any) -> Array:
+            w = jnp.asarray(parameter)
+            name = _name(self.layer_instance, path)
+            if self.variable_filter and not any(part in name for part in self.variable_filter):
+                return w
+            axis = () if self.feature_axes is None else self.feature_axes
+            shape = tuple(w.shape[a] for a in checks.canonical_axes(axis, w.ndim, "feature_axes"))
+            scale = self.param(f"{name}/scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
+            dtype = result_dtype(w, scale, dtype=self.dtype)
+            return weight_norm(w, scale, axis=axis, epsilon=self.epsilon, dtype=dtype)
+
+        return _call(self, normalized, *args, **kwargs)
+
+
+def _call(
+    module: nn.SpectralNorm | nn.WeightNorm, normalized: Callable[[Any, Any], Array], *args: Any, **kwargs: Any
+) -> Any:
+    """Calls the layer of `module` with each of its parameters `normalized`."""
+    starting = module.is_initializing()
+    return nn.map_variables(
+        lambda layer: layer(*args, **kwargs),
+        "params",
+        trans_in_fn=lambda variables: jax.tree_util.tree_map_with_path(normalized, variables),
+        init=starting,
+        mutable=starting,  # initialization stores normalized parameters, as Flax's does; nothing else stores any
+    )(module.layer_instance)
+
+
+def _name(layer: nn.Module, path: Any) -> str:
+    """What Flax calls a parameter of the layer: its path without the collection."""
+    return f"{layer.name}/{jax.tree_util.keystr(path[1:], simple=True, separator='/')}"

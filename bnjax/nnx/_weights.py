@@ -1,0 +1,135 @@
+"""Spectral and weight norm for nnx: wrappers that call a layer with normalized parameters."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+from jax import Array
+
+from bnjax import _checks as checks
+from bnjax._modules import is_matrix, result_dtype
+from bnjax._weights import spectral_norm, weight_norm
+
+Path = tuple[Any, ...]
+Named = list[tuple[Path, nnx.Param]]
+
+
+class SpectralNorm(nnx.SpectralNorm):
+    """`flax.nnx.SpectralNorm`, computed by `bnjax.spectral_norm`.
+
+    Arguments, defaults, variables and call are Flax's; see there. The layer's parameters are normalized for the call
+    and then put back, so that what is trained is what the gradient belongs to, as in linen; Flax leaves them
+    normalized. The arithmetic is float32 or wider.
+
+    >>> layer = SpectralNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), n_steps=20, rngs=nnx.Rngs(1))
+    >>> y = layer(jnp.ones((1, 3)))
+    >>> print(layer.batch_stats["kernel", "u"].shape)
+    (1, 2)
+    """
+
+    def __call__(self, x: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
+        """Calls the layer with its matrices divided by their largest singular value.
+
+        Args:
+          x: for the layer.
+          update_stats: keep the outcome of the power iteration in `u` and `sigma`; in training by default.
+          **kwargs: for the layer.
+
+        Raises:
+          ValueError: a layer with other parameters than at construction; parameters of a rank above 2 and
+            `error_on_non_matrix`.
+        """
+        update = not self.use_running_average if update_stats is None else update_stats
+        named = [(path, p) for path, p in _parameters(self.layer_instance) if self._is_matrix(p)]
+        with _replaced(named, [self._normalized(path, p[...], update) for path, p in named]):
+            return self.layer_instance(x, **kwargs)
+
+    def _is_matrix(self, parameter: nnx.Param) -> bool:
+        return is_matrix(parameter[...], self.n_steps, self.error_on_non_matrix)
+
+    def _normalized(self, path: Path, w: Array, update: bool) -> Array:
+        u, sigma = (_known(self.batch_stats, (*path, name), path) for name in ("u", "sigma"))
+        new_w, new_u, new_sigma = spectral_norm(w, u[...], n_steps=self.n_steps, epsilon=self.epsilon)
+        if update:
+            u[...], sigma[...] = new_u, new_sigma.astype(sigma.dtype)
+        return new_w.astype(result_dtype(w, new_u, new_sigma, dtype=self.dtype))
+
+
+class WeightNorm(nnx.WeightNorm):
+    """`flax.nnx.WeightNorm`, computed by `bnjax.weight_norm`.
+
+    Arguments, defaults and call are Flax's; see there. The layer's parameters are normalized for the call and then put
+    back, as in linen; Flax leaves them normalized. `scales` are `Param` (in Flax since 0.12.12), of `param_dtype`, and
+    may be initialised at random. Lengths are measured in float32 or wider.
+
+    >>> layer = WeightNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    >>> print(layer.scales["kernel",].shape)
+    (2,)
+    """
+
+    def __init__(
+        self,
+        layer_instance: nnx.Module,
+        *,
+        use_scale: bool = True,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        rngs: nnx.Rngs,
+        **flax_arguments: Any,
+    ):
+        super().__init__(layer_instance, use_scale=False, scale_init=scale_init, rngs=rngs, **flax_arguments)
+        self.use_scale = use_scale
+        if use_scale:
+            self.scales = nnx.data({path: self._new_scale(p, rngs) for path, p in self._selected()})
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer with its parameters of length one, times a scale; the arguments are the layer's.
+
+        Raises:
+          ValueError: a layer with other parameters than at construction.
+        """
+        named = self._selected()
+        with _replaced(named, [self._normalized(path, p[...]) for path, p in named]):
+            return self.layer_instance(x, *args, **kwargs)
+
+    def _selected(self) -> Named:
+        """The layer's parameters that are normalized."""
+        return [(path, p) for path, p in _parameters(self.layer_instance) if self.variable_filter(path, p)]
+
+    def _new_scale(self, w: nnx.Param, rngs: nnx.Rngs) -> nnx.Param:
+        shape = tuple(w.shape[a] for a in checks.canonical_axes(self.feature_axes, w.ndim, "feature_axes"))
+        try:  # as Flax calls it: what is constant takes no key from the stream, so that all else is initialised alike
+            return nnx.Param(self.scale_init(rngs["params"], shape, self.param_dtype))
+        except TypeError:
+            return nnx.Param(self.scale_init(rngs.params(), shape, self.param_dtype))
+
+    def _normalized(self, path: Path, w: Array) -> Array:
+        scale = _known(self.scales, path, path)[...] if self.use_scale else None
+        dtype = result_dtype(w, scale, dtype=self.dtype)
+        return weight_norm(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype)
+
+
+def _parameters(layer: nnx.Module) -> Named:
+    return list(nnx.to_flat_state(nnx.state(layer, nnx.Param)))
+
+
+def _known(entries: Any, key: Path, path: Path) -> Any:
+    if key not in entries:
+        raise ValueError(
+            f"`layer_instance` has a parameter {path} that it did not have at construction; its parameters should not "
+            "change. Wrap the layer after it has been changed."
+        )
+    return entries[key]
+
+
+@contextlib.contextmanager
+def _replaced(named: Named, values: list[Array]) -> Iterator[None]:
+    """The parameters have other values inside."""
+    own = [p.get_value() for _, p in named]
+    try:
+        for (_, p), value in zip(named, values, strict=True):
+            p.set_value(value)
+        yield
+    finally:
+        for (_, p), value in zip(named, own, strict=True):
+            p.set_value(value)
