@@ -1,0 +1,1 @@
+"""A package, so that tests import each other's references by name, wherever they are collected from."""

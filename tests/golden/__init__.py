@@ -1,0 +1,1 @@
+"""What PyTorch computed, and the script that asked it."""
