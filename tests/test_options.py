@@ -66,6 +66,18 @@ def test_the_features_may_be_any_axes(axis, features, x64):
     assert new.mean.shape == features
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, -2])
+def test_axes_of_one_length_are_not_confused(axis):
+    """Where a wrong axis fits, it must still be the right one."""
+    arrays = sample((4, 4, 4))
+    got, new = train(*arrays, fresh(4), axis=axis, momentum=0.0)
+    want = references.batch_norm(*arrays, axis=axis)
+    assert_close(got, want)
+    assert_close((new.mean, new.var), want.batch[1:])
+    y = normalize(arrays[0], new, *arrays[2:], axis=axis)
+    np.testing.assert_allclose(y, want.y, rtol=1e-4, atol=1e-5)
+
+
 def test_channels_first_is_channels_last_transposed():
     x, _, scale, bias = sample((4, 5, 5, 3))
     last, state = step(x, fresh(3), scale, bias)

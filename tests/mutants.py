@@ -1,0 +1,213 @@
+"""Would the tests notice? Faults of one line, each put into a copy of the library: a named test must fail.
+
+`python -m tests.mutants` prints a table, and exits with 1 if a fault survives, if its line is no longer found, or
+if the test does not pass without it. `python -m tests.mutants ema` tries those whose name has the word.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+AT_ONCE = 2
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # in bnjax
+    old: str  # occurs in it once
+    new: str
+    test: str  # in tests, and must fail
+
+
+RULE = "count, s1, s2 = _combine(sets, (count, s1, s2), c)"
+BACK = "t1, t2 = _combine(sets, recomputed(partial(_sums, form, sets), x, c, dx, mask))"
+
+MUTANTS = [
+    Mutant(
+        "sync: devices weigh the same", "_normalize.py",
+        RULE, "count, s1, s2 = _combine(sets, (count / count, s1 / count, s2 / count), c)",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap-unequal devices]",
+    ),
+    Mutant(
+        "all_reduce: devices weigh the same", "_moments.py",
+        "count = jnp.asarray(m.count, var.dtype)", "count = jnp.ones_like(m.count, var.dtype)",
+        "test_sync.py::test_unequal_devices_weigh_by_count_where_flax_averages",
+    ),
+    Mutant(
+        "sync: gradients summed twice", "_normalize.py",
+        BACK, BACK.replace("recomputed(", "_combine(sets, recomputed(") + ")",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap-equal devices]",
+    ),
+    Mutant(
+        "sync: forgotten in the backward pass", "_normalize.py",
+        BACK, BACK.replace("_combine(sets, ", "").removesuffix(")"),
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap-equal devices]",
+    ),
+    Mutant(
+        "state: its gradient is not stopped", "_batch.py",
+        "return activate(y, activation), lax.stop_gradient(state)", "return activate(y, activation), state",
+        "test_gradients.py::test_the_state_has_no_gradient_and_the_output_none_in_the_state[{}]",
+    ),
+    Mutant(
+        "mask: ignored in the backward pass", "_normalize.py",
+        "dx = valid(mask, dx.astype(form.wide))", "dx = dx.astype(form.wide)",
+        "test_masks.py::test_output_gradients_and_state_under_a_mask[float32-{}-elements]",
+    ),
+    Mutant(
+        "mask: what is not finite reaches gradients", "_affine.py",
+        "jnp.where(mask | jnp.isfinite(d), d, 0)", "d",
+        "test_masks.py::test_what_is_not_finite_and_masked_out_stays_where_it_is[{}-nan]",
+    ),
+    Mutant(
+        "mask: nothing valid taken for variance 0", "_normalize.py",
+        "return var if mask is None else jnp.where(count > 0, var, jnp.inf)", "return var",
+        "test_masks.py::test_a_feature_with_nothing_valid_is_its_bias[None-running-0.9]",
+    ),
+    Mutant(
+        "ema: moves where nothing was seen", "_moments.py",
+        "seen = jnp.asarray(batch.count) > 0", "seen = jnp.asarray(batch.count) >= 0",
+        "test_moments.py::test_ema_skips_features_that_saw_nothing",
+    ),
+    Mutant(
+        "ema: momentum swapped", "_moments.py",
+        "for m in (momentum, 1 - momentum))", "for m in (1 - momentum, momentum))",
+        "test_options.py::test_momentum_is_the_fraction_kept[0.25]",
+    ),
+    Mutant(
+        "ema: the state is rounded to bfloat16", "_moments.py",
+        "mixed.astype(old.dtype), old)", "mixed.astype(jnp.bfloat16).astype(old.dtype), old)",
+        "test_options.py::test_momentum_is_the_fraction_kept[0.25]",
+    ),
+    Mutant(
+        "variance: divided by n - 1 everywhere", "_moments.py",
+        "jnp.maximum(s2 / k - abs_sq(delta), 0)", "jnp.maximum((s2 - k * abs_sq(delta)) / at_least_one(k - 1), 0)",
+        "test_golden.py::test_five_steps_and_an_evaluation_are_those_of_pytorch[first-nc_float32]",
+    ),
+    Mutant(
+        "variance: not clamped", "_moments.py",
+        "jnp.maximum(s2 / k - abs_sq(delta), 0)", "s2 / k - abs_sq(delta)",
+        "test_numerics.py::test_the_first_step_is_never_worse_than_flax[0-100000.0]",
+    ),
+    Mutant(
+        "variance: unbiased without a guard for n = 1", "_batch.py",
+        "jnp.maximum(n - 1, 1)", "(n - 1)",
+        "test_masks.py::test_unbiased_counts_the_valid_elements",
+    ),
+    Mutant(
+        "epsilon: outside the square root", "_affine.py",
+        "a = _times(lax.rsqrt(var + affine.epsilon), affine.scale)",
+        "a = _times(1 / (jnp.sqrt(var) + affine.epsilon), affine.scale)",
+        "test_options.py::test_float64_is_computed_in_float64",
+    ),
+    Mutant(
+        "axis: negative ones counted from the front", "_checks.py",
+        "sorted(int(a) % ndim for a in given)", "sorted(abs(int(a)) % ndim for a in given)",
+        "test_options.py::test_axes_of_one_length_are_not_confused[-2]",
+    ),
+    Mutant(
+        "residual: added after relu", "_affine.py",
+        "else z + affine.residual.astype(z.dtype)", "else jnp.maximum(z, 0) + affine.residual.astype(z.dtype)",
+        "test_options.py::test_the_residual_is_added_before_the_activation[float32-all-relu]",
+    ),
+    Mutant(
+        "tangent: the pivot is not subtracted", "_affine.py",
+        "d = x.astype(form.wide) - c\n    return d if mask", "d = x.astype(form.wide)\n    return d if mask",
+        "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",
+    ),
+    Mutant(
+        "tangent: the variance about the pivot", "_normalize.py",
+        "dvar = 2 * (t2 / k - dot(delta, ddelta))", "dvar = 2 * (t2 / k)",
+        "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",
+    ),
+    Mutant(
+        "ghost: slices strided, not contiguous", "_batch.py",
+        "t.reshape((batch // size, size, *t.shape[1:]))",
+        "t.reshape((size, batch // size, *t.shape[1:])).swapaxes(0, 1)",
+        "test_options.py::test_ghost_batches_are_contiguous_slices_of_the_batch[2--1]",
+    ),
+    Mutant(
+        "merge: the count is not added up", "_moments.py",
+        "return Moments(count, mean, var)\n\n\ndef reduce", "return Moments(count_b, mean, var)\n\n\ndef reduce",
+        "test_options.py::test_no_momentum_is_the_pool_of_all_that_was_seen[float32]",
+    ),
+    Mutant(
+        "merge: the variance between means is left out", "_moments.py",
+        " + abs_sq(step) * (share_b * (1 - share_b))", "",
+        "test_moments.py::test_ema_is_not_a_merge",
+    ),
+    Mutant(
+        "reduce: slices weigh the same", "_moments.py",
+        "share = count / jnp.where(total > 0, total, 1)",
+        "share = jnp.ones_like(count) / jnp.ones_like(count).sum(axes, keepdims=True)",
+        "test_moments.py::test_reduce_along_any_axes_with_any_count",
+    ),
+]  # fmt: skip
+
+
+def copied(folder: Path) -> Path:
+    """What the tests need, in `folder`."""
+    without = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("bnjax", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=without)
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(folder: Path, tests: list[str]) -> tuple[int, str]:
+    """Exit status and output of pytest on these tests of the copy."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [*command, *(f"tests/{t}" for t in tests)], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def verdict(mutant: Mutant) -> str:
+    """`caught`, or what went wrong. Only an assertion of the named test counts: no other error on the way."""
+    with tempfile.TemporaryDirectory() as name:
+        file = copied(Path(name)) / "bnjax" / mutant.file
+        source = file.read_text()
+        if source.count(mutant.old) != 1:
+            return f"its line occurs {source.count(mutant.old)} times in {mutant.file}"
+        file.write_text(source.replace(mutant.old, mutant.new))
+        status, output = run(Path(name), [mutant.test])
+    if status == 0:
+        return "SURVIVED"
+    if status != 1 or f"FAILED tests/{mutant.test}" not in output:
+        return f"pytest ended with {status}, not with a failure of the test"
+    wrong = re.search(r"^E +(AssertionError|assert )", output, re.MULTILINE)
+    return "caught" if wrong else "broken, not wrong: the test ended with another error"
+
+
+def unmutated(mutants: list[Mutant]) -> str:
+    tests = sorted({m.test for m in mutants})
+    with tempfile.TemporaryDirectory() as name:
+        status, output = run(copied(Path(name)), tests)
+    passed = f"{len(tests)} passed" in output and status == 0
+    return f"{len(tests)} tests pass without a fault" if passed else f"WITHOUT A FAULT:\n{output}"
+
+
+def main(word: str = "") -> int:
+    mutants = [m for m in MUTANTS if word in m.name]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        sound = pool.submit(unmutated, mutants)
+        verdicts = list(pool.map(verdict, mutants))
+    width = max(len(m.name) for m in mutants)
+    for mutant, found in zip(mutants, verdicts, strict=True):
+        print(f"{mutant.name:{width}}  {found:8}  {mutant.test}")
+    caught = verdicts.count("caught")
+    print(f"{caught} of {len(mutants)} faults caught; {sound.result()}")
+    return int(caught < len(mutants) or "WITHOUT" in sound.result())
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
