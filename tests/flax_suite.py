@@ -5,7 +5,7 @@
 Fetches the source distribution of the installed Flax with pip into a temporary folder and runs its normalization
 tests with pytest: first as they are, then with every class of `bnjax.linen` and `bnjax.nnx` in the place of Flax's
 class of that name. As many must pass, and none may be skipped. Then the ResNet of Flax's ImageNet example is trained
-with either class (`test_dropin_models.py`). Without `-k`, the tests that have one of the classes in their name.
+with either class (`test_dropin_models.py`). Without `-k`, all tests of norms.
 
 This module is also the pytest plugin that exchanges the classes (`-p tests.flax_suite`).
 """
@@ -14,7 +14,6 @@ import argparse
 import importlib.metadata
 import inspect
 import os
-import re
 import subprocess
 import sys
 import tarfile
@@ -51,10 +50,6 @@ def pytest_configure():
         setattr(theirs, name, thing)
 
 
-def pytest_report_header():
-    return f"in the place of Flax's: {', '.join(f'{t.__module__}.{t.__name__}' for _, _, t in same_names())}"
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session):
     if any(getattr(theirs, name) is not thing for theirs, name, thing in same_names()):
@@ -87,7 +82,8 @@ def run(source: Path, expression: str, *plugin: str) -> Counts:
     """Runs Flax's tests in `source` and counts."""
     report = source / "report.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    command = [sys.executable, "-m", "pytest", "-n", "2", "-q", "-rs", "-p", "no:cacheprovider"]
+    command += ["--import-mode=importlib"]
     command += ["-c", str(source / "pyproject.toml"), f"--junitxml={report}", "-k", expression, *plugin]
     subprocess.run([*command, *(str(source / file) for file in FILES)], cwd=ROOT, check=False)
     if not report.exists():
@@ -107,22 +103,17 @@ def train_example(source: Path) -> int:
     return subprocess.run([*command, "tests/test_dropin_models.py"], cwd=ROOT, env=environment, check=False).returncode
 
 
-def in_names(classes: list[str]) -> str:
-    """A `-k` that selects the tests of these classes: BatchNorm is batch_norm or batchnorm in their names."""
-    snakes = [re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in classes]
-    return " or ".join(dict.fromkeys(word for snake in snakes for word in (snake, snake.replace("_", ""))))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Flax's own normalization tests, on Flax's classes and on ours.")
-    parser.add_argument("-k", dest="expression", default=in_names([name for _, name, _ in same_names()]))
+    parser.add_argument("-k", dest="expression", default="norm")
     expression = parser.parse_args().expression
     with tempfile.TemporaryDirectory() as folder:
         source = fetch(Path(folder))
         flax_counts = run(source, expression)
         our_counts = run(source, expression, "-p", "tests.flax_suite")
         example = train_example(source)
-    print(f"\nFlax {importlib.metadata.version('flax')}'s own tests, -k {expression!r}:")
+    print(f"\nIn the place of Flax's: {', '.join(f'{t.__name__}.{name}' for t, name, _ in same_names())}")
+    print(f"Flax {importlib.metadata.version('flax')}'s own tests, -k {expression!r}:")
     for name, counts in (("Flax's classes", flax_counts), ("bnjax's classes", our_counts)):
         print(f"  on {name:<16} {counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped")
     print(f"  ResNet of its ImageNet example, either class: {'FAILED' if example else 'passed'}")
