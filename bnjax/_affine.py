@@ -46,6 +46,7 @@ def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
 
 
 def affine_of(
+    form: Form,
     x: Array,
     features: tuple[int, ...],
     scale: ArrayLike | None,
@@ -55,6 +56,8 @@ def affine_of(
 ) -> Affine:
     """The operands of a map of `x`, checked and brought to its rank."""
     checks.positive(epsilon, "epsilon")
+    for name, value in (("scale", scale), ("bias", bias), ("residual", residual)):
+        checks.real_unless(form.wide, value, name)
     if residual is not None and jnp.shape(residual) != x.shape:
         raise ValueError(
             f"`residual` must have the shape of the input, {x.shape}, but its shape is {jnp.shape(residual)}; "
@@ -64,7 +67,7 @@ def affine_of(
         checks.feature_array(scale, "scale", x.shape, features),
         checks.feature_array(bias, "bias", x.shape, features),
         None if residual is None else jnp.asarray(residual),
-        jnp.asarray(epsilon, checks.real_dtype(checks.stat_dtype(x))).reshape((1,) * x.ndim),
+        jnp.asarray(epsilon, checks.real_dtype(form.wide)).reshape((1,) * x.ndim),
     )
 
 
@@ -94,6 +97,8 @@ def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu
     if gpu:
         shift, da = _as_complex(shift, da, x.shape)
     dz = dx.astype(form.wide) * a + d * da + shift
+    if mask is not None:  # the transpose drops the cotangents of what is not finite, which may not be finite either
+        dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
     if affine.residual is not None:
         dz = dz + daffine.residual.astype(form.wide)
     if form.relu:

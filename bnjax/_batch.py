@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation, activate, affine_of, form_of
+from bnjax._devices import AxisName, Groups
 from bnjax._moments import (
-    AxisName,
-    Groups,
     Moments,
     all_reduce,
     ema,
@@ -93,6 +93,7 @@ def batch_norm(
      [ 1.  1.]] [1. 1.] [1.  2.5]
     """
     x = checks.inexact_array(x)
+    axis_name = checks.hashable_name(axis_name)
     features = checks.canonical_axes(axis, x.ndim)
     measured = checks.other_axes(features, x.ndim)
     checks.choice(pivot, "pivot", ("running", "sample", None))
@@ -100,12 +101,14 @@ def batch_norm(
         checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
     elif unbiased:
         raise ValueError("`unbiased=True` needs a `momentum`: `momentum=None` merges biased moments.")
-    _check_running(running, x, features)
+    form = form_of(x, activation, dtype)
+    _check_running(running, x, features, form.wide)
+    if axis_index_groups is not None and axis_name is None:
+        raise ValueError("`axis_index_groups` are groups along `axis_name`, which is None; name the axis too.")
     _check_virtual_batch(virtual_batch_size, x.shape, features)
     if axis_name is None or virtual_batch_size is not None:
         _check_several_values(x, measured, virtual_batch_size)
-    form = form_of(x, activation, dtype)
-    affine = affine_of(x, features, scale, bias, residual, epsilon)
+    affine = affine_of(form, x, features, scale, bias, residual, epsilon)
     mask = checks.mask_array(where, x.shape)
     center = checks.feature_array(running.mean, "running.mean", x.shape, features)
 
@@ -124,7 +127,7 @@ def batch_norm(
     return activate(y, activation), lax.stop_gradient(state)
 
 
-def _check_running(running: Moments, x: Array, features: Sequence[int]) -> None:
+def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:
     want = tuple(x.shape[a] for a in features)
     for name in ("mean", "var"):
         value = getattr(running, name)
@@ -135,7 +138,7 @@ def _check_running(running: Moments, x: Array, features: Sequence[int]) -> None:
             )
     if jnp.shape(running.count) not in ((), want):
         raise ValueError(f"`running.count` must have the shape () or {want}, but it is {jnp.shape(running.count)}.")
-    if jnp.iscomplexobj(x) and not jnp.iscomplexobj(running.mean):
+    if jnp.issubdtype(wide, jnp.complexfloating) and not jnp.iscomplexobj(running.mean):
         raise ValueError(
             f"`running.mean` must be complex for a complex `x`, but its dtype is {jnp.asarray(running.mean).dtype}; "
             "write `running.mean.astype(x.dtype)`."
@@ -147,7 +150,7 @@ def _check_virtual_batch(size: int | None, shape: Sequence[int], features: Seque
         return
     if 0 in features:
         raise ValueError(f"`virtual_batch_size` slices axis 0, but `axis` makes it a feature axis: {features}.")
-    if not isinstance(size, int) or size < 1 or shape[0] % size:
+    if not isinstance(size, int | np.integer) or size < 1 or shape[0] % size:
         raise ValueError(
             f"`virtual_batch_size` must be a positive integer that divides the batch, but it is {size!r} for a "
             f"batch of {shape[0]}."

@@ -21,6 +21,8 @@ MOMENTUM_HINT = " It is the fraction kept: 1 - PyTorch's."
 def canonical_axes(axis: Axes, ndim: int, name: str = "axis") -> tuple[int, ...]:
     """`axis` as sorted non-negative axes of an array of rank `ndim`."""
     given = tuple(axis) if isinstance(axis, Iterable) else (axis,)
+    if ndim == 0 and given:
+        raise ValueError(f"`x` must have an axis to be `{name}` {axis!r}, but its shape is ().")
     for a in given:
         if not isinstance(a, int | np.integer) or not -ndim <= a < ndim:
             raise ValueError(
@@ -102,9 +104,11 @@ def feature_array(value: ArrayLike | None, name: str, shape: Sequence[int], feat
     if value is None:
         return None
     value = jnp.asarray(value)
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        value = value.astype(jnp.float32)  # an integer has no tangent
     want = tuple(shape[a] for a in features)
     if value.shape == want:
-        return value.reshape(tuple(s if a in features else 1 for a, s in enumerate(shape)))
+        return value.reshape(_placed(want, features, len(shape)))
     if value.ndim == len(shape) and all(v in (1, s) for v, s in zip(value.shape, shape, strict=True)):
         return value
     raise ValueError(
@@ -113,14 +117,45 @@ def feature_array(value: ArrayLike | None, name: str, shape: Sequence[int], feat
     )
 
 
+def pivot_array(pivot: ArrayLike, shape: Sequence[int], features: Sequence[int]) -> Array:
+    """`pivot`, broadcastable to the features' shape with or without the measured axes, at the rank of the input."""
+    pivot = jnp.asarray(pivot)
+    want = tuple(shape[a] for a in features)
+    kept = tuple(s if a in features else 1 for a, s in enumerate(shape))
+    for target in (want, kept):
+        full = (1,) * (len(target) - pivot.ndim) + pivot.shape
+        if len(full) == len(target) and all(p in (1, t) for p, t in zip(full, target, strict=True)):
+            return pivot.reshape(full if target is kept else _placed(full, features, len(shape)))
+    raise ValueError(
+        f"`pivot` must broadcast to the shape of the result, {want}, or with the measured axes kept {kept}, but its "
+        f"shape is {pivot.shape}."
+    )
+
+
+def _placed(lengths: Sequence[int], axes: Sequence[int], ndim: int) -> tuple[int, ...]:
+    """A shape of rank `ndim` with these lengths at `axes` and ones elsewhere."""
+    where = dict(zip(axes, lengths, strict=True))
+    return tuple(where.get(a, 1) for a in range(ndim))
+
+
+def real_unless(wide: Any, value: ArrayLike | None, name: str) -> None:
+    """Raises where a complex `value` would lose its imaginary part in arithmetic of the dtype `wide`."""
+    if value is not None and jnp.iscomplexobj(value) and not jnp.issubdtype(wide, jnp.complexfloating):
+        raise ValueError(
+            f"`{name}` must be real for a real `x`, but its dtype is {jnp.asarray(value).dtype}; make `x` complex."
+        )
+
+
 def unit_interval(value: Any, name: str, hint: str = "") -> None:
     """Raises unless 0 <= value <= 1."""
+    _scalar(value, name)
     if _known(value) and not 0 <= float(value) <= 1:
         raise ValueError(f"`{name}` must be from 0 to 1, but it is {value}.{hint}")
 
 
 def positive(value: Any, name: str) -> None:
     """Raises unless `value` is finite and not negative."""
+    _scalar(value, name)
     if _known(value) and not 0 <= float(value) < math.inf:
         raise ValueError(f"`{name}` must be finite and not negative, but it is {value}.")
 
@@ -132,8 +167,18 @@ def choice(value: Any, name: str, choices: Sequence[Any], hint: str = "") -> Non
         raise ValueError(f"`{name}` must be one of {known}{hint}, but it is {value!r}.")
 
 
+def _scalar(value: Any, name: str) -> None:
+    if value is None or jnp.shape(value) != ():
+        raise ValueError(f"`{name}` must be a number, but it is {value!r}, of shape {np.shape(value)}.")
+
+
 def _known(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
+
+
+def hashable_name(axis_name: Any) -> Any:
+    """`axis_name`, a list of names as a tuple."""
+    return tuple(axis_name) if isinstance(axis_name, list) else axis_name
 
 
 def hashable(groups: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:

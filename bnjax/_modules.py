@@ -11,7 +11,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._affine import Activation
 from bnjax._batch import batch_norm, next_state
-from bnjax._moments import AxisName, Groups, Moments, moments
+from bnjax._devices import AxisName, Groups
+from bnjax._moments import Moments, moments
 from bnjax._normalize import normalize
 from bnjax._sample import group_norm, instance_norm, layer_norm, rms_norm
 

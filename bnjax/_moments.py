@@ -8,7 +8,6 @@ thing: it forgets.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-
-AxisName = Any  # a hashable, or a tuple of them
-Groups = Sequence[Sequence[int]] | None
+from bnjax._devices import AxisName, Groups, psum, psum_about
 
 
 @jax.tree_util.register_dataclass
@@ -85,20 +82,17 @@ def moments(
     axes = checks.canonical_axes(axis, x.ndim)
     mask = checks.mask_array(where, x.shape)
     dtype = checks.stat_dtype(x)
-    count = count_valid(mask, x.shape, axes, dtype)
+    count = jnp.asarray(count_valid(mask, x.shape, axes, dtype), checks.real_dtype(dtype))
     if pivot is None:
         total = valid(mask, x.astype(dtype)).sum(axes, keepdims=True)
         c = total / at_least_one(count).astype(dtype)
     else:
         features = checks.other_axes(axes, x.ndim)
-        pivot = jnp.asarray(pivot)
-        if pivot.ndim == 0:
-            pivot = pivot.reshape((1,) * x.ndim)
-        c = jnp.asarray(checks.feature_array(pivot, "pivot", x.shape, features), dtype)
+        c = checks.pivot_array(pivot, x.shape, features).astype(dtype)
     c = lax.stop_gradient(c)
     d = valid(mask, x.astype(dtype) - c)
     delta, var = about_pivot(count, d.sum(axes, keepdims=True), abs_sq(d).sum(axes, keepdims=True))
-    return _shaped(Moments(count, c + delta, var), axes, keepdims)
+    return _shaped(Moments(count, c + delta, jnp.maximum(var, 0)), axes, keepdims)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -115,7 +109,9 @@ def merge(a: Moments, b: Moments) -> Moments:
     share_b = jnp.broadcast_to(share, jnp.broadcast_shapes(jnp.shape(a.mean), share.shape))
     step = jnp.asarray(b.mean) - jnp.asarray(a.mean)
     mean = a.mean + step * share_b
-    var = a.var * (1 - share_b) + b.var * share_b + abs_sq(step) * (share_b * (1 - share_b))
+    # In this order, so that nothing overflows for a finite mean where one of the shares is zero.
+    between = dot(step * share_b, step * (1 - share_b))
+    var = a.var * (1 - share_b) + b.var * share_b + between
     return Moments(count, mean, var)
 
 
@@ -139,18 +135,20 @@ def reduce(m: Moments, axis: checks.Axes = 0) -> Moments:
     axes = checks.canonical_axes(axis, mean.ndim)
     count = jnp.asarray(m.count)
     if count.ndim < mean.ndim:
-        stacked = count.shape == mean.shape[: count.ndim]
-        fill = (1,) * (mean.ndim - count.ndim)
-        count = count.reshape(count.shape + fill if stacked else fill + count.shape)
+        stacked = axes if count.ndim == len(axes) else tuple(range(count.ndim))
+        if count.ndim and count.shape != tuple(mean.shape[a] for a in stacked):
+            stacked = tuple(range(mean.ndim - count.ndim, mean.ndim))  # broadcastable, as numpy has it
+        count = jnp.expand_dims(count, checks.other_axes(stacked, mean.ndim)) if count.ndim else count
+        count = count.reshape(count.shape or (1,) * mean.ndim)
     shape = tuple(s if a in axes else c for a, (s, c) in enumerate(zip(mean.shape, count.shape, strict=True)))
     count = jnp.broadcast_to(count, shape)
     total = count.sum(axes, keepdims=True)
     share = count / jnp.where(total > 0, total, 1)
-    # The mean of the means, then once more about that: its rounding no longer matters at large means.
-    middle = (share * mean).sum(axes, keepdims=True)
-    middle += (share * (mean - middle)).sum(axes, keepdims=True)
-    var = (share * (var + abs_sq(mean - middle))).sum(axes, keepdims=True)
-    return _shaped(Moments(total, middle, var), axes, keepdims=False)
+    # About the mean of the means, rounded as it is: what that leaves is measured, and taken off.
+    c = (share * mean).sum(axes, keepdims=True)
+    delta = (share * (mean - c)).sum(axes, keepdims=True)
+    var = (share * (var + abs_sq(mean - c))).sum(axes, keepdims=True) - abs_sq(delta)
+    return _shaped(Moments(total, c + delta, jnp.maximum(var, 0)), axes, keepdims=False)
 
 
 def all_reduce(
@@ -182,11 +180,13 @@ def all_reduce(
         c = lax.stop_gradient(total / at_least_one(n))
     else:
         c = lax.stop_gradient(jnp.asarray(pivot, mean.dtype))
-        same_on_all(c, axis_name)
     d = mean - c
-    n, s1, s2 = psum((count, count * d, count * (var + abs_sq(d))), axis_name, axis_index_groups)
+    sums = (count, count * d, count * (var + abs_sq(d)))
+    n, s1, s2 = (
+        psum(sums, axis_name, axis_index_groups) if pivot is None else psum_about(c, sums, axis_name, axis_index_groups)
+    )
     delta, var = about_pivot(n, s1, s2)
-    return Moments(n, c + delta, var)
+    return Moments(n, c + delta, jnp.maximum(var, 0))
 
 
 def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
@@ -206,7 +206,7 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
     [1.5 3. ]
     """
     checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
-    seen = jnp.asarray(batch.count) > 0
+    seen = jnp.asarray(batch.count) > 0  # a scalar stays one: broadcast, it would lose the sharding of the features
 
     def step(old: ArrayLike, new: ArrayLike) -> Array:
         old = jnp.asarray(old)
@@ -214,7 +214,7 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
         # 1 - momentum in the caller's precision: in Python floats for a Python float, as Flax has it.
         keep, take = (jnp.asarray(m, checks.real_dtype(dtype)) for m in (momentum, 1 - momentum))
         mixed = keep * old.astype(dtype) + take * jnp.asarray(new, dtype)
-        return jnp.where(jnp.broadcast_to(seen, mixed.shape), mixed.astype(old.dtype), old)
+        return jnp.where(seen, mixed.astype(old.dtype), old)
 
     return Moments(jnp.asarray(running.count), step(running.mean, batch.mean), step(running.var, batch.var))
 
@@ -236,44 +236,25 @@ def valid(mask: Array | None, t: Array) -> Array:
     return t if mask is None else jnp.where(mask, t, jnp.zeros((), t.dtype))
 
 
-def count_valid(mask: Array | None, shape: Sequence[int], axes: Sequence[int], dtype: DTypeLike) -> Array:
-    """How many elements are valid over `axes`, axes kept; `()` without a mask, known when traced."""
-    real = checks.real_dtype(dtype)
+def count_valid(mask: Array | None, shape: Sequence[int], axes: Sequence[int], dtype: DTypeLike) -> Array | float:
+    """How many elements are valid over `axes`, axes kept; without a mask a number, known when traced."""
     if mask is None:
-        return jnp.asarray(math.prod(shape[a] for a in axes), real)
+        return float(math.prod(shape[a] for a in axes))
     repeats = math.prod(shape[a] for a in axes if mask.shape[a] == 1)
-    return mask.sum(axes, keepdims=True, dtype=real) * repeats
+    return mask.sum(axes, keepdims=True, dtype=checks.real_dtype(dtype)) * repeats
 
 
-def at_least_one(count: Array) -> Array:
+def at_least_one(count: Array | float) -> Array:
     """`count`, or 1 where it is 0: to divide by."""
+    count = jnp.asarray(count)
     return jnp.where(count > 0, count, jnp.ones((), count.dtype))
 
 
 def about_pivot(count: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
-    """(mean - c, variance) from the sums of (x - c) and |x - c|^2."""
+    """(mean - c, variance) from the sums of (x - c) and |x - c|^2; rounding may leave the variance below zero."""
     k = at_least_one(count)
     delta = s1 / k
-    return delta, jnp.maximum(s2 / k - abs_sq(delta), 0)
-
-
-def psum(tree: Any, axis_name: AxisName | None, groups: Groups = None) -> Any:
-    """One all-reduce of all leaves; nothing without a name."""
-    if axis_name is None:
-        return tree
-    return lax.psum(tree, axis_name, axis_index_groups=groups)
-
-
-def same_on_all(pivot: Array, axis_name: AxisName) -> None:
-    """Raises where the type of `pivot` says that it differs along `axis_name`."""
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    varying = set(names) & set(getattr(jax.typeof(pivot), "vma", ()))
-    if varying:
-        raise ValueError(
-            f"The pivot (the running mean) differs along {sorted(map(str, varying))}, so measurements about it "
-            "cannot be added up. Pool the running statistics of the devices first (`all_reduce`), or pass "
-            "`pivot=None`."
-        )
+    return delta, s2 / k - abs_sq(delta)
 
 
 def _shaped(m: Moments, axes: Sequence[int], keepdims: bool) -> Moments:

@@ -31,17 +31,14 @@ from bnjax._affine import (
     recomputed,
     tangent,
 )
+from bnjax._devices import AxisName, Groups, groups_refused, psum, psum_about
 from bnjax._moments import (
-    AxisName,
-    Groups,
     Moments,
     about_pivot,
     abs_sq,
     at_least_one,
     count_valid,
     dot,
-    psum,
-    same_on_all,
     valid,
 )
 
@@ -88,9 +85,10 @@ def normalize(
     x = checks.inexact_array(x)
     features = checks.canonical_axes(axis, x.ndim)
     form = form_of(x, activation, dtype)
-    affine = affine_of(x, features, scale, bias, residual, epsilon)
+    affine = affine_of(form, x, features, scale, bias, residual, epsilon)
     mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
     var = checks.feature_array(m.var, "m.var", x.shape, features)
+    checks.real_unless(form.wide, mean, "m.mean")
     return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var), activation)
 
 
@@ -114,10 +112,9 @@ def standardize(
     be equal on all devices that are combined. Moments keep the measured axes.
     """
     c = lax.stop_gradient(pivot).astype(form.wide)
-    if sets.axis_name is not None:
-        same_on_all(c, sets.axis_name)
-    y, delta, var, count = _traced_once(form, sets, x, affine, c, mask)
-    return y, Moments(count, c + delta, var)
+    with groups_refused(sets.groups):
+        y, delta, var, count = _traced_once(form, sets, x, affine, c, mask)
+    return y, Moments(count, c + delta, jnp.maximum(var, 0))
 
 
 def pivot_of(
@@ -131,8 +128,9 @@ def pivot_of(
     if kind == "running" and running is not None:
         return running
     x = lax.stop_gradient(x).astype(form.wide)
+    n: Array | float
     if kind == "sample" and mask is None and x.size:
-        total, n = _first(x, sets.axes), jnp.ones((), form.wide)
+        total, n = _first(x, sets.axes), 1.0
     else:
         total = valid(mask, x).sum(sets.axes, keepdims=True)
         n = count_valid(mask, x.shape, sets.axes, form.wide)
@@ -147,9 +145,10 @@ def _rule(
     d = valid(mask, x.astype(form.wide) - c)
     count = count_valid(mask, x.shape, sets.axes, form.wide)
     s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d).sum(sets.axes, keepdims=True)
-    count, s1, s2 = _combine(sets, (count, s1, s2))
+    count, s1, s2 = _combine(sets, (count, s1, s2), c)
+    count = jnp.asarray(count, checks.real_dtype(form.wide))
     about = about_pivot if sets.use_mean and sets.exact else _about_mean
-    delta, var = about(count, s1, s2)
+    delta, var = about(count, s1, s2)  # as rounding left it: below zero perhaps
     y = output(form, line(x.astype(form.wide) - c, affine, delta, _var_or_inf(var, count, mask)))
     return y, delta, var, count
 
@@ -162,6 +161,7 @@ _traced_once = jax.jit(_rule, static_argnums=(0, 1))
 def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
     x, affine, c, mask = primals
     dx, daffine, _, _ = tangents
+    dx = dx.astype(form.wide)  # once: each conversion would round its part of the gradient by itself
     y, delta, var, count = _rule(form, sets, *primals)
 
     t1, t2 = _combine(sets, recomputed(partial(_sums, form, sets), x, c, dx, mask))
@@ -169,7 +169,8 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
     ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
     dvar = 2 * (t2 / k - dot(delta, ddelta))
     seen_var = _var_or_inf(var, count, mask)
-    dy = tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, dvar), mask)
+    seen_dvar = jnp.where(var < 0, 0, dvar)  # clamped there: or 1 / sqrt(epsilon)^3 times rounding
+    dy = tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, seen_dvar), mask)
     return (y, delta, var, count), (dy, ddelta, dvar, jnp.zeros_like(count))
 
 
@@ -196,23 +197,26 @@ def _apply_jvp(form: Form, primals: Any, tangents: Any) -> Any:
     return _apply(form, *primals), tangent(form, primals, (dx, daffine, dc + ddelta, dvar), None)
 
 
-def _combine(sets: Sets, sums: Any) -> Any:
-    """Sums about a common pivot, added up over the pools and over the devices."""
+def _combine(sets: Sets, sums: Any, pivot: Array | None = None) -> Any:
+    """Sums (measured about `pivot`) added up over the pools and over the devices."""
     if sets.pools is not None:
         sums = jax.tree.map(partial(_pooled, *sets.pools), sums)
-    return psum(sums, sets.axis_name, sets.groups)
+    if pivot is None:
+        return psum(sums, sets.axis_name, sets.groups)
+    return psum_about(pivot, sums, sets.axis_name, sets.groups)
 
 
-def _pooled(axis: int, n: int, t: Array) -> Array:
+def _pooled(axis: int, n: int, t: Array | float) -> Array | float:
     """The sum over each `n` neighbours along `axis`, at the place of each; what does not vary along it, `n` times."""
-    if t.ndim == 0 or t.shape[axis] == 1:
+    if isinstance(t, float) or t.ndim == 0 or t.shape[axis] == 1:
         return t * n
     split = t.reshape((*t.shape[:axis], -1, n, *t.shape[axis + 1 :]))
     return jnp.broadcast_to(split.sum(axis + 1, keepdims=True), split.shape).reshape(t.shape)
 
 
 def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
-    """Where a mask leaves nothing, an infinite variance: the map becomes the constant `bias`, and dx zero."""
+    """The variance, not below zero. Where a mask leaves nothing, infinite: the map is constant, `bias`, and dx zero."""
+    var = jnp.maximum(var, 0)
     return var if mask is None else jnp.where(count > 0, var, jnp.inf)
 
 

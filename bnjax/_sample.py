@@ -9,7 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation, activate, affine_of, form_of
-from bnjax._moments import AxisName, Groups
+from bnjax._devices import AxisName, Groups
 from bnjax._normalize import Sets, pivot_of, standardize
 
 
@@ -153,7 +153,10 @@ def group_norm(
     [[-1.  1. -1.  1.]]
     """
     x = checks.inexact_array(x)
-    (channel,) = features = checks.canonical_axes(axis, x.ndim)
+    features = checks.canonical_axes(axis, x.ndim)
+    if len(features) != 1:
+        raise ValueError(f"`axis` must be one axis, that of the channels, but it is {axis!r}.")
+    (channel,) = features
     groups = _number_of_groups(num_groups, group_size, x.shape[channel])
     measured = _measured(reduction_axes, tuple({*range(1, x.ndim), channel}), x.ndim)
     if channel not in measured:
@@ -253,7 +256,7 @@ def _normalized(
 ) -> Array:
     checks.choice(pivot, "pivot", ("sample", None))
     form = form_of(x, activation, dtype)
-    affine = affine_of(x, features, scale, bias, residual, epsilon)
+    affine = affine_of(form, x, features, scale, bias, residual, epsilon)
     mask = checks.mask_array(where, x.shape)
     sets = sets._replace(exact=pivot is not None)
     c = pivot_of(pivot, form, sets, x, mask) if sets.use_mean else jnp.zeros((1,) * x.ndim, form.wide)

@@ -246,3 +246,13 @@ def test_the_backward_pass_keeps_x_alone_in_its_own_dtype(dtype, pivot):
         assert kept(f, x, row, row, x) == [one]
         assert kept(partial(f, activation="relu"), x, row, row, x) == [one, one]
     assert kept(partial(train, virtual_batch_size=4), x, row, row) in ([one], [((4, 4, 8, 8, 4), one[1])])
+
+
+def test_an_integer_scale_has_gradients_around_it():
+    """An integer has no tangent, which must not get in the way of the others'."""
+    x, running = jnp.asarray(arrays()[0], jnp.float32), Moments(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
+    grads = [
+        jax.jit(jax.grad(lambda x, s=s: (batch_norm(x, running, s)[0] ** 3).sum()))(x)
+        for s in (jnp.array([1, 2, 3]), jnp.array([1.0, 2.0, 3.0]))
+    ]
+    np.testing.assert_allclose(*grads, rtol=1e-6)

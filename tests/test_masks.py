@@ -233,3 +233,25 @@ def test_a_traced_mask_and_its_gradient():
 
     np.testing.assert_array_equal(jax.grad(loss)(weight), 0)
     np.testing.assert_allclose(jax.jit(loss)(weight), loss(weight), rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["weighted", "masked square", "unmasked square"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_what_is_not_finite_and_masked_out_reaches_no_other_gradient(loss, activation):
+    x, g, scale, bias = sample()
+    where = MASKS["elements"]
+    hit = ~where & (np.arange(5)[:, None] % 2 == 0)
+    losses = {
+        "weighted": lambda y: (y * g)[~hit].sum() + jnp.where(hit, 3 * y, 0).sum(),
+        "masked square": lambda y: jnp.where(where, y**2, 0).sum(),
+        "unmasked square": lambda y: (y**2).sum(),
+    }
+
+    def grads(x, loss):
+        f = lambda x, s, b: loss(batch_norm(x, running(), s, b, where=where, activation=activation)[0])  # noqa: E731
+        return jax.jit(jax.grad(f, (0, 1, 2)))(x, scale, bias)
+
+    got = grads(np.where(hit, np.nan, x), losses[loss])
+    want = grads(x, lambda y: losses[loss](jnp.where(hit, jax.lax.stop_gradient(y), y)))
+    for after, before in zip(got, want, strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)

@@ -95,10 +95,10 @@ def test_moments_of_an_empty_array():
     assert (m.var == 0).all()
 
 
-def test_a_pivot_takes_either_form_of_keepdims_and_a_scalar():
+def test_a_pivot_is_broadcast_to_either_form_of_keepdims():
     x = sample()
     c = np.array([[0.1, 0.2, 0.3, 0.4]] * 5, np.float32)
-    for pivot in (c, c[None], 0.2):
+    for pivot in (c, c[None], 0.2, c[0], c[:, :1], c[None, :1]):
         assert_moments(moments(x, 0, pivot=pivot), references.moments(x, 0))
 
 
@@ -223,6 +223,20 @@ def test_reduce_along_any_axes_with_any_count():
         full = short.reshape(short.shape + (1,) * (3 - short.ndim))
         assert_moments(reduce(Moments(short, mean, var), 0), want(full, 0), rtol=1e-5)
     assert_moments(reduce(Moments(jnp.float32(2), mean, var), 1), want(2, 1), rtol=1e-5)
+
+
+def test_a_count_of_the_stacked_axis_does_not_depend_on_the_other_lengths():
+    count = jnp.array([1.0, 2.0, 3.0])
+    for features in (2, 3):
+        mean = jnp.arange(3.0 * features).reshape(features, 3)
+        m = reduce(Moments(count, mean, jnp.ones((features, 3))), axis=1)
+        np.testing.assert_allclose(m.mean, (mean * count[None]).sum(1) / 6, rtol=1e-6)
+
+
+def test_empty_is_the_identity_of_merge_for_any_finite_mean():
+    m = Moments(jnp.array(2.0), jnp.full(3, 1e20), jnp.ones(3))
+    for merged in (merge(m, Moments.empty((3,))), merge(Moments.empty((3,)), m)):
+        jax.tree.map(np.testing.assert_array_equal, merged, m)
 
 
 def test_nothing_seen_stays_nothing():

@@ -1,0 +1,85 @@
+"""Sums over devices: one all-reduce, and the guard that what is summed may be added up."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+AxisName = Any  # a hashable, or a tuple of them
+Groups = Sequence[Sequence[int]] | None
+
+
+def psum(tree: Any, axis_name: AxisName | None, groups: Groups = None) -> Any:
+    """One all-reduce of all leaves; nothing without a name. A Python number costs nothing: it is known."""
+    if axis_name is None:
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = [leaf for leaf in leaves if not isinstance(leaf, int | float)]
+    with groups_refused(groups):
+        size = lax.psum(1, axis_name, axis_index_groups=groups)
+        summed = iter(lax.psum(arrays, axis_name, axis_index_groups=groups) if arrays else ())
+    return jax.tree.unflatten(structure, [t * size if isinstance(t, int | float) else next(summed) for t in leaves])
+
+
+@contextmanager
+def groups_refused(groups: Groups) -> Iterator[None]:
+    """Says what to do instead where JAX does not take `axis_index_groups`."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if groups is None:
+            raise
+        raise ValueError(
+            "`axis_index_groups` is taken by JAX under `pmap` and `shard_map(check_vma=False)` only. For groups of k "
+            "devices elsewhere make a mesh of two axes, `jax.make_mesh((n // k, k), ('group', 'member'))`, shard the "
+            "batch over both, and pass `axis_name='member'`."
+        ) from error
+
+
+def psum_about(pivot: Array, sums: Any, axis_name: AxisName | None, groups: Groups = None) -> Any:
+    """One all-reduce of sums measured about `pivot`, which must be the same on all devices of a group.
+
+    Under `shard_map(check_vma=True)` its type tells, and a pivot that differs raises. Elsewhere nothing can be
+    known when traced: a fingerprint of the pivot travels in the same all-reduce, and where those differ the result
+    is NaN, not a wrong number (differing pivots pass one time in a thousand).
+    """
+    if axis_name is None:
+        return sums
+    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+    if all(_varying(lax.axis_index(name)) for name in names):
+        _check_same(pivot, names)
+        return psum(sums, axis_name, groups)
+    mark = _fingerprint(pivot)
+    n = psum(1, axis_name, groups)
+    total, sums = psum((mark, sums), axis_name, groups)
+    return jax.tree.map(lambda t: jnp.where(total == n * mark, t, jnp.nan) if jnp.ndim(t) else t, sums)
+
+
+def _check_same(pivot: Array, names: Sequence[Any]) -> None:
+    differing = set(names) & _varying(pivot)
+    if differing:
+        raise ValueError(
+            f"`running.mean`, the pivot, differs along {sorted(map(str, differing))}, so measurements about it cannot "
+            "be added up. Pool the running statistics of the devices first (`all_reduce`), or pass `pivot=None`."
+        )
+
+
+def _varying(t: Array) -> set[Any]:
+    """The named axes along which the type of `t` says that it differs; none where types do not say."""
+    kind = getattr(jax.typeof(t), "manual_axis_type", None)
+    return set(kind.varying if kind is not None else getattr(jax.typeof(t), "vma", ()))
+
+
+def _fingerprint(c: Array) -> Array:
+    """A whole number below 1024 of all bits of `c`: sums of it over 16,000 devices are exact in float32."""
+    parts = [c.real, c.imag] if jnp.iscomplexobj(c) else [c]
+    total = jnp.zeros((), jnp.uint32)
+    for part in parts:
+        flat = jnp.where(part == 0, 0, part).astype(jnp.float32).reshape(-1)
+        weights = np.arange(flat.size, dtype=np.uint32) * np.uint32(2654435761) | np.uint32(1)
+        total = total * 31 + (lax.bitcast_convert_type(flat, jnp.uint32) * weights).sum(dtype=jnp.uint32)
+    return (total >> 22).astype(jnp.float32)

@@ -1,0 +1,56 @@
+"""A whole model, compiled for machines that need not be there: each in a process of its own, which `compiled` is."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.bench.options import Arguments, environment
+from experiments.bench.targets import Target, target_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tasks(arguments: Arguments) -> list[tuple[Target, str]]:
+    """The targets, and the dtypes for each. Nobody trains in float32 on an accelerator."""
+    made: list[tuple[Target, str]] = []
+    for target in map(target_of, arguments.target):
+        for dtype in arguments.dtypes:
+            if (dtype == "bfloat16") if target.platform != "cpu" else (dtype == "float32" or not arguments.quick):
+                made.append((target, dtype))
+    return made
+
+
+def measure(
+    target: Target, dtype: str, arguments: Arguments, log: Path, left_out: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """The facts of every program, as they are found. What the compiler says goes to `log`."""
+    python = {"tpu": arguments.tpu_python, "gpu": arguments.gpu_python}.get(target.platform, sys.executable)
+    task = {
+        "target": str(target), "dtype": dtype, "memory_switch": arguments.memory_switch,
+        "contenders": arguments.contenders,
+        "repeats": arguments.repeats if target.platform == "cpu" and not arguments.quick else 1,
+    }  # fmt: skip
+    with log.open("w", encoding="utf-8") as errors, subprocess.Popen(
+        [python, "-m", "experiments.bench.compiled", json.dumps(task)],
+        env=child_environment(arguments) | target.environment, stdout=subprocess.PIPE, stderr=errors, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            found = json.loads(line)
+            if "skipped" in found:
+                left_out(found["skipped"])
+            else:
+                yield found
+    if process.returncode:
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing was said"])[-1]
+        left_out(f"{target}, {dtype}: the compiler's process ended with {process.returncode} ({last}); see {log}.")
+
+
+def child_environment(arguments: Arguments) -> dict[str, str]:
+    """The environment of a process that imports what this one imports."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return environment(arguments.buffers) | {"PYTHONPATH": path}

@@ -1,0 +1,109 @@
+"""What the benchmark is told on the command line, and the process that it needs."""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import tyro
+
+from experiments.errors import UserError
+
+Part = Literal["op", "model", "step", "import"]
+DType = Literal["float32", "bfloat16"]
+
+# How the C library hands out large buffers, which must be known before the process starts. Left alone it changes its
+# mind on the way, and the same program takes 14 or 40 ms. Names it does not know it ignores.
+BUFFERS = {
+    "fresh": {"MALLOC_MMAP_THRESHOLD_": "131072"},
+    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_ARENA_MAX": "1"},
+}
+# Peers on one machine: Keras must run on JAX, and JAX must leave an accelerator's memory to PyTorch, too.
+PEERS = {"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Measure bnjax beside its peers. The run folder gets bench.json and bench.png.
+
+    Contenders that are not installed, and compilers that are missing, are skipped with a sentence.
+    """
+
+    parts: tuple[Part, ...] = ("op", "model", "step", "import")
+    """`op`: one norm, timed. `model`: a ResNet-50 step, compiled and not run. `step`: a small ResNet, timed.
+    `import`: the time to import bnjax."""
+    target: tuple[str, ...] = ("cpu",)
+    """What `model` is compiled for, with or without such a device: `cpu`, `tpu:v5e:2x2` (any topology), `gpu:h100`."""
+    dtypes: tuple[DType, ...] = ("float32", "bfloat16")
+    """For the accelerators among `target` there is only bfloat16, if it is among these."""
+    rounds: int = 15
+    """How often each contender is timed, all in turn."""
+    repeats: int = 3
+    """How often each model is traced and compiled for the CPU, all in turn; for another target once."""
+    quick: bool = False
+    """Fewer shapes and works, the model in float32 and compiled once: two minutes on two cores."""
+    large: bool = False
+    """Shapes for an accelerator: 64 MB and up."""
+    shapes: tuple[str, ...] = ()
+    """Shapes for `op` in place of the built-in ones, such as `32x56x56x64`."""
+    contenders: tuple[str, ...] = ()
+    """Only those whose name begins with one of these, such as `bnjax` or `flax.linen`."""
+    memory_switch: bool = False
+    """Compile the model with the memory switch on, too."""
+    buffers: Literal["fresh", "kept"] = "fresh"
+    """Large CPU buffers: fresh from the system for every output, page faults and all, or kept and used again."""
+    tpu_python: str = sys.executable
+    """The interpreter of an environment with `jax[tpu]`."""
+    gpu_python: str = sys.executable
+    """The interpreter of an environment with `jax[cuda12]`."""
+    write_docs: bool = False
+    """Put the tables into docs/performance.md."""
+    workdir: str = ""
+    """The run folder; a new one under `runs/` by default."""
+
+    def chooses(self, contender: str) -> bool:
+        """Whether this contender takes part."""
+        return not self.contenders or contender.startswith(self.contenders)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The arguments, checked as far as that goes without importing JAX.
+
+    Raises:
+      UserError: a value that is not right.
+      SystemExit: an argument that tyro does not understand (status 2), or `--help` (0).
+    """
+    arguments = tyro.cli(Arguments, args=argv, prog="python -m experiments.bench", description=Arguments.__doc__)
+    for name in ("rounds", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"`--{name}` must be at least 1, but it is {getattr(arguments, name)}.")
+    for shape in arguments.shapes:
+        shape_of(shape)
+    return dataclasses.replace(arguments, workdir=arguments.workdir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """The shape in `--shapes`.
+
+    >>> shape_of("32x56x56x64")
+    (32, 56, 56, 64)
+    """
+    sizes = text.split("x")
+    if not all(s.isdecimal() and int(s) > 0 for s in sizes) or not 2 <= len(sizes) <= 4:
+        raise UserError(f"`--shapes` must be two to four sizes with an x between, as 32x56x56x64; {text!r} is not.")
+    return tuple(map(int, sizes))
+
+
+def environment(buffers: str) -> dict[str, str]:
+    """What the environment of a process that measures must have."""
+    others = {name for settings in BUFFERS.values() for name in settings} - set(BUFFERS[buffers])
+    return {k: v for k, v in os.environ.items() if k not in others} | PEERS | BUFFERS[buffers]
+
+
+def restart(buffers: str) -> None:
+    """Starts this program again, in its place, with the environment it needs; returns if it has that."""
+    wanted = environment(buffers)
+    if wanted != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", "experiments.bench", *sys.argv[1:]], wanted)

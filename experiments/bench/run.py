@@ -1,0 +1,114 @@
+"""One run of the benchmark: measure part by part, save, show."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments.bench import documents, imports, machine, model, op, resnet, step
+from experiments.bench.options import Arguments
+from experiments.bench.picture import save_bars
+from experiments.bench.tables import TABLES
+from experiments.errors import UserError
+from experiments.files import write_text
+from experiments.report import Report, reporting
+
+HIDDEN = ("workdir", "tpu_python", "gpu_python", "write_docs")  # where, not what
+
+
+class Results:
+    """What was found so far, always on disk, too."""
+
+    def __init__(self, path: Path, arguments: Arguments, report: Report):
+        self._path, self._report = path, report
+        settings = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in HIDDEN}
+        self.found: dict[str, Any] = {"machine": machine.machine(), "arguments": settings, "left_out": []}
+        self.found |= {part: [] for part in arguments.parts}
+
+    def add(self, part: str, record: dict[str, Any]) -> None:
+        self.found[part].append(record)
+        write_text(self._path, json.dumps(self.found, indent=1) + "\n")
+
+    def leave_out(self, sentence: str) -> None:
+        if sentence not in self.found["left_out"]:
+            self.found["left_out"].append(sentence)
+            self._report.line(f"Left out: {sentence}")
+
+
+def bench(arguments: Arguments) -> dict[str, Any]:
+    """Measures what `arguments` ask for in this process, shows and saves it, and returns all of it."""
+    workdir = claim(arguments)
+    cases = op.cases(arguments) if "op" in arguments.parts else []
+    tasks = model.tasks(arguments) if "model" in arguments.parts else []
+    total = len(cases) + len(tasks) + ("step" in arguments.parts) + ("import" in arguments.parts)
+    with reporting(total) as report:
+        results = Results(workdir / "bench.json", arguments, report)
+        report.line(machine.sentence(results.found["machine"]))
+        if cases:
+            for sentence in op.absent(arguments):
+                results.leave_out(sentence)
+        for case in cases:
+            report.title(str(case))
+            results.add("op", op.measure(case, arguments))
+            report.advance()
+        if arguments.memory_switch and not resnet.has_memory_switch():
+            results.leave_out(f"memory switch: bnjax has no `{resnet.MEMORY_SWITCH}`.")
+        for target, dtype in tasks:
+            report.title(f"compiling for {target}, {dtype}")
+            log = workdir / f"{str(target).replace(':', '-')}-{dtype}.log"
+            for record in model.measure(target, dtype, arguments, log, results.leave_out):
+                results.add("model", record)
+            report.advance()
+        for part, measure in (("step", _step), ("import", imports.measure)):
+            if part in arguments.parts:
+                report.title({"step": "a small model", "import": "imports"}[part])
+                for record in measure(arguments):
+                    results.add(part, record)
+                report.advance()
+    show(results.found, report)
+    save(results.found, arguments, workdir)
+    report.line(f"Everything is in {workdir}.")
+    return results.found
+
+
+def _step(arguments: Arguments) -> Any:
+    return step.measure(arguments, step.WHOLE if arguments.large else step.SMALL)
+
+
+def claim(arguments: Arguments) -> Path:
+    """The run folder, new."""
+    workdir = Path(arguments.workdir)
+    if (workdir / "bench.json").exists():
+        raise UserError(f"`{workdir}` already holds a run; name another `--workdir`.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"`--workdir` must be a folder that can be written: {error}.") from error
+    return workdir
+
+
+def show(found: dict[str, Any], report: Report) -> None:
+    """The tables: drawn on a terminal, plain elsewhere."""
+    for part, tables in TABLES.items():
+        for table in tables(found.get(part, ())):
+            if sys.stdout.isatty():
+                report.show(table.rich())
+            else:
+                report.line(table.markdown() + "\n")
+
+
+def save(found: dict[str, Any], arguments: Arguments, workdir: Path) -> None:
+    """The picture, and with `--write-docs` the tables in the document."""
+    words = machine.sentence(found["machine"])
+    if found.get("op"):
+        save_bars(workdir / "bench.png", found["op"], words)
+    if arguments.write_docs:
+        documents.write({part: _block(part, found, words) for part in TABLES if found.get(part)})
+
+
+def _block(part: str, found: dict[str, Any], words: str) -> str:
+    arguments = found["arguments"]
+    how = {"op": f" {arguments['rounds']} rounds, {arguments['buffers']} buffers.",
+           "step": f" {arguments['rounds']} rounds, {arguments['buffers']} buffers."}  # fmt: skip
+    return "\n\n".join([words + how.get(part, ""), *(t.markdown() for t in TABLES[part](found[part]))])
