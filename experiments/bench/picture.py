@@ -44,6 +44,7 @@ def save_bars(path: Path, records: Sequence[dict[str, Any]], footnote: str) -> N
     groups = {key: [r for r in records if (r["work"], r["dtype"]) == key] for key in panels}
     for (work, dtype), ax in panels.items():
         _panel(ax, f"{work}, {dtype}", groups[work, dtype], names, shade)
+        ax.set_xlim(-0.6, most - 0.4)  # bars of one width in all panels
     labelled = (zip(*reversed(ax.get_legend_handles_labels()), strict=True) for ax in panels.values())
     legend = dict(pair for pairs in labelled for pair in pairs)
     order = sorted(legend, key=lambda label: names.index(label) if label in names else -1)
