@@ -84,8 +84,24 @@ def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Arra
 
 def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu: bool) -> Array:
     x, affine, c, delta, var = primals
+    daffine, d = tangents[1], centre(form, x, c, mask)
+    if affine.scale is not None and any(s > v for s, v in zip(affine.scale.shape, var.shape, strict=True)):
+        dz = _of_parts(form, primals, tangents, mask)
+    else:
+        dz = _of_line(form, d, primals, tangents, gpu)
+    if mask is not None:  # the transpose drops the cotangents of what is not finite, which may not be finite either
+        dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
+    if affine.residual is not None:
+        dz = dz + daffine.residual.astype(form.wide)
+    if form.relu:
+        dz = jnp.where(line(d, affine, delta, var) > 0, dz, 0)
+    return dz.astype(form.out)
+
+
+def _of_line(form: Form, d: Array, primals: Any, tangents: Any, gpu: bool) -> Array:
+    """The tangent of `a * d + shift`: with features that are measured one by one, a and shift are small."""
+    x, affine, _, delta, var = primals
     dx, daffine, dmean, dvar = tangents
-    d = centre(form, x, c, mask)
     r = lax.rsqrt(var + affine.epsilon)
     a = _times(r, affine.scale)
     da = -0.5 * r * r * a * (dvar + daffine.epsilon)
@@ -96,14 +112,28 @@ def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu
         shift = shift + daffine.bias
     if gpu:
         shift, da = _as_complex(shift, da, x.shape)
-    dz = dx.astype(form.wide) * a + d * da + shift
-    if mask is not None:  # the transpose drops the cotangents of what is not finite, which may not be finite either
-        dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
-    if affine.residual is not None:
-        dz = dz + daffine.residual.astype(form.wide)
-    if form.relu:
-        dz = jnp.where(line(d, affine, delta, var) > 0, dz, 0)
-    return dz.astype(form.out)
+    return dx.astype(form.wide) * a + d * da + shift
+
+
+def _of_parts(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
+    """The same where the scale varies over what is measured, as in layer norm, and a would be of full size."""
+    x, affine, c, delta, var = primals
+    dx, daffine, dmean, dvar = tangents
+    r = lax.rsqrt(var + affine.epsilon)
+    dr = -0.5 * r * r * r * (dvar + daffine.epsilon)
+    dz = ((dx.astype(form.wide) - dmean) * r + (centre(form, x, c, mask) - delta) * dr) * affine.scale
+    x, c, delta, var = again((x, c, delta, var))
+    dz = dz + (centre(form, x, c, mask) - delta) * lax.rsqrt(var + affine.epsilon) * daffine.scale
+    return dz if affine.bias is None else dz + daffine.bias
+
+
+def again(tree: Any) -> Any:
+    """The same arrays, from which XLA's CPU compiler computes anew.
+
+    What two sums share, such as `x - c`, it would otherwise write to memory for them, at full size and in float32.
+    """
+    barriers = partial(jax.tree.map, lax.optimization_barrier)  # one each: together they would vary together
+    return lax.platform_dependent(tree, cpu=barriers, default=lambda same: same)
 
 
 def recomputed(f: Callable[..., Any], *args: Any, on_gpu: Callable[..., Any] | None = None) -> Any:
