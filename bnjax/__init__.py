@@ -12,6 +12,7 @@ from bnjax._moments import reduce as reduce
 from bnjax._normalize import normalize as normalize
 
 from bnjax._batch import batch_norm as batch_norm
+from bnjax._remat import remat as remat
 from bnjax._sample import group_norm as group_norm
 from bnjax._sample import instance_norm as instance_norm
 from bnjax._sample import layer_norm as layer_norm

@@ -1,6 +1,7 @@
 """Normalization for `flax.linen`: drop-in for Flax's modules, with more abilities."""
 
 from bnjax.linen._batch import BatchNorm as BatchNorm
+from bnjax.linen._remat import remat as remat
 from bnjax.linen._sample import GroupNorm as GroupNorm
 from bnjax.linen._sample import InstanceNorm as InstanceNorm
 from bnjax.linen._sample import LayerNorm as LayerNorm

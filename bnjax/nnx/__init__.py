@@ -1,6 +1,7 @@
 """Normalization for `flax.nnx`: drop-in for Flax's modules, with more abilities."""
 
 from bnjax.nnx._batch import BatchNorm as BatchNorm
+from bnjax.nnx._remat import remat as remat
 from bnjax.nnx._sample import GroupNorm as GroupNorm
 from bnjax.nnx._sample import InstanceNorm as InstanceNorm
 from bnjax.nnx._sample import LayerNorm as LayerNorm
