@@ -97,9 +97,11 @@ def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu
         dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
     if affine.residual is not None:
         dz = dz + daffine.residual.astype(form.wide)
+    dz = again(dz.astype(form.out))  # the gradient's dtype: the CPU's compiler would widen it first, then write it out
     if form.relu:
-        dz = jnp.where(line(d, affine, delta, var) > 0, dz, 0)
-    return dz.astype(form.out)
+        x, c = again((x, c))
+        dz = jnp.where(line(centre(form, x, c, mask), affine, delta, var) > 0, dz, 0)
+    return dz
 
 
 def _of_line(form: Form, d: Array, primals: Any, tangents: Any, gpu: bool) -> Array:

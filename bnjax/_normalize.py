@@ -176,7 +176,7 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     """The mean about `c`, the variance as rounding left it (below zero perhaps) and the count."""
-    d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in ((x, c), again((x, c))))
+    d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in (again((x, c)), again(again((x, c)))))
     count = count_valid(mask, x.shape, sets.axes, form.wide)
     s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d_again).sum(sets.axes, keepdims=True)
     count, s1, s2 = _combine(sets, (count, s1, s2), c)
