@@ -33,7 +33,7 @@ MUTANTS = [
     Mutant(
         "sync: devices weigh the same", "_normalize.py",
         RULE, "count, s1, s2 = _combine(sets, (count / count, s1 / count, s2 / count), c)",
-        "test_sync.py::test_every_layout_is_one_device[float32-vmap-unequal devices]",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
         "all_reduce: devices weigh the same", "_moments.py",
@@ -43,12 +43,12 @@ MUTANTS = [
     Mutant(
         "sync: gradients summed twice", "_normalize.py",
         BACK, BACK.replace("recomputed(", "_combine(sets, recomputed(") + ")",
-        "test_sync.py::test_every_layout_is_one_device[float32-vmap-equal devices]",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
         "sync: forgotten in the backward pass", "_normalize.py",
         BACK, BACK.replace("_combine(sets, ", "").removesuffix(")"),
-        "test_sync.py::test_every_layout_is_one_device[float32-vmap-equal devices]",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
         "state: its gradient is not stopped", "_batch.py",
