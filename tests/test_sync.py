@@ -249,6 +249,29 @@ def test_ghost_batches_stay_on_their_device_and_the_state_is_of_all(layout):
         assert_close((new.mean, new.var), references.moments(x, (0, 1), where)[1:], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["shard_map", "shard_map, check_vma=False", "vmap", "shard_map, mean"])
+def test_what_is_left_to_do_for_the_gradient_of_a_parameter(layout):
+    """The rows of docs/devices.md that the table above does not cover."""
+    x, g, scale, bias = sample(np.float32)
+    want = references.batch_norm(x, g, scale, bias).dscale
+    local = lambda x, g, s: (batch_norm(x, state(np.float32), s, bias, axis_name="d")[0] * g).sum()  # noqa: E731
+    if layout == "vmap":  # taken outside
+        losses = jax.vmap(local, axis_name="d", in_axes=(0, 0, None))
+        split = lambda t: t.reshape(DEVICES, -1, *SHAPE[1:])  # noqa: E731
+        got = jax.jit(jax.grad(lambda s: losses(split(x), split(g), s).sum()))(scale)
+    elif "mean" in layout:  # taken inside, of the mean over devices
+        mean = lambda x, g, s: lax.pmean(local(x, g, s), "d")  # noqa: E731
+        got = DEVICES * jax.jit(
+            jax.shard_map(jax.grad(mean, 2), mesh=mesh(), in_specs=(P("d"), P("d"), P()), out_specs=P())
+        )(x, g, scale)
+    else:  # taken outside
+        each = lambda x, g, s: local(x, g, s)[None]  # noqa: E731
+        specs = {"in_specs": (P("d"), P("d"), P()), "out_specs": P("d"), "check_vma": "False" not in layout}
+        losses = jax.shard_map(each, mesh=mesh(), **specs)
+        got = jax.jit(jax.grad(lambda s: losses(x, g, s).sum()))(scale)
+    assert references.relative(got, want) < 2e-5
+
+
 def test_unequal_devices_weigh_by_count_where_flax_averages():
     """Flax averages the means of the devices, and one fully masked device makes everything NaN."""
     x = jnp.asarray(sample(np.float32)[0]).reshape(DEVICES, -1, 3)
