@@ -20,4 +20,18 @@ from bnjax._sample import rms_norm as rms_norm
 from bnjax._weights import spectral_norm as spectral_norm
 from bnjax._weights import weight_norm as weight_norm
 
+from bnjax._renorm import batch_renorm as batch_renorm
+from bnjax._evo import evo_norm_b0 as evo_norm_b0
+from bnjax._evo import evo_norm_s0 as evo_norm_s0
+from bnjax._response import filter_response_norm as filter_response_norm
+from bnjax._response import global_response_norm as global_response_norm
+from bnjax._response import local_response_norm as local_response_norm
+from bnjax._scaling import dynamic_tanh as dynamic_tanh
+from bnjax._scaling import partial_rms_norm as partial_rms_norm
+from bnjax._scaling import pixel_norm as pixel_norm
+from bnjax._scaling import positional_norm as positional_norm
+from bnjax._scaling import scale_norm as scale_norm
+from bnjax._scaling import scaled_activation as scaled_activation
+from bnjax._registry import NORMS as NORMS
+
 __version__ = "0.1.0"

@@ -2,9 +2,22 @@
 
 from bnjax.nnx._batch import BatchNorm as BatchNorm
 from bnjax.nnx._remat import remat as remat
+from bnjax.nnx._batch_family import BatchRenorm as BatchRenorm
+from bnjax.nnx._batch_family import EvoNormB0 as EvoNormB0
+from bnjax.nnx._make import make_norm as make_norm
+from bnjax.nnx._masks import norm_params_mask as norm_params_mask
 from bnjax.nnx._sample import GroupNorm as GroupNorm
 from bnjax.nnx._sample import InstanceNorm as InstanceNorm
 from bnjax.nnx._sample import LayerNorm as LayerNorm
 from bnjax.nnx._sample import RMSNorm as RMSNorm
+from bnjax.nnx._sample_family import DynamicTanh as DynamicTanh
+from bnjax.nnx._sample_family import EvoNormS0 as EvoNormS0
+from bnjax.nnx._sample_family import FilterResponseNorm as FilterResponseNorm
+from bnjax.nnx._sample_family import GlobalResponseNorm as GlobalResponseNorm
+from bnjax.nnx._sample_family import LocalResponseNorm as LocalResponseNorm
+from bnjax.nnx._sample_family import PartialRMSNorm as PartialRMSNorm
+from bnjax.nnx._sample_family import PixelNorm as PixelNorm
+from bnjax.nnx._sample_family import PositionalNorm as PositionalNorm
+from bnjax.nnx._sample_family import ScaleNorm as ScaleNorm
 from bnjax.nnx._weights import SpectralNorm as SpectralNorm
 from bnjax.nnx._weights import WeightNorm as WeightNorm
