@@ -123,6 +123,8 @@ def scale_norm(
     checks.positive(epsilon, "epsilon")
     features = checks.canonical_axes(axis, x.ndim)
     mask, t = checks.mask_array(where, x.shape), wide(x)
+    if mask is not None:
+        t = jnp.where(mask | jnp.isfinite(t), t, 0)
     square = jnp.square(valid(mask, t)).sum(features, keepdims=True)
     y = t * lax.rsqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2))
     return (y if scale is None else y * _one_number(scale, "scale")).astype(checks.output_dtype(dtype, x))

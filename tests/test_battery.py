@@ -1,0 +1,276 @@
+"""One battery for all norms: each does what its formula says, in every dtype, mask, API and transformation."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx, serialization
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import bnjax.linen
+import bnjax.nnx
+from bnjax import NORMS
+from tests import family
+from tests.family import ROWS
+
+SHAPE, SHAPES = (8, 3, 2, 6), [(8, 3, 2, 6), (8, 3, 6), (8, 6)]
+STATEFUL = [name for name in ROWS if NORMS[name].takes_running_average]
+MASKED = [name for name in ROWS if NORMS[name].mask == "yes"]
+SYNCED = [name for name in ROWS if NORMS[name].sync == "yes"]
+CHANNELS_TOGETHER: tuple[str, ...] = ()  # masks may not vary over channels
+each = pytest.mark.parametrize("name", ROWS)
+
+
+def module(name, **more):
+    return bnjax.linen.make_norm(name, **ROWS[name].options, **more)()
+
+
+def nnx_module(name, features=6, **more):
+    return bnjax.nnx.make_norm(name, features, **ROWS[name].options, rngs=nnx.Rngs(0), **more)
+
+
+def inputs(name, x):
+    return ROWS[name].inputs(len(x))
+
+
+def when(name, train):
+    """What the call of a module is told."""
+    return {"use_running_average": not train} if NORMS[name].takes_running_average else {}
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def run(name, x, variables, mask, more, train=True):
+    """The norm, by its linen module: output and new state."""
+    own = {"mask": mask} if mask is not None else {}
+    y, new = module(name).apply(variables, x, **when(name, train), **own, **more, mutable="batch_stats")
+    return y, new.get("batch_stats", {})
+
+
+@partial(jax.jit, static_argnums=0)
+def gradients(name, x, g, variables, mask, more):
+    """Output, new state, and the gradients of (y * g).sum() to x and the parameters."""
+
+    def loss(x, params):
+        y, new = run(name, x, variables | {"params": params}, mask, more)
+        return (y * g).sum(), (y, new)
+
+    grads, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(x, variables["params"])
+    return y, new, *grads
+
+
+def sample(name, shape=SHAPE, seed=0, mean=0.5):
+    """An input, a cotangent, and variables, none at its start."""
+    rng = np.random.default_rng(seed)
+    x, g = (rng.normal(size=shape) + mean).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    shapes = jax.eval_shape(partial(module(name).init, **when(name, True)), jax.random.key(0), x)
+
+    def away(path, t):
+        if t.dtype == np.int32:
+            return np.asarray(3, np.int32)
+        value = rng.random(t.shape) + 0.5 if path[-1].key != "mean" else rng.normal(size=t.shape)
+        return np.asarray(value, np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(away, shapes)
+    return x, g, {"params": {}, "batch_stats": {}} | variables
+
+
+def wide(tree):
+    return jax.tree.map(lambda t: np.asarray(t, np.float64), tree)
+
+
+def formula(xp, name, x, variables, n=None, train=True):
+    row, n = ROWS[name], xp.ones(x.shape) if n is None else n
+    p, state = variables["params"], variables["batch_stats"]
+    return row.formula(xp, x, p, n, state, train, **row.options, **inputs(name, x))
+
+
+def kept(name, variables, new):
+    """The state after a step, if `new` is that of the batch."""
+    old = variables["batch_stats"]
+    if name == "renorm":  # the root is what is averaged
+        root = 0.9 * np.sqrt(old["var"] + 1e-3) + 0.1 * np.sqrt(new["var"] + 1e-3)
+        return {"mean": 0.9 * old["mean"] + 0.1 * new["mean"], "var": root**2 - 1e-3, "step": old["step"] + 1}
+    return {k: 0.9 * old[k] + 0.1 * np.asarray(new[k]) for k in old}
+
+
+@partial(jax.jit, static_argnums=0)
+def differentiated(name, x, g, variables, n):
+    def loss(x, params):
+        return (formula(jnp, name, x, variables | {"params": params}, n)[0] * g).sum()
+
+    return jax.grad(loss, (0, 1))(x, variables["params"])
+
+
+def expected(name, x, g, variables, n=None):
+    """In float64: output and state from numpy, gradients from autodiff of the formula; one direction is checked by
+    finite differences of the numpy formula."""
+    n, sampled = np.ones(x.shape) if n is None else n, variables
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        x, g, variables = wide((x, g, variables))
+        y, new = formula(np, name, x, variables, n)
+        if name == "renorm":
+            state, options = variables["batch_stats"], {k: ROWS[name].options[k] for k in ("r_max", "d_max")}
+            constant = family.corrections(*family.mean_var(np, x, n, family.batch(x)), state, **options)
+            variables = variables | {"batch_stats": state | {"corrections": constant}}
+        dx, dparams = jax.tree.map(np.asarray, differentiated(name, x, g, variables, n))
+    v = np.random.default_rng(5).normal(size=x.shape) * 1e-6
+    slope = sum(s * (formula(np, name, x + s * v, variables, n)[0] * g).sum() for s in (1, -1)) / 2
+    np.testing.assert_allclose((dx * v).sum(), slope, rtol=1e-5, atol=1e-10)
+    return y, kept(name, wide(sampled), new), dx, dparams
+
+
+def assert_close(got, want, tolerance=5e-6):
+    """Each relative to its largest entry."""
+    got, want = dict(jax.tree_util.tree_leaves_with_path(got)), dict(jax.tree_util.tree_leaves_with_path(want))
+    for path, w in want.items():
+        t = np.asarray(got[path], np.float64)
+        np.testing.assert_allclose(
+            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
+        )
+
+
+@each
+def test_output_state_and_gradients(name):
+    x, g, variables = sample(name)
+    got = gradients(name, x, g, variables, None, inputs(name, x))
+    assert_close(got, expected(name, x, g, variables))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_out_is_not_there(name):
+    x, g, variables = sample(name)
+    n = np.random.default_rng(1).random(SHAPE) < 0.7
+    n[..., 0] = n[:, 0, 0] = True  # something everywhere
+    if name in CHANNELS_TOGETHER:
+        n = np.broadcast_to(n[..., :1], SHAPE)
+    y, state, dx, dparams = expected(name, np.where(n, x, 0), g * n, variables, n.astype(float))
+    got = gradients(name, np.where(n, x, np.nan), g * n, variables, n, inputs(name, x))
+    assert_close((np.where(n, got[0], 0), *got[1:]), (y * n, state, dx, dparams))
+    gone = np.arange(SHAPE[1]) < SHAPE[1] - 1  # the last row, taken away
+    got = gradients(name, x, g, variables, np.broadcast_to(gone[:, None, None], SHAPE), inputs(name, x))
+    y, new = formula(np, name, *wide((x[:, gone], variables)))
+    assert_close((got[0][:, gone], got[1]), (y, kept(name, wide(variables), new)))
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_short_floats_are_rounded_once(name, dtype):
+    """Statistics and arithmetic in float32: the result is that of float64, rounded to the dtype."""
+    x, _, variables = sample(name)
+    short = jnp.asarray(x, dtype)
+    y, state = jax.jit(
+        lambda x: module(name, dtype=dtype).apply(
+            variables, x, **when(name, True), **inputs(name, x), mutable="batch_stats"
+        )
+    )(short)
+    want, new = formula(np, name, *wide((np.asarray(short), variables)))
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=0.51 * float(jnp.finfo(dtype).eps), atol=1e-5)
+    assert_close(state.get("batch_stats", {}), kept(name, wide(variables), new))
+
+
+@each
+def test_under_vmap_without_jit(name):
+    a, b = sample(name), sample(name, seed=1)
+    xs, variables, more = np.stack([a[0], b[0]]), a[2], inputs(name, a[0])
+    want = [run(name, x, variables, None, more) for x in xs]
+    got = jax.vmap(lambda x: run.__wrapped__(name, x, variables, None, more))(xs)
+    assert_close(got, wide(jax.tree.map(lambda *t: np.stack(t), *want)))
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_evaluation(name):
+    """By the running state; where that is the state of the batch, what training gives."""
+    x, _, variables = sample(name)
+    y, state = run(name, x, variables, None, inputs(name, x), train=False)
+    assert_close(y, formula(np, name, *wide((x, variables)), train=False)[0])
+    assert_close(state, wide(variables["batch_stats"]), 0)
+    new = formula(np, name, *wide((x, variables)))[1]
+    settled = variables | {"batch_stats": variables["batch_stats"] | {k: np.float32(v) for k, v in new.items()}}
+    if name != "ghost":  # which trains by another state for each slice
+        train, again = (run(name, x, settled, None, inputs(name, x), train)[0] for train in (True, False))
+        assert_close(train, wide(again), 1e-5)
+
+
+@pytest.mark.parametrize("name", SYNCED)
+def test_eight_devices_are_one(name):
+    x, g, variables = sample(name, (16, 3, 6))
+    n = (np.random.default_rng(2).random(x.shape) < 0.7).astype(np.float32)
+    if name in CHANNELS_TOGETHER:
+        n = np.broadcast_to(n[..., :1], x.shape)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+
+    def f(x, n, more):
+        layer = module(name, axis_name="d")
+        y, new = layer.apply(variables, x, **when(name, True), mask=n, **more, mutable="batch_stats")
+        return y, new["batch_stats"]
+
+    specs = (P("d"), P("d"), P("d"))
+    got = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=(P("d"), P())))(x, n, inputs(name, x))
+    assert_close(got, wide(run(name, x, variables, n, inputs(name, x))))
+
+
+@each
+def test_nnx_is_linen(name):
+    x, _, variables = sample(name)
+    layer = nnx_module(name)
+    nnx.update(layer, jax.tree.map(jnp.asarray, variables["params"] | variables["batch_stats"]))
+    graph, state = nnx.split(layer)  # a round trip, and what of it can be written to a file
+    again = nnx.merge(graph, nnx.to_pure_dict(state))
+
+    @nnx.jit
+    def f(layer, x):
+        return layer(x, **when(name, True), **inputs(name, x))
+
+    y, new = f(again, x), nnx.to_pure_dict(nnx.state(again, nnx.BatchStat))
+    assert_close((y, new), wide(run(name, x, variables, None, inputs(name, x))), 1e-6)
+
+
+@each
+def test_under_scan_and_remat(name):
+    """Two layers, scanned: each has its own parameters and state."""
+    x, _, _ = sample(name)
+    more = inputs(name, x)
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return module(name)(x, **when(name, True), **more), None
+
+    axes = {"params": 0, "batch_stats": 0}
+    stack = nn.scan(nn.remat(Block, prevent_cse=False), axes, split_rngs={"params": True}, length=2)()
+    variables = stack.init(jax.random.key(0), x, None)
+    (y, _), new = jax.jit(partial(stack.apply, mutable="batch_stats"))(variables, x, None)
+    for i in range(2):
+        one = jax.tree.map(lambda t, i=i: t[i], variables)
+        own = {"params": {}, "batch_stats": {}} | {k: next(iter(v.values())) for k, v in one.items()}
+        x, state = run(name, x, own, None, more)
+        if state:
+            got = jax.tree.map(lambda t, i=i: t[i], next(iter(new["batch_stats"].values())))
+            assert_close(got, wide(state), 1e-5)
+    assert_close(y, wide(x), 1e-5)
+
+
+@each
+def test_serialization(name):
+    variables = sample(name)[2]
+    read = serialization.from_bytes(jax.tree.map(np.zeros_like, variables), serialization.to_bytes(variables))
+    jax.tree.map(np.testing.assert_array_equal, read, variables)
+
+
+@each
+@settings(max_examples=10, deadline=None)
+@given(st.sampled_from(SHAPES), st.integers(0, 2**16), st.floats(-100, 100))
+def test_any_input(name, shape, seed, mean):
+    x, _, variables = sample(name, shape, seed, mean)
+    if "mean" in variables["batch_stats"]:  # the pivot of one-pass statistics
+        variables["batch_stats"]["mean"] = x.mean(tuple(range(x.ndim - 1)))
+    y, _ = run(name, x, variables, None, inputs(name, x))
+    want = formula(np, name, *wide((x, variables)))[0]
+    assert_close(y, want, 3e-6 * (1 + abs(mean)))
