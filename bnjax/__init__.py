@@ -32,6 +32,15 @@ from bnjax._scaling import pixel_norm as pixel_norm
 from bnjax._scaling import positional_norm as positional_norm
 from bnjax._scaling import scale_norm as scale_norm
 from bnjax._scaling import scaled_activation as scaled_activation
+from bnjax._domains import domain_batch_norm as domain_batch_norm
+from bnjax._mixtures import batch_channel_norm as batch_channel_norm
+from bnjax._mixtures import example_weighted_batch_norm as example_weighted_batch_norm
+from bnjax._mixtures import switchable_norm as switchable_norm
+from bnjax._whitening import Whitening as Whitening
+from bnjax._whitening import decorrelated_batch_norm as decorrelated_batch_norm
+from bnjax._whitening import iterative_norm as iterative_norm
+from bnjax._weights import scaled_weight_standardize as scaled_weight_standardize
+from bnjax._weights import weight_standardize as weight_standardize
 from bnjax._registry import NORMS as NORMS
 
 __version__ = "0.1.0"

@@ -14,11 +14,14 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax._domains import domain_batch_norm
 from bnjax._evo import evo_norm_b0, evo_norm_s0
+from bnjax._mixtures import batch_channel_norm, example_weighted_batch_norm, switchable_norm
 from bnjax._moments import Moments
 from bnjax._renorm import batch_renorm
 from bnjax._response import filter_response_norm, global_response_norm, local_response_norm
 from bnjax._scaling import dynamic_tanh, partial_rms_norm, pixel_norm, positional_norm, scale_norm
+from bnjax._whitening import Whitening, decorrelated_batch_norm, group_of, iterative_norm
 
 Shape = tuple[int, ...]
 Options = Mapping[str, Any]
@@ -40,6 +43,21 @@ def constant(value: float) -> Variable:
 def number(start: Callable[[Shape, Options], ArrayLike], dtype: Any = None) -> Variable:
     """One number."""
     return Variable(start, lambda features, options: (), dtype)
+
+
+def three_ones() -> Variable:
+    """One number each for instance, layer and batch."""
+    return Variable(lambda features, options: 1.0, lambda features, options: (3,))
+
+
+def by_group(value: float) -> Variable:
+    """One number a group of channels."""
+    return Variable(lambda features, options: value, lambda features, options: (options["num_groups"],))
+
+
+def by_domain(value: float) -> Variable:
+    """One number a domain and feature."""
+    return Variable(lambda features, options: value, lambda features, options: (len(options["domains"]), *features))
 
 
 ZEROS, ONES = constant(0.0), constant(1.0)
@@ -93,6 +111,28 @@ BATCH_RENORM = Layer(
     pack=ScheduledMoments,
     signature_of=batch_renorm,
 )
+EXAMPLE_WEIGHTED = Layer(example_weighted_batch_norm, state=RUNNING)
+SWITCHABLE = Layer(switchable_norm, AFFINE | {"mean_weight": three_ones(), "var_weight": three_ones()}, RUNNING)
+BATCH_CHANNEL = Layer(
+    batch_channel_norm, AFFINE | {"channel_scale": by_group(1.0), "channel_bias": by_group(0.0)}, RUNNING
+)
+DOMAIN = Layer(domain_batch_norm, state={"mean": by_domain(0.0), "var": by_domain(1.0)})
+SPLIT = DOMAIN._replace(parameters={"scale": by_domain(1.0), "bias": by_domain(0.0)})
+
+
+def _matrices(channels: int, size: int) -> Shape:
+    return channels // size, size, size
+
+
+WHITENING = {
+    "mean": ZEROS,
+    "matrix": Variable(
+        lambda features, options: jnp.eye(group_of(features[0], options["group_size"])),
+        lambda features, options: _matrices(features[0], group_of(features[0], options["group_size"])),
+    ),
+}
+DECORRELATED = Layer(decorrelated_batch_norm, state=WHITENING, pack=Whitening)
+ITERATIVE = Layer(iterative_norm, state=WHITENING, pack=Whitening)
 EVO_NORM_B0 = Layer(evo_norm_b0, AFFINE | {"v": ONES}, RUNNING)
 EVO_NORM_S0 = Layer(evo_norm_s0, AFFINE | {"v": ONES})
 FILTER_RESPONSE_NORM = Layer(filter_response_norm, AFFINE | {"threshold": ZEROS})

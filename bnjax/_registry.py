@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from bnjax._batch import batch_norm
+from bnjax._domains import domain_batch_norm
 from bnjax._evo import evo_norm_b0, evo_norm_s0
+from bnjax._mixtures import batch_channel_norm, example_weighted_batch_norm, switchable_norm
 from bnjax._renorm import batch_renorm
 from bnjax._response import filter_response_norm, global_response_norm, local_response_norm
 from bnjax._sample import group_norm, instance_norm, layer_norm, rms_norm
 from bnjax._scaling import dynamic_tanh, partial_rms_norm, pixel_norm, positional_norm, scale_norm
-from bnjax._weights import spectral_norm, weight_norm
+from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax._whitening import decorrelated_batch_norm, iterative_norm
 
 
 class Norm(NamedTuple):
@@ -123,6 +126,34 @@ NORMS: dict[str, Norm] = {
         dynamic_tanh, "DynamicTanh", "none", "none", POINTWISE, POINTWISE, YES, "Zhu et al. 2025",
         "transformers, in the place of layer norm",
     ),
+    "example_weighted": Norm(
+        example_weighted_batch_norm, "ExampleWeightedBatchNorm", "N, H, W; evaluated with H, W", "mean, var", YES, YES,
+        YES, "Summers and Dinneen 2020", "batch norm, when the network is evaluated on other data",
+    ),
+    "domain": Norm(
+        domain_batch_norm, "DomainBatchNorm", "N, H, W of a domain", "mean, var of each domain", YES, YES, YES,
+        "Chang et al. 2019", "data from several sources; adaptation to a new one",
+    ),
+    "split": Norm(
+        domain_batch_norm, "SplitBatchNorm", "N, H, W of a part", "mean, var of each part", YES, YES, YES,
+        "Xie et al. 2020 (AdvProp)", "clean and adversarial (or augmented) examples in one batch",
+    ),
+    "switchable": Norm(
+        switchable_norm, "SwitchableNorm", "N, H, W; H, W; and H, W, C", "mean, var", YES, YES, YES, "Luo et al. 2018",
+        "where it is not known which of batch, instance and layer norm suits",
+    ),
+    "bcn": Norm(
+        batch_channel_norm, "BatchChannelNorm", "N, H, W; then H, W, and C of a group", "mean, var", YES, YES, YES,
+        "Qiao et al. 2019", "few examples a device, with weight standardization",
+    ),
+    "dbn": Norm(
+        decorrelated_batch_norm, "DecorrelatedBatchNorm", "N, H, W: the covariance of C", "mean, matrix", YES,
+        "yes, one for all channels", YES, "Huang et al. 2018", "whitened features, exactly",
+    ),
+    "iternorm": Norm(
+        iterative_norm, "IterativeNorm", "N, H, W: the covariance of C", "mean, matrix", YES,
+        "yes, one for all channels", YES, "Huang et al. 2019", "whitened features, on accelerators",
+    ),
     "spectral": Norm(
         spectral_norm, "SpectralNorm", "the weights, as a matrix", "u, sigma", WEIGHTS, WEIGHTS,
         "u and v are constants, as in the paper", "Miyato et al. 2018", "discriminators of GANs; wraps a layer",
@@ -130,6 +161,14 @@ NORMS: dict[str, Norm] = {
     "weight": Norm(
         weight_norm, "WeightNorm", "the weights of an output", "none", WEIGHTS, WEIGHTS, YES,
         "Salimans and Kingma 2016", "networks that must not mix examples; wraps a layer",
+    ),
+    "ws": Norm(
+        weight_standardize, "WeightStandardization", "the weights of an output", "none", WEIGHTS, WEIGHTS, YES,
+        "Qiao et al. 2019", "with group norm and few examples a device; wraps a layer",
+    ),
+    "scaled_ws": Norm(
+        scaled_weight_standardize, "ScaledWeightStandardization", "the weights of an output", "none", WEIGHTS, WEIGHTS,
+        YES, "Brock et al. 2021", "networks without activation norms (NF-nets); wraps a layer",
     ),
 }  # fmt: skip
 

@@ -2,8 +2,15 @@
 
 from bnjax.linen._batch import BatchNorm as BatchNorm
 from bnjax.linen._remat import remat as remat
+from bnjax.linen._batch_family import BatchChannelNorm as BatchChannelNorm
 from bnjax.linen._batch_family import BatchRenorm as BatchRenorm
+from bnjax.linen._batch_family import DecorrelatedBatchNorm as DecorrelatedBatchNorm
+from bnjax.linen._batch_family import DomainBatchNorm as DomainBatchNorm
 from bnjax.linen._batch_family import EvoNormB0 as EvoNormB0
+from bnjax.linen._batch_family import ExampleWeightedBatchNorm as ExampleWeightedBatchNorm
+from bnjax.linen._batch_family import IterativeNorm as IterativeNorm
+from bnjax.linen._batch_family import SplitBatchNorm as SplitBatchNorm
+from bnjax.linen._batch_family import SwitchableNorm as SwitchableNorm
 from bnjax.linen._make import make_norm as make_norm
 from bnjax.linen._masks import norm_params_mask as norm_params_mask
 from bnjax.linen._sample import GroupNorm as GroupNorm
@@ -19,5 +26,7 @@ from bnjax.linen._sample_family import PartialRMSNorm as PartialRMSNorm
 from bnjax.linen._sample_family import PixelNorm as PixelNorm
 from bnjax.linen._sample_family import PositionalNorm as PositionalNorm
 from bnjax.linen._sample_family import ScaleNorm as ScaleNorm
+from bnjax.linen._weights import ScaledWeightStandardization as ScaledWeightStandardization
 from bnjax.linen._weights import SpectralNorm as SpectralNorm
 from bnjax.linen._weights import WeightNorm as WeightNorm
+from bnjax.linen._weights import WeightStandardization as WeightStandardization

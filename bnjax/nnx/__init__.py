@@ -2,8 +2,15 @@
 
 from bnjax.nnx._batch import BatchNorm as BatchNorm
 from bnjax.nnx._remat import remat as remat
+from bnjax.nnx._batch_family import BatchChannelNorm as BatchChannelNorm
 from bnjax.nnx._batch_family import BatchRenorm as BatchRenorm
+from bnjax.nnx._batch_family import DecorrelatedBatchNorm as DecorrelatedBatchNorm
+from bnjax.nnx._batch_family import DomainBatchNorm as DomainBatchNorm
 from bnjax.nnx._batch_family import EvoNormB0 as EvoNormB0
+from bnjax.nnx._batch_family import ExampleWeightedBatchNorm as ExampleWeightedBatchNorm
+from bnjax.nnx._batch_family import IterativeNorm as IterativeNorm
+from bnjax.nnx._batch_family import SplitBatchNorm as SplitBatchNorm
+from bnjax.nnx._batch_family import SwitchableNorm as SwitchableNorm
 from bnjax.nnx._make import make_norm as make_norm
 from bnjax.nnx._masks import norm_params_mask as norm_params_mask
 from bnjax.nnx._sample import GroupNorm as GroupNorm
@@ -19,5 +26,7 @@ from bnjax.nnx._sample_family import PartialRMSNorm as PartialRMSNorm
 from bnjax.nnx._sample_family import PixelNorm as PixelNorm
 from bnjax.nnx._sample_family import PositionalNorm as PositionalNorm
 from bnjax.nnx._sample_family import ScaleNorm as ScaleNorm
+from bnjax.nnx._weights import ScaledWeightStandardization as ScaledWeightStandardization
 from bnjax.nnx._weights import SpectralNorm as SpectralNorm
 from bnjax.nnx._weights import WeightNorm as WeightNorm
+from bnjax.nnx._weights import WeightStandardization as WeightStandardization

@@ -17,3 +17,56 @@ class EvoNormB0(StatefulNorm):
     """`bnjax.evo_norm_b0` with its parameters and its running state."""
 
     layer = shared.EVO_NORM_B0
+
+
+class BatchChannelNorm(StatefulNorm):
+    """`bnjax.batch_channel_norm` with its parameters and its running state.
+
+    `num_groups` must divide the channels.
+    """
+
+    layer = shared.BATCH_CHANNEL
+
+
+class DecorrelatedBatchNorm(StatefulNorm):
+    """`bnjax.decorrelated_batch_norm` with its parameters and its running state."""
+
+    layer = shared.DECORRELATED
+
+
+class DomainBatchNorm(StatefulNorm):
+    """`bnjax.domain_batch_norm` with its parameters and its running state.
+
+    Scale and bias are shared by the `domains`. The call takes `domain`.
+    """
+
+    layer = shared.DOMAIN
+
+
+class ExampleWeightedBatchNorm(StatefulNorm):
+    """`bnjax.example_weighted_batch_norm` with its parameters and its running state."""
+
+    layer = shared.EXAMPLE_WEIGHTED
+
+
+class IterativeNorm(StatefulNorm):
+    """`bnjax.iterative_norm` with its parameters and its running state."""
+
+    layer = shared.ITERATIVE
+
+
+class SplitBatchNorm(StatefulNorm):
+    """`bnjax.domain_batch_norm` with its parameters and its running state.
+
+    Each of the `domains` has a scale and a bias of its own: the auxiliary batch norm of AdvProp. In training equal
+    parts of the batch go each through its own, clean examples first; at evaluation all go through the first. The call
+    takes `domain` for anything else.
+    """
+
+    layer = shared.SPLIT
+
+
+class SwitchableNorm(StatefulNorm):
+    """`bnjax.switchable_norm` with its parameters and its running state."""
+
+    layer = shared.SWITCHABLE

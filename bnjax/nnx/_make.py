@@ -11,7 +11,7 @@ from bnjax._registry import check_arguments, norm_named
 from bnjax.nnx._layers import Norm
 
 
-def make_norm(name: str, *positional: Any, **arguments: Any) -> nnx.Module:
+def make_norm(name: str, /, *positional: Any, **arguments: Any) -> nnx.Module:
     """The module of that name.
 
     Modules that keep a running state take `use_running_average` at the call, all others do not:
