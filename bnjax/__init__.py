@@ -41,6 +41,7 @@ from bnjax._whitening import decorrelated_batch_norm as decorrelated_batch_norm
 from bnjax._whitening import iterative_norm as iterative_norm
 from bnjax._weights import scaled_weight_standardize as scaled_weight_standardize
 from bnjax._weights import weight_standardize as weight_standardize
+from bnjax._recurrent import resize_steps as resize_steps
 from bnjax._registry import NORMS as NORMS
 
 __version__ = "0.1.0"

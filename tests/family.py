@@ -1,4 +1,4 @@
-"""The norms by their formulas, in numpy: a row for each.
+"""The norms by their formulas, in numpy, a row for each; and how results are compared with them.
 
 A formula takes the input, examples first and channels last, its parameters, the weights `n` (1 is valid, 0 is not; of
 the shape of the input), the running state, and whether it trains. It returns the output, and what the running state
@@ -10,6 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -17,6 +18,32 @@ class Row(NamedTuple):
     formula: Callable[..., Any]
     options: Mapping[str, Any] = MappingProxyType({})  # of function and modules
     inputs: Callable[[int], dict] = lambda n: {}  # of a call, besides the input
+
+
+def wide(tree):
+    return jax.tree.map(lambda t: np.asarray(t, np.float64), tree)
+
+
+def differences(loss, arguments, h=1e-5):
+    """The gradients of `loss`, good to 1e-9, by central differences."""
+    gradients = jax.tree.map(np.zeros_like, arguments)
+    for t, slope in zip(jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True):
+        for i in np.ndindex(t.shape):
+            here, ends = t[i], []
+            for t[i] in (here - h, here + h):
+                ends.append(loss(*arguments))
+            t[i], slope[i] = here, (ends[1] - ends[0]) / (2 * h)
+    return gradients
+
+
+def assert_close(got, want, tolerance=5e-6):
+    """Each relative to its largest entry."""
+    got, want = dict(jax.tree_util.tree_leaves_with_path(got)), dict(jax.tree_util.tree_leaves_with_path(want))
+    for path, w in want.items():
+        t = np.asarray(got[path], np.float64)
+        np.testing.assert_allclose(
+            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
+        )
 
 
 def mean_var(x, n, axes):

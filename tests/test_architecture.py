@@ -24,6 +24,7 @@ FLOORS = {
     "bnjax._domains": 4,
     "bnjax._evo": 4,
     "bnjax._mixtures": 4,
+    "bnjax._recurrent": 4,
     "bnjax._renorm": 4,
     "bnjax._response": 4,
     "bnjax._scaling": 4,

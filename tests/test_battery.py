@@ -17,7 +17,7 @@ import bnjax.linen
 import bnjax.nnx
 from bnjax import NORMS
 from tests import family
-from tests.family import ROWS
+from tests.family import ROWS, assert_close, differences, wide
 
 SHAPE, SHAPES = (4, 3, 2, 6), [(4, 3, 2, 6), (4, 3, 6), (8, 6)]
 STATEFUL = [name for name in ROWS if NORMS[name].takes_running_average]
@@ -84,10 +84,6 @@ def mask_of(name, n):
     return n[..., :1] if name in CHANNELS_TOGETHER else n
 
 
-def wide(tree):
-    return jax.tree.map(lambda t: np.asarray(t, np.float64), tree)
-
-
 def formula(name, x, variables, n=None, train=True):
     row, n = ROWS[name], np.ones(x.shape) if n is None else n
     p, state = variables["params"], variables["batch_stats"]
@@ -118,28 +114,6 @@ def expected(name, x, g, variables, n=None):
         return (formula(name, x, {"params": params, "batch_stats": state}, n)[0] * g).sum()
 
     return y, kept(name, variables, new), *differences(loss, (x, variables["params"]))
-
-
-def differences(loss, arguments, h=1e-5):
-    """The gradients of `loss`, good to 1e-9, by central differences."""
-    gradients = jax.tree.map(np.zeros_like, arguments)
-    for t, slope in zip(jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True):
-        for i in np.ndindex(t.shape):
-            here, ends = t[i], []
-            for t[i] in (here - h, here + h):
-                ends.append(loss(*arguments))
-            t[i], slope[i] = here, (ends[1] - ends[0]) / (2 * h)
-    return gradients
-
-
-def assert_close(got, want, tolerance=5e-6):
-    """Each relative to its largest entry."""
-    got, want = dict(jax.tree_util.tree_leaves_with_path(got)), dict(jax.tree_util.tree_leaves_with_path(want))
-    for path, w in want.items():
-        t = np.asarray(got[path], np.float64)
-        np.testing.assert_allclose(
-            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
-        )
 
 
 @each

@@ -13,6 +13,9 @@ from bnjax.linen._batch_family import SplitBatchNorm as SplitBatchNorm
 from bnjax.linen._batch_family import SwitchableNorm as SwitchableNorm
 from bnjax.linen._make import make_norm as make_norm
 from bnjax.linen._masks import norm_params_mask as norm_params_mask
+from bnjax.linen._recurrent import BatchNormLSTMCell as BatchNormLSTMCell
+from bnjax.linen._recurrent import LayerNormGRUCell as LayerNormGRUCell
+from bnjax.linen._recurrent import LayerNormLSTMCell as LayerNormLSTMCell
 from bnjax.linen._sample import GroupNorm as GroupNorm
 from bnjax.linen._sample import InstanceNorm as InstanceNorm
 from bnjax.linen._sample import LayerNorm as LayerNorm

@@ -13,6 +13,9 @@ from bnjax.nnx._batch_family import SplitBatchNorm as SplitBatchNorm
 from bnjax.nnx._batch_family import SwitchableNorm as SwitchableNorm
 from bnjax.nnx._make import make_norm as make_norm
 from bnjax.nnx._masks import norm_params_mask as norm_params_mask
+from bnjax.nnx._recurrent import BatchNormLSTMCell as BatchNormLSTMCell
+from bnjax.nnx._recurrent import LayerNormGRUCell as LayerNormGRUCell
+from bnjax.nnx._recurrent import LayerNormLSTMCell as LayerNormLSTMCell
 from bnjax.nnx._sample import GroupNorm as GroupNorm
 from bnjax.nnx._sample import InstanceNorm as InstanceNorm
 from bnjax.nnx._sample import LayerNorm as LayerNorm
