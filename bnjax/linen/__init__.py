@@ -1,7 +1,6 @@
 """Normalization for `flax.linen`: drop-in for Flax's modules, with more abilities."""
 
 from bnjax.linen._batch import BatchNorm as BatchNorm
-from bnjax.linen._remat import remat as remat
 from bnjax.linen._batch_family import BatchChannelNorm as BatchChannelNorm
 from bnjax.linen._batch_family import BatchRenorm as BatchRenorm
 from bnjax.linen._batch_family import DecorrelatedBatchNorm as DecorrelatedBatchNorm
@@ -16,6 +15,7 @@ from bnjax.linen._masks import norm_params_mask as norm_params_mask
 from bnjax.linen._recurrent import BatchNormLSTMCell as BatchNormLSTMCell
 from bnjax.linen._recurrent import LayerNormGRUCell as LayerNormGRUCell
 from bnjax.linen._recurrent import LayerNormLSTMCell as LayerNormLSTMCell
+from bnjax.linen._remat import remat as remat
 from bnjax.linen._sample import GroupNorm as GroupNorm
 from bnjax.linen._sample import InstanceNorm as InstanceNorm
 from bnjax.linen._sample import LayerNorm as LayerNorm

@@ -1,7 +1,6 @@
 """Normalization for `flax.nnx`: drop-in for Flax's modules, with more abilities."""
 
 from bnjax.nnx._batch import BatchNorm as BatchNorm
-from bnjax.nnx._remat import remat as remat
 from bnjax.nnx._batch_family import BatchChannelNorm as BatchChannelNorm
 from bnjax.nnx._batch_family import BatchRenorm as BatchRenorm
 from bnjax.nnx._batch_family import DecorrelatedBatchNorm as DecorrelatedBatchNorm
@@ -16,6 +15,7 @@ from bnjax.nnx._masks import norm_params_mask as norm_params_mask
 from bnjax.nnx._recurrent import BatchNormLSTMCell as BatchNormLSTMCell
 from bnjax.nnx._recurrent import LayerNormGRUCell as LayerNormGRUCell
 from bnjax.nnx._recurrent import LayerNormLSTMCell as LayerNormLSTMCell
+from bnjax.nnx._remat import remat as remat
 from bnjax.nnx._sample import GroupNorm as GroupNorm
 from bnjax.nnx._sample import InstanceNorm as InstanceNorm
 from bnjax.nnx._sample import LayerNorm as LayerNorm
