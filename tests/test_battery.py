@@ -271,11 +271,12 @@ def test_serialization(name):
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.sampled_from(SHAPES), st.integers(0, 2**16), st.floats(-100, 100))
 def test_any_input(name, shape, seed, mean):
+    if name == "ghost" and len(shape) == 2:
+        shape = SHAPE  # not two numbers, whose variance may be small beside their distance to the pivot
     x, _, variables = sample(name, shape, seed, mean)
     if "mean" in variables["batch_stats"]:  # the pivot of one-pass statistics
         old = variables["batch_stats"]["mean"]
         variables["batch_stats"]["mean"] = np.broadcast_to(x.mean(tuple(range(x.ndim - 1))), old.shape)
     y, _ = run(name, x, variables, None, inputs(name, x))
     want = formula(name, *wide((x, variables)))[0]
-    # 6e-5 for ghosts of two examples: their variance may be small beside their distance to the pivot.
-    assert_close(y, want, 1e-4 if name == "ghost" else 3e-6 * (1 + abs(mean)))
+    assert_close(y, want, 3e-6 * (1 + abs(mean)))
