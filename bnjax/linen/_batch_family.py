@@ -10,6 +10,10 @@ class BatchRenorm(Affine, StatefulNorm):
     """`bnjax.batch_renorm` with its parameters and its running state.
 
     `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `batch_stats/step`.
+
+    >>> layer = BatchRenorm(use_running_average=False, d_max=lambda step: 5.0 * (step > 100))
+    >>> print(layer.init(jax.random.key(0), jnp.ones((2, 3)))["batch_stats"]["step"])
+    0
     """
 
     layer = shared.BATCH_RENORM
@@ -70,6 +74,12 @@ class DomainBatchNorm(Affine, StatefulNorm):
     """`bnjax.domain_batch_norm` with its parameters and its running state.
 
     Scale and bias are shared by the `domains`. The call takes `domain`.
+
+    >>> layer = DomainBatchNorm(domains=("source", "target"), use_running_average=False)
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((4, 3)))
+    >>> y, state = layer.apply(variables, jnp.ones((4, 3)), domain="target", mutable="batch_stats")
+    >>> print(state["batch_stats"]["mean"][:, 0])
+    [0.   0.01]
     """
 
     layer = shared.DOMAIN

@@ -7,7 +7,13 @@ from bnjax.nnx._layers import StatefulNorm
 class BatchRenorm(StatefulNorm):
     """`bnjax.batch_renorm` with its parameters and its running state.
 
-    `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `batch_stats/step`.
+    `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `step`.
+
+    >>> from flax import nnx
+    >>> layer = BatchRenorm(3, d_max=lambda step: 5.0 * (step > 100), rngs=nnx.Rngs(0))
+    >>> y = layer(jnp.arange(6.0).reshape(2, 3))
+    >>> print(layer.step[...])
+    1
     """
 
     layer = shared.BATCH_RENORM
@@ -38,6 +44,12 @@ class DomainBatchNorm(StatefulNorm):
     """`bnjax.domain_batch_norm` with its parameters and its running state.
 
     Scale and bias are shared by the `domains`. The call takes `domain`.
+
+    >>> from flax import nnx
+    >>> layer = DomainBatchNorm(3, domains=("source", "target"), rngs=nnx.Rngs(0))
+    >>> y = layer(jnp.ones((4, 3)), domain="target")
+    >>> print(layer.mean[:, 0])
+    [0.   0.01]
     """
 
     layer = shared.DOMAIN
