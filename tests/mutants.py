@@ -183,6 +183,8 @@ MUTANTS = [
         "recurrent: padding counts as seen", "nnx/_recurrent.py",
         "jnp.where(mask.any(), now + 1, 0)", "now + 1",
         "test_family_recurrent.py::test_steps_past_the_longest_seen_reuse_the_last[nnx]",
+    ),
+    Mutant(
         "ghost: the shared state without the variance between slices", "_batch.py",
         "slices.var + abs_sq(d))]", "slices.var + 0 * abs_sq(d))]",
         "test_sync.py::test_ghost_batches_stay_on_their_device_and_the_state_is_of_all[vmap]",
