@@ -76,9 +76,11 @@ class LinenCNN(nn.Module):
     config: ModelConfig
     shape: Shape
     classes: int
+    norm: Mapping[str, Any]
 
     def setup(self) -> None:
-        norms = {"none": lambda _: _no_norm, "batch": lambda _: bnn.BatchNorm(momentum=self.config.momentum)}
+        arguments = {"momentum": self.config.momentum, **self.norm}
+        norms = {"none": lambda _: _no_norm, "batch": lambda _: bnn.BatchNorm(**arguments)}
         layers = Layers(
             norm=norms[self.config.norm],
             conv=lambda _, features: nn.Conv(features, (3, 3)),
@@ -93,11 +95,9 @@ class LinenCNN(nn.Module):
 class NnxCNN(nnx.Module):
     """The article's network for nnx."""
 
-    def __init__(self, config: ModelConfig, shape: Shape, classes: int, *, rngs: nnx.Rngs):
-        norms = {
-            "none": lambda _: _no_norm,
-            "batch": lambda features: bnnx.BatchNorm(features, momentum=config.momentum, rngs=rngs),
-        }
+    def __init__(self, config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any], *, rngs: nnx.Rngs):
+        arguments = {"momentum": config.momentum, **norm, "rngs": rngs}
+        norms = {"none": lambda _: _no_norm, "batch": lambda features: bnnx.BatchNorm(features, **arguments)}
         layers = Layers(
             norm=norms[config.norm],
             conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), rngs=rngs),
@@ -109,14 +109,14 @@ class NnxCNN(nnx.Module):
         return forward(self, x, train=train, mask=mask)
 
 
-def make_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
-    """The network of a config, for images of `shape`."""
+def make_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any] | None = None) -> Network:
+    """The network of a config, for images of `shape`; `norm` are arguments of every `BatchNorm`."""
     make = {"linen": _linen_network, "nnx": _nnx_network}
-    return make[config.api](config, shape, classes)
+    return make[config.api](config, shape, classes, norm or {})
 
 
-def _linen_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
-    model = LinenCNN(config, shape, classes)
+def _linen_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:
+    model = LinenCNN(config, shape, classes, norm)
 
     def init(key: Array) -> tuple[Tree, Tree]:
         variables = model.init(key, jnp.zeros((1, *shape)), train=False, mask=jnp.ones(1, bool))
@@ -130,9 +130,9 @@ def _linen_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
     return Network(init, apply)
 
 
-def _nnx_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
+def _nnx_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:
     def model(key: Array) -> NnxCNN:
-        return NnxCNN(config, shape, classes, rngs=nnx.Rngs(key))
+        return NnxCNN(config, shape, classes, norm, rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(model, jax.random.key(0)))
 

@@ -79,7 +79,7 @@ def _train_epoch(
     per_epoch = steps_per_epoch(config, data)
     order = epoch_order(config.seed, epoch, len(data.train.label))
     sums: list[Sums] = []
-    for i, batch in enumerate(batches(data.train, config.train.batch_size, order), start=1):
+    for i, batch in enumerate(batches(data.train, config.train.batch_size, order, program.train_share), start=1):
         state, new = program.train_step(state, batch)
         sums.append(new)
         if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
@@ -92,7 +92,7 @@ def _train_epoch(
 
 def evaluate(program: Program, state: TrainState, examples: Examples, batch_size: int) -> list[Sums]:
     """What the model is worth on `examples`, each counted once."""
-    return [program.eval_step(state, batch) for batch in batches(examples, batch_size)]
+    return [program.eval_step(state, batch) for batch in batches(examples, batch_size, share=program.eval_share)]
 
 
 def _means(name: str, sums: Iterable[Sums]) -> Record:

@@ -1,7 +1,7 @@
 """What is compiled: the initial state, a training step and an evaluation step, all pure."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+import bnjax
+from bnjax import Moments
 from experiments.config import Config, OptimizerConfig
+from experiments.data import Share
 from experiments.models import Network, Shape, Tree, make_network
+from experiments.parallel import Layout, accumulated, make_layout, micro_batches
 
 Sums = dict[str, Array]  # over the examples that count: "loss", "correct", and "count", how many they are
 
@@ -30,16 +34,30 @@ class Program(NamedTuple):
     init: Callable[[Array], TrainState]
     train_step: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Sums]]
     eval_step: Callable[[TrainState, Mapping[str, Any]], Sums]
+    train_share: Share
+    eval_share: Share
+    """The share of this process of the batches that the two steps take."""
 
 
-def make_program(config: Config, shape: Shape, classes: int, total_steps: int) -> Program:
+def make_program(
+    config: Config, shape: Shape, classes: int, total_steps: int, devices: Sequence[jax.Device] | None = None
+) -> Program:
     """The program of a config for images of `shape`; `train_step` takes over the memory of the state it is given."""
-    network = make_network(config.model, shape, classes)
+    layout = make_layout(config, devices)
+    train_share = layout.share(config.train.batch_size, layout.accumulate)
+    # With momentum 0 what a norm leaves is what it measured; the step puts that together and takes the average.
+    norm = {**layout.norm(train_share.rows), "momentum": 0.0}
+    network = make_network(config.model, shape, classes, norm)
     optimizer = make_optimizer(config.optimizer, total_steps)
+    init = functools.partial(init_state, network, optimizer, config.model.dtype)
+    train = layout.spread(functools.partial(train_step, network, optimizer, layout, config.model.momentum), donate=True)
+    evaluate = layout.spread(functools.partial(eval_step, network, layout))
     return Program(
-        jax.jit(functools.partial(init_state, network, optimizer)),
-        jax.jit(functools.partial(train_step, network, optimizer), donate_argnums=0),
-        jax.jit(functools.partial(eval_step, network)),
+        jax.jit(init, out_shardings=layout.whole),
+        lambda state, batch: train(state, layout.place(batch)),
+        lambda state, batch: evaluate(state, layout.place(batch)),
+        train_share,
+        layout.share(config.train.eval_batch_size),
     )
 
 
@@ -53,31 +71,69 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return optax.adam(schedule) if config.name == "adam" else optax.sgd(schedule, momentum=0.9, nesterov=True)
 
 
-def init_state(network: Network, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    params, stats = network.init(key)
+def init_state(network: Network, optimizer: optax.GradientTransformation, dtype: str, key: Array) -> TrainState:
+    params, stats = jax.tree.map(lambda t: t.astype(dtype), network.init(key))
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 
 def train_step(
-    network: Network, optimizer: optax.GradientTransformation, state: TrainState, batch: Mapping[str, Array]
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    momentum: float,
+    state: TrainState,
+    batch: Mapping[str, Array],
 ) -> tuple[TrainState, Sums]:
-    """One step down the mean loss of the examples that count."""
+    """One step down the mean loss of the examples that count; of one part of the batch, whatever the layout."""
+    batches = micro_batches(_cast(batch, state.params), layout.accumulate)
+    counts = layout.members(batches["mask"].sum(1, dtype=batches["image"].dtype))  # in the group
+    total = jnp.maximum(layout.groups(counts.sum()), 1)
 
-    def mean_loss(params: Tree) -> tuple[Array, tuple[Sums, Tree]]:
-        logits, stats = network.apply(params, state.batch_stats, batch["image"], train=True, mask=batch["mask"])
-        sums = measure(logits, batch)
-        return sums["loss"] / jnp.maximum(sums["count"], 1), (sums, stats)
+    def share_of_loss(params: Tree, part: Mapping[str, Array], count: Array) -> tuple[Array, tuple[Sums, Tree]]:
+        logits, stats = network.apply(params, state.batch_stats, part["image"], train=True, mask=part["mask"])
+        sums = measure(logits, part)
+        return sums["loss"] / total, (sums, moments_of(stats, count))
 
-    grads, (sums, stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+    gradient = jax.grad(share_of_loss, has_aux=True)
+    grads, (sums, measured) = accumulated(gradient, layout.own(state.params), (batches, counts))
+    grads, sums = layout.total((grads, jax.tree.map(lambda t: t.sum(0), sums)))
+    stats = jax.tree.map(
+        functools.partial(next_statistics, layout, momentum),
+        measured,
+        moments_of(state.batch_stats, total),
+        is_leaf=_is_norm,
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, stats, opt_state), sums
 
 
-def eval_step(network: Network, state: TrainState, batch: Mapping[str, Array]) -> Sums:
+def eval_step(network: Network, layout: Layout, state: TrainState, batch: Mapping[str, Array]) -> Sums:
     """What `state` is worth on a batch, by its running statistics."""
+    batch = _cast(batch, state.params)
     logits, _ = network.apply(state.params, state.batch_stats, batch["image"], train=False, mask=batch["mask"])
-    return measure(logits, batch)
+    return layout.total(measure(logits, batch))
+
+
+def next_statistics(layout: Layout, momentum: float, measured: Moments, running: Moments) -> dict[str, Array]:
+    """The running statistics of a norm after one step, in which the whole batch counts as one measurement."""
+    new = bnjax.ema(running, layout.pooled(measured, running.mean), momentum)
+    return {"mean": new.mean, "var": new.var}
+
+
+def moments_of(stats: Tree, count: Array) -> Any:
+    """The same tree, with the `mean` and `var` of every norm as its `Moments`."""
+    if "mean" in stats:
+        return Moments(count, stats["mean"], stats["var"])
+    return {name: moments_of(inner, count) for name, inner in stats.items()}
+
+
+def _is_norm(tree: Any) -> bool:
+    return isinstance(tree, Moments)
+
+
+def _cast(batch: Mapping[str, Array], params: Tree) -> dict[str, Array]:
+    return {**batch, "image": batch["image"].astype(jax.tree.leaves(params)[0].dtype)}
 
 
 def measure(logits: Array, batch: Mapping[str, Array]) -> Sums:
