@@ -18,5 +18,8 @@ from bnjax._sample import layer_norm as layer_norm
 from bnjax._sample import rms_norm as rms_norm
 from bnjax._weights import spectral_norm as spectral_norm
 from bnjax._weights import weight_norm as weight_norm
+from bnjax._sharding import batch_sharding as batch_sharding
+from bnjax._sharding import data_mesh as data_mesh
+from bnjax._sharding import replicate as replicate
 
 __version__ = "0.1.0"

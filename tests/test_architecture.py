@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "bnjax._checks": 0,
     "bnjax._devices": 0,
+    "bnjax._sharding": 1,
     "bnjax._affine": 1,
     "bnjax._moments": 1,
     "bnjax._normalize": 2,
