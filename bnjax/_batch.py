@@ -1,6 +1,5 @@
 """Batch normalization: measure, combine, normalize, and a running state in and out."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +13,9 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._affine import Activation, activate, affine_of, form_of
 from bnjax._devices import AxisName, Groups
-from bnjax._moments import (
-    Moments,
-    all_reduce,
-    ema,
-    merge,
-    reduce,
-)
+from bnjax._moments import Moments, all_reduce, reduce
 from bnjax._normalize import Sets, pivot_of, standardize
+from bnjax._state import check_momentum, next_state
 
 
 def batch_norm(
@@ -92,15 +86,39 @@ def batch_norm(
     [[-1. -1.]
      [ 1.  1.]] [1. 1.] [1.  2.5]
     """
+    check_momentum(momentum, unbiased)
+    y, batch = normalize_by_batch(
+        x, running, scale, bias,
+        axis=axis, epsilon=epsilon, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups,
+        virtual_batch_size=virtual_batch_size, pivot=pivot, residual=residual, activation=activation, dtype=dtype,
+    )  # fmt: skip
+    state = next_state(running, batch, momentum, unbiased)
+    return y, lax.stop_gradient(state)
+
+
+def normalize_by_batch(
+    x: ArrayLike,
+    running: Moments,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    axis: checks.Axes,
+    epsilon: ArrayLike,
+    where: ArrayLike | None,
+    axis_name: AxisName | None,
+    axis_index_groups: Groups,
+    virtual_batch_size: int | None,
+    pivot: str | None,
+    residual: ArrayLike | None,
+    activation: Activation,
+    dtype: DTypeLike | None,
+) -> tuple[Array, Moments]:
+    """`batch_norm` before the step of the running state: the output, and the moments of the batch."""
     x = checks.inexact_array(x)
     axis_name = checks.hashable_name(axis_name)
     features = checks.canonical_axes(axis, x.ndim)
     measured = checks.other_axes(features, x.ndim)
     checks.choice(pivot, "pivot", ("running", "sample", None))
-    if momentum is not None:
-        checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
-    elif unbiased:
-        raise ValueError("`unbiased=True` needs a `momentum`: `momentum=None` merges biased moments.")
     form = form_of(x, activation, dtype)
     _check_running(running, x, features, form.wide)
     if axis_index_groups is not None and axis_name is None:
@@ -123,8 +141,7 @@ def batch_norm(
         if axis_name is not None:
             common = center if pivot == "running" else None
             batch = all_reduce(batch, axis_name, pivot=common, axis_index_groups=axis_index_groups)
-    state = next_state(running, _of_features(batch, jnp.shape(running.mean)), momentum, unbiased)
-    return activate(y, activation), lax.stop_gradient(state)
+    return activate(y, activation), _of_features(batch, jnp.shape(running.mean))
 
 
 def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:
@@ -168,25 +185,6 @@ def _check_several_values(x: Array, measured: Sequence[int], size: int | None) -
             + ("" if size is None else f" in slices of `virtual_batch_size={size}`")
             + ". Use a larger batch, an `axis_name` that adds other devices, or `normalize(x, running)`."
         )
-
-
-def next_state(running: Moments, batch: Moments, momentum: ArrayLike | None, unbiased: bool) -> Moments:
-    if momentum is None:
-        if batch.count.ndim and not jnp.ndim(running.count):
-            raise ValueError(
-                "`running.count` must have the shape of the features, because `where` varies over them and "
-                "`momentum=None` counts; its shape is ()."
-            )
-        merged = merge(running, batch)
-        return jax.tree.map(
-            lambda new, old: jnp.broadcast_to(new, jnp.shape(old)).astype(jnp.asarray(old).dtype),
-            merged,
-            running,
-        )
-    if unbiased:
-        n = batch.count
-        batch = dataclasses.replace(batch, var=batch.var * (n / jnp.maximum(n - 1, 1)))
-    return ema(running, batch, momentum)
 
 
 def _of_features(m: Moments, shape: Sequence[int]) -> Moments:

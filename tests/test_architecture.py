@@ -17,6 +17,8 @@ FLOORS = {
     "bnjax._affine": 1,
     "bnjax._moments": 1,
     "bnjax._normalize": 2,
+    "bnjax._state": 2,
+    "bnjax._accumulate": 2,
     "bnjax._batch": 3,
     "bnjax._sample": 3,
     "bnjax._weights": 3,
