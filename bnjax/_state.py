@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
 from jax.typing import ArrayLike
 
@@ -111,7 +111,7 @@ def sync_batch_stats(batch_stats: Any, axis_name: AxisName, counts: ArrayLike | 
         a `var` of one shape side by side are a pair, weighted by the `count` beside them if any device has one above
         zero. Every other floating-point leaf is averaged (spectral norm's `u` and `sigma` are equal on all
         devices); a `count` too, so that it is the device's share of what all have seen, pooling again changes
-        nothing, and training may go on per device. Integers stay as they are.
+        nothing, and training may go on per device. Of integers it is the largest.
       axis_name: a name, or a tuple of names, of `pmap`, `shard_map` or `vmap`.
       counts: a number, what this device's statistics weigh: the valid elements or examples it has seen. By default,
         or where it is 0 on all of them, devices weigh the same.
@@ -134,9 +134,13 @@ def sync_batch_stats(batch_stats: Any, axis_name: AxisName, counts: ArrayLike | 
         )
     weight = jnp.asarray(1.0) if counts is None else jnp.maximum(jnp.asarray(counts, float), NEXT_TO_NOTHING)
     named, structure = _flat(batch_stats)
+    axis_name = checks.hashable_name(axis_name)
+    for path, leaf in named.items():
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
+            named[path] = lax.pmax(leaf, axis_name)
     entries = list(_entries(named, weight))
     if entries:
-        pooled = all_reduce(_joined([e.moments for e in entries]), checks.hashable_name(axis_name))
+        pooled = all_reduce(_joined([e.moments for e in entries]), axis_name)
         ends = np.cumsum([e.moments.mean.size for e in entries])[:-1]
         for e, mean, var in zip(entries, jnp.split(pooled.mean, ends), jnp.split(pooled.var, ends), strict=True):
             named[e.mean] = _like(named[e.mean], mean)
