@@ -1,6 +1,5 @@
 """Batch normalization: measure, combine, normalize, and a running state in and out."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +12,10 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation, activate, affine_of, form_of
-from bnjax._devices import AxisName, Groups
-from bnjax._moments import (
-    Moments,
-    all_reduce,
-    ema,
-    merge,
-    reduce,
-)
+from bnjax._devices import AxisName, Groups, num_shards
+from bnjax._moments import Moments, about_pivot, abs_sq, all_reduce, reduce
 from bnjax._normalize import Sets, pivot_of, standardize
+from bnjax._state import check_momentum, next_state
 
 
 def batch_norm(
@@ -92,20 +86,44 @@ def batch_norm(
     [[-1. -1.]
      [ 1.  1.]] [1. 1.] [1.  2.5]
     """
+    check_momentum(momentum, unbiased)
+    y, batch = normalize_by_batch(
+        x, running, scale, bias,
+        axis=axis, epsilon=epsilon, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups,
+        virtual_batch_size=virtual_batch_size, pivot=pivot, residual=residual, activation=activation, dtype=dtype,
+    )  # fmt: skip
+    state = next_state(running, batch, momentum, unbiased)
+    return y, lax.stop_gradient(state)
+
+
+def normalize_by_batch(
+    x: ArrayLike,
+    running: Moments,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    axis: checks.Axes,
+    epsilon: ArrayLike,
+    where: ArrayLike | None,
+    axis_name: AxisName | None,
+    axis_index_groups: Groups,
+    virtual_batch_size: int | None,
+    pivot: str | None,
+    residual: ArrayLike | None,
+    activation: Activation,
+    dtype: DTypeLike | None,
+) -> tuple[Array, Moments]:
+    """`batch_norm` before the step of the running state: the output, and the moments of the batch."""
     x = checks.inexact_array(x)
     axis_name = checks.hashable_name(axis_name)
     features = checks.canonical_axes(axis, x.ndim)
     measured = checks.other_axes(features, x.ndim)
     checks.choice(pivot, "pivot", ("running", "sample", None))
-    if momentum is not None:
-        checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
-    elif unbiased:
-        raise ValueError("`unbiased=True` needs a `momentum`: `momentum=None` merges biased moments.")
     form = form_of(x, activation, dtype)
     _check_running(running, x, features, form.wide)
     if axis_index_groups is not None and axis_name is None:
         raise ValueError("`axis_index_groups` are groups along `axis_name`, which is None; name the axis too.")
-    _check_virtual_batch(virtual_batch_size, x.shape, features)
+    _check_virtual_batch(virtual_batch_size, x, features)
     if axis_name is None or virtual_batch_size is not None:
         _check_several_values(x, measured, virtual_batch_size)
     affine = affine_of(form, x, features, scale, bias, residual, epsilon)
@@ -119,12 +137,11 @@ def batch_norm(
         sets = Sets(tuple(a + 1 for a in measured))
         xs, affine, mask, centers = _slices((x, affine, mask, center), x.shape[0], virtual_batch_size)
         y, slices = standardize(form, sets, xs, affine, pivot_of(pivot, form, sets, xs, mask, centers), mask)
-        y, batch = y.reshape(x.shape), reduce(slices)
+        common = center if pivot == "running" else None
+        y, batch = y.reshape(x.shape), reduce(slices) if common is None else _reduce_about(common, slices)
         if axis_name is not None:
-            common = center if pivot == "running" else None
             batch = all_reduce(batch, axis_name, pivot=common, axis_index_groups=axis_index_groups)
-    state = next_state(running, _of_features(batch, jnp.shape(running.mean)), momentum, unbiased)
-    return activate(y, activation), lax.stop_gradient(state)
+    return activate(y, activation), _of_features(batch, jnp.shape(running.mean))
 
 
 def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:
@@ -145,15 +162,22 @@ def _check_running(running: Moments, x: Array, features: Sequence[int], wide: An
         )
 
 
-def _check_virtual_batch(size: int | None, shape: Sequence[int], features: Sequence[int]) -> None:
+def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int]) -> None:
     if size is None:
         return
     if 0 in features:
         raise ValueError(f"`virtual_batch_size` slices axis 0, but `axis` makes it a feature axis: {features}.")
-    if not isinstance(size, int | np.integer) or size < 1 or shape[0] % size:
+    if not isinstance(size, int | np.integer) or size < 1 or x.shape[0] % size:
         raise ValueError(
             f"`virtual_batch_size` must be a positive integer that divides the batch, but it is {size!r} for a "
-            f"batch of {shape[0]}."
+            f"batch of {x.shape[0]}."
+        )
+    shards = num_shards(x, 0)
+    if x.shape[0] // size % shards:
+        raise ValueError(
+            f"`virtual_batch_size` must divide the {x.shape[0] // shards} examples that each of the {shards} shards of "
+            f"an Explicit mesh has, but it is {size}. Where slices are to span devices, use an Auto mesh, or "
+            "`shard_map` over a mesh of two axes with the inner one as `axis_name`."
         )
 
 
@@ -170,29 +194,19 @@ def _check_several_values(x: Array, measured: Sequence[int], size: int | None) -
         )
 
 
-def next_state(running: Moments, batch: Moments, momentum: ArrayLike | None, unbiased: bool) -> Moments:
-    if momentum is None:
-        if batch.count.ndim and not jnp.ndim(running.count):
-            raise ValueError(
-                "`running.count` must have the shape of the features, because `where` varies over them and "
-                "`momentum=None` counts; its shape is ()."
-            )
-        merged = merge(running, batch)
-        return jax.tree.map(
-            lambda new, old: jnp.broadcast_to(new, jnp.shape(old)).astype(jnp.asarray(old).dtype),
-            merged,
-            running,
-        )
-    if unbiased:
-        n = batch.count
-        batch = dataclasses.replace(batch, var=batch.var * (n / jnp.maximum(n - 1, 1)))
-    return ema(running, batch, momentum)
-
-
 def _of_features(m: Moments, shape: Sequence[int]) -> Moments:
     """Moments with axes kept, in the shape of the features."""
     count = m.count.reshape(()) if m.count.size == 1 else jnp.broadcast_to(m.count, m.mean.shape).reshape(shape)
     return Moments(count, m.mean.reshape(shape), m.var.reshape(shape))
+
+
+def _reduce_about(c: Array, slices: Moments) -> Moments:
+    """`reduce(slices)`, in sums about c: one all-reduce where slices lie on several devices, not two."""
+    d = slices.mean - c[None]
+    total = [(slices.count * t).sum(0) for t in (d, slices.var + abs_sq(d))]
+    count = slices.count.sum(0) if slices.count.ndim else slices.count * len(d)
+    delta, var = about_pivot(count, *total)
+    return Moments(count, c + delta, jnp.maximum(var, 0))
 
 
 def _slices(tree: Any, batch: int, size: int) -> Any:

@@ -1,5 +1,6 @@
 """Sums over devices: one all-reduce, and the guard that what is summed may be added up."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -50,7 +51,7 @@ def psum_about(pivot: Array, sums: Any, axis_name: AxisName | None, groups: Grou
     if axis_name is None:
         return sums
     names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    if all(_varying(lax.axis_index(name)) for name in names):
+    if all(varying(lax.axis_index(name)) for name in names):
         _check_same(pivot, names)
         return psum(sums, axis_name, groups)
     mark = _fingerprint(pivot)
@@ -60,7 +61,7 @@ def psum_about(pivot: Array, sums: Any, axis_name: AxisName | None, groups: Grou
 
 
 def _check_same(pivot: Array, names: Sequence[Any]) -> None:
-    differing = set(names) & _varying(pivot)
+    differing = set(names) & varying(pivot)
     if differing:
         raise ValueError(
             f"`running.mean`, the pivot, differs along {sorted(map(str, differing))}, so measurements about it cannot "
@@ -68,10 +69,19 @@ def _check_same(pivot: Array, names: Sequence[Any]) -> None:
         )
 
 
-def _varying(t: Array) -> set[Any]:
+def varying(t: Any) -> set[Any]:
     """The named axes along which the type of `t` says that it differs; none where types do not say."""
-    kind = getattr(jax.typeof(t), "manual_axis_type", None)
-    return set(kind.varying if kind is not None else getattr(jax.typeof(t), "vma", ()))
+    kind = t if isinstance(t, jax.ShapeDtypeStruct) else jax.typeof(t)
+    axes = getattr(kind, "manual_axis_type", None)
+    return set(axes.varying if axes is not None else getattr(kind, "vma", None) or ())
+
+
+def num_shards(t: Array, axis: int) -> int:
+    """Over how many devices of Explicit axes of a mesh `axis` is split, as far as the type of `t` says."""
+    sharding = jax.typeof(t).sharding
+    names = sharding.spec[axis]
+    names = names if isinstance(names, tuple) else () if names is None else (names,)
+    return math.prod(sharding.mesh.shape[name] for name in names)
 
 
 def _fingerprint(c: Array) -> Array:

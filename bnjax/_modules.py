@@ -4,17 +4,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation
-from bnjax._batch import batch_norm, next_state
+from bnjax._batch import normalize_by_batch
 from bnjax._devices import AxisName, Groups
 from bnjax._moments import Moments, moments
 from bnjax._normalize import normalize
 from bnjax._sample import group_norm, instance_norm, layer_norm, rms_norm
+from bnjax._state import Update, check_momentum, next_state
 
 
 class BatchNormAttributes(Protocol):
@@ -74,10 +76,11 @@ def call_batch_norm(
     mask: ArrayLike | None,
     residual: ArrayLike | None,
     dtype: DTypeLike,
-) -> tuple[Array, Moments]:
-    """One call of a BatchNorm module: the output and the new running state (the old one at evaluation).
+) -> tuple[Array, Moments, Moments]:
+    """One call of a BatchNorm module: the output, the new running state, and the moments that normalized.
 
-    `alone`: the named axis may not exist, and one value per feature is no error, as when Flax initialises.
+    At evaluation both are the old running state. `alone`: the named axis may not exist, and one value per
+    feature is no error, as when Flax initialises.
     """
     if not module.use_fast_variance and module.pivot == "sample":
         raise ValueError("`use_fast_variance=False` means `pivot=None`, but `pivot` is 'sample'; leave out one.")
@@ -86,21 +89,35 @@ def call_batch_norm(
         "activation": module.activation, "dtype": dtype,
     }  # fmt: skip
     if not train:
-        return normalize(x, running, scale, bias, **common), running
+        return normalize(x, running, scale, bias, **common), running, running
+    check_momentum(module.momentum, module.unbiased)
     if jnp.issubdtype(jnp.promote_types(x.dtype, dtype), jnp.complexfloating):
         wide = checks.stat_dtype(x, dtype)
         running = Moments(running.count, running.mean.astype(wide), running.var)
     if alone:
         features = checks.canonical_axes(module.axis, x.ndim)
         batch = moments(x.astype(checks.stat_dtype(x, dtype)), checks.other_axes(features, x.ndim), where=mask)
-        state = next_state(running, batch, module.momentum, module.unbiased)
-        return normalize(x, batch, scale, bias, **common), lax.stop_gradient(state)
-    return batch_norm(
-        x, running, scale, bias,
-        momentum=module.momentum, where=mask, axis_name=module.axis_name,
-        axis_index_groups=module.axis_index_groups, virtual_batch_size=module.virtual_batch_size,
-        unbiased=module.unbiased, pivot=module.pivot if module.use_fast_variance else None, **common,
-    )  # fmt: skip
+        y = normalize(x, batch, scale, bias, **common)
+    else:
+        y, batch = normalize_by_batch(
+            x, running, scale, bias,
+            where=mask, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
+            virtual_batch_size=module.virtual_batch_size,
+            pivot=module.pivot if module.use_fast_variance else None, **common,
+        )  # fmt: skip
+    state = next_state(running, batch, module.momentum, module.unbiased)
+    return y, *lax.stop_gradient((state, batch))
+
+
+def handed_out(module: BatchNormAttributes, batch: Moments) -> Update:
+    """The moments of a batch with what makes a step of them, for `update_batch_stats`."""
+    if isinstance(module.momentum, jax.core.Tracer):
+        raise ValueError(
+            "`momentum` must be a number, or None, where the moments of the batch are handed out, but it is traced; "
+            "read its value outside of `jit`."
+        )
+    momentum = None if module.momentum is None else float(module.momentum)
+    return Update(batch.count, batch.mean, batch.var, momentum, module.unbiased)
 
 
 def one_value(x: Array, axis: checks.Axes) -> bool:

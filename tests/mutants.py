@@ -52,7 +52,7 @@ MUTANTS = [
     ),
     Mutant(
         "state: its gradient is not stopped", "_batch.py",
-        "return activate(y, activation), lax.stop_gradient(state)", "return activate(y, activation), state",
+        "return y, lax.stop_gradient(state)", "return y, state",
         "test_gradients.py::test_the_state_has_no_gradient_and_the_output_none_in_the_state[{}]",
     ),
     Mutant(
@@ -96,7 +96,7 @@ MUTANTS = [
         "test_numerics.py::test_the_first_step_is_never_worse_than_flax[0-100000.0]",
     ),
     Mutant(
-        "variance: unbiased without a guard for n = 1", "_batch.py",
+        "variance: unbiased without a guard for n = 1", "_state.py",
         "jnp.maximum(n - 1, 1)", "(n - 1)",
         "test_masks.py::test_unbiased_counts_the_valid_elements",
     ),

@@ -13,9 +13,12 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "bnjax._checks": 0,
     "bnjax._devices": 0,
+    "bnjax._sharding": 1,
     "bnjax._affine": 1,
     "bnjax._moments": 1,
     "bnjax._normalize": 2,
+    "bnjax._state": 2,
+    "bnjax._accumulate": 2,
     "bnjax._batch": 3,
     "bnjax._sample": 3,
     "bnjax._weights": 3,

@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation
-from bnjax._modules import call_batch_norm, floating, replaced, result_dtype
+from bnjax._modules import call_batch_norm, floating, handed_out, replaced, result_dtype
 from bnjax._moments import Moments
 
 
@@ -16,7 +16,8 @@ class BatchNorm(nn.BatchNorm):
 
     Attributes, defaults, variables (`params/{scale,bias}`, `batch_stats/{mean,var}`) and call are Flax's; a
     checkpoint of one loads into the other. See `flax.linen.BatchNorm` for those, and `bnjax.batch_norm` for
-    the details of what is added:
+    the details of what is added. `apply(..., mutable="batch_moments")` leaves the running state as it is and hands
+    out the `Moments` of the batch instead, to be reduced over micro-batches: `bnjax.accumulate`.
 
     Attributes:
       momentum: may be `None`: the running state is the exact pool of all batches; adds `batch_stats/count`.
@@ -80,12 +81,17 @@ class BatchNorm(nn.BatchNorm):
         own_bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         scale = replaced(own_scale, scale, "scale", self.use_scale)
         bias = replaced(own_bias, bias, "bias", self.use_bias)
-        y, new = call_batch_norm(
+        y, new, batch = call_batch_norm(
             self, floating(x), running, scale, bias,
             train=not use_running_average, alone=self.is_initializing(), mask=mask, residual=residual,
             dtype=result_dtype(x, scale, bias, dtype=self.dtype),
         )  # fmt: skip
-        if not (use_running_average or self.is_initializing()):
+        if use_running_average or self.is_initializing():
+            return y
+        out = self.is_mutable_collection("batch_moments")
+        if out:
+            self.sow("batch_moments", "batch", handed_out(self, batch))
+        if self.is_mutable_collection("batch_stats") or not out:
             mean.value, var.value = new.mean, new.var
             if count is not None:
                 count.value = new.count

@@ -1,5 +1,6 @@
 """Normalization for `flax.nnx`: drop-in for Flax's modules, with more abilities."""
 
+from bnjax.nnx._batch import BatchMoments as BatchMoments
 from bnjax.nnx._batch import BatchNorm as BatchNorm
 from bnjax.nnx._sample import GroupNorm as GroupNorm
 from bnjax.nnx._sample import InstanceNorm as InstanceNorm

@@ -10,8 +10,18 @@ from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation
-from bnjax._modules import call_batch_norm, floating, one_value, replaced, result_dtype
+from bnjax._modules import call_batch_norm, floating, handed_out, one_value, replaced, result_dtype
 from bnjax._moments import Moments
+
+
+class BatchMoments(nnx.Variable):
+    """The `Moments` of the batches that went through a BatchNorm while `nnx.capture(f, BatchMoments)` called it.
+
+    >>> model = BatchNorm(2, rngs=nnx.Rngs(0))
+    >>> y, batch_moments = nnx.capture(model, BatchMoments)(jnp.array([[1.0, 0.0], [3.0, 4.0]]))
+    >>> print(batch_moments["batch"][0].mean)
+    [2. 2.]
+    """
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -98,7 +108,7 @@ class BatchNorm(nnx.BatchNorm):
         counted = self.momentum is None and not use_running_average
         count = self.count[...] if counted else jnp.zeros(mean.shape)
         running = jax.tree.map(lambda t: t.reshape(shape), Moments(count, mean, var))
-        y, new = call_batch_norm(
+        y, new, batch = call_batch_norm(
             self, x, running, scale, bias,
             train=not use_running_average, alone=self.axis_name is None and one_value(x, self.axis), mask=mask,
             residual=residual, dtype=result_dtype(promoted, scale, bias, dtype=self.dtype),
@@ -108,6 +118,9 @@ class BatchNorm(nnx.BatchNorm):
             _write(self.var, new.var)
             if counted:
                 _write(self.count, new.count)
+            # What `nnx.capture` collects; elsewhere `sow` would add a variable to the module.
+            if any(isinstance(v, BatchMoments) for v in getattr(self, "__captures__", ())):
+                self.sow(BatchMoments, "batch", handed_out(self, batch))
         return y
 
 
