@@ -24,6 +24,8 @@ class Network(NamedTuple):
     """`init(key)`: parameters and statistics."""
     apply: Callable[..., tuple[Array, Tree]]
     """`apply(params, stats, x, *, train, mask)`: logits and statistics; `mask` (n,) says which examples count."""
+    measure: Callable[..., tuple[Array, Tree]]
+    """`measure(params, stats, x, *, mask)`: as `apply` in training, but the moments in the place of the statistics."""
 
 
 class Layers(NamedTuple):
@@ -127,7 +129,12 @@ def _linen_network(config: ModelConfig, shape: Shape, classes: int, norm: Mappin
         logits, new = model.apply(variables, x, train=train, mask=mask, mutable=["batch_stats"])
         return logits, new.get("batch_stats", {})
 
-    return Network(init, apply)
+    def measure(params: Tree, stats: Tree, x: Array, *, mask: Array) -> tuple[Array, Tree]:
+        variables = {"params": params, "batch_stats": stats}
+        logits, new = model.apply(variables, x, train=True, mask=mask, mutable=["batch_moments"])
+        return logits, new.get("batch_moments", {})
+
+    return Network(init, apply, measure)
 
 
 def _nnx_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:
@@ -145,4 +152,8 @@ def _nnx_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[
         logits = net(x, train=train, mask=mask)
         return logits, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
-    return Network(init, apply)
+    def measure(params: Tree, stats: Tree, x: Array, *, mask: Array) -> tuple[Array, Tree]:
+        net = nnx.merge(graph, params, stats)
+        return nnx.capture(net, bnnx.BatchMoments)(x, train=True, mask=mask)
+
+    return Network(init, apply, measure)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.experimental import multihost_utils
@@ -29,8 +28,8 @@ Step = Callable[[Any, Mapping[str, Array]], Any]  # of the state and one part of
 class Layout:
     """The devices, who measures together, and how a step comes to run on all of them.
 
-    A step is written for one part of the batch and calls `members`, `groups` and `pooled` for what other parts know.
-    Under `jit` there is one part: the batch is one array, whatever holds it, and groups are slices of it.
+    A step is written for one part of the batch and calls `total` and `pooled` for what the other parts know. Under
+    `jit` there is one part: the batch is one array, whatever holds it, and groups are slices of it.
     """
 
     kind: Literal["jit", "shard_map", "pmap", "vmap"]
@@ -45,7 +44,7 @@ class Layout:
     @property
     def split(self) -> NamedSharding:
         """How a batch lies on the devices."""
-        return NamedSharding(self.mesh, _SPLIT)
+        return bnjax.batch_sharding(self.mesh)
 
     def norm(self, rows: int) -> dict[str, Any]:
         """The arguments with which a norm measures the group and no more, in batches of so many rows."""
@@ -54,28 +53,32 @@ class Layout:
         groups = self.mesh.shape["group"]
         return {"virtual_batch_size": rows // self.accumulate // groups} if groups > 1 else {}
 
-    def members(self, tree: Any) -> Any:
-        """Sums over the members of the group."""
-        return self._sum(tree, "member")
-
-    def groups(self, tree: Any) -> Any:
-        """Sums over the groups."""
-        return self._sum(tree, "group")
-
     def total(self, tree: Any) -> Any:
         """Sums over all parts."""
-        if self.kind == "jit":
-            return tree
-        return lax.psum(tree, "device" if self.kind == "pmap" else AXES)
+        return tree if self.kind == "jit" else lax.psum(tree, "device" if self.kind == "pmap" else AXES)
 
     def own(self, tree: Any) -> Any:
         """What is alike in all parts, as each part's own: gradients to it are of that part alone."""
         return lax.pcast(tree, AXES, to="varying") if self.kind == "shard_map" else tree
 
-    def pooled(self, m: Moments, running: Array) -> Moments:
-        """One `Moments` of the whole batch from those that the micro-batches of the groups have, stacked."""
-        m = bnjax.reduce(m)
-        return m if self.kind == "jit" else bnjax.all_reduce(m, pivot=running, **self._along("group"))
+    def accumulated(self, f: Callable[[Any], Any], batch: Any) -> Any:
+        """`f(batch)`, sums and `Moments`, from one micro-batch after the other."""
+        k = self.accumulate
+        if k == 1:
+            return f(batch)
+        return jax.tree.map(
+            lambda t: t if _is_moments(t) else k * t, bnjax.accumulate(f, batch, k), is_leaf=_is_moments
+        )
+
+    def pooled(self, moments: Any) -> Any:
+        """The moments of every norm, of the group's examples, merged into those of all examples."""
+        if self.kind == "jit":
+            return moments
+
+        def merged(m: Moments) -> Moments:
+            return dataclasses.replace(m, **vars(bnjax.all_reduce(m, **self._along("group"))))
+
+        return jax.tree.map(merged, moments, is_leaf=_is_moments)
 
     def spread(self, step: Step, donate: bool = False) -> Callable[..., Any]:
         """`step`, compiled for all devices: of the state, whole on each of them, and of what `place` makes."""
@@ -115,9 +118,6 @@ class Layout:
         groups = table if axis == "member" else table.T
         return {"axis_name": "device", "axis_index_groups": tuple(tuple(map(int, row)) for row in groups)}
 
-    def _sum(self, tree: Any, axis: str) -> Any:
-        return tree if self.kind == "jit" else lax.psum(tree, **self._along(axis))
-
     def _vmap(self, step: Step) -> Step:
         """The parts are rows of a table, and the compiler puts them on devices."""
         for axis in reversed(AXES):
@@ -136,6 +136,10 @@ class Layout:
             return multihost_utils.host_local_array_to_global_array(mapped(local, batch), self._line, _WHOLE)
 
         return on_many
+
+
+def _is_moments(tree: Any) -> bool:
+    return isinstance(tree, Moments)
 
 
 def make_layout(config: Config, devices: Sequence[jax.Device] | None = None) -> Layout:
@@ -172,22 +176,3 @@ def _check_rows(layout: Layout, config: Config) -> None:
             f"{accumulate} micro-batches on {layout.mesh.shape['group']} groups of devices leave {rows}; use a larger "
             "batch, fewer micro-batches, or `--config.parallel.sync=global`."
         )
-
-
-def accumulated(gradient: Callable[..., tuple[Any, Any]], params: Any, parts: Any) -> tuple[Any, Any]:
-    """The sum of `gradient(params, *part)` over micro-batches, stacked along axis 0; the auxiliary results stacked."""
-    k = len(jax.tree.leaves(parts)[0])
-    if k == 1:
-        grads, more = gradient(params, *jax.tree.map(lambda t: t[0], parts))
-        return grads, jax.tree.map(lambda t: t[None], more)
-
-    def add(grads: Any, part: Any) -> tuple[Any, Any]:
-        new, more = gradient(params, *part)
-        return jax.tree.map(jnp.add, grads, new), more
-
-    return lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
-
-
-def micro_batches(batch: Mapping[str, Array], k: int) -> dict[str, Array]:
-    """The batch in `k`, stacked: every k-th row, so that rows stay on their device and padding is shared out."""
-    return {name: jnp.moveaxis(t.reshape(-1, k, *t.shape[1:]), 1, 0) for name, t in batch.items()}

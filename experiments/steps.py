@@ -10,11 +10,10 @@ import optax
 from jax import Array
 
 import bnjax
-from bnjax import Moments
 from experiments.config import Config, OptimizerConfig
 from experiments.data import Share
 from experiments.models import Network, Shape, Tree, make_network
-from experiments.parallel import Layout, accumulated, make_layout, micro_batches
+from experiments.parallel import Layout, make_layout
 
 Sums = dict[str, Array]  # over the examples that count: "loss", "correct", and "count", how many they are
 
@@ -45,12 +44,10 @@ def make_program(
     """The program of a config for images of `shape`; `train_step` takes over the memory of the state it is given."""
     layout = make_layout(config, devices)
     train_share = layout.share(config.train.batch_size, layout.accumulate)
-    # With momentum 0 what a norm leaves is what it measured; the step puts that together and takes the average.
-    norm = {**layout.norm(train_share.rows), "momentum": 0.0}
-    network = make_network(config.model, shape, classes, norm)
+    network = make_network(config.model, shape, classes, layout.norm(train_share.rows))
     optimizer = make_optimizer(config.optimizer, total_steps)
     init = functools.partial(init_state, network, optimizer, config.model.dtype)
-    train = layout.spread(functools.partial(train_step, network, optimizer, layout, config.model.momentum), donate=True)
+    train = layout.spread(functools.partial(train_step, network, optimizer, layout), donate=True)
     evaluate = layout.spread(functools.partial(eval_step, network, layout))
     return Program(
         jax.jit(init, out_shardings=layout.whole),
@@ -80,31 +77,24 @@ def train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
     layout: Layout,
-    momentum: float,
     state: TrainState,
     batch: Mapping[str, Array],
 ) -> tuple[TrainState, Sums]:
-    """One step down the mean loss of the examples that count; of one part of the batch, whatever the layout."""
-    batches = micro_batches(_cast(batch, state.params), layout.accumulate)
-    counts = layout.members(batches["mask"].sum(1, dtype=batches["image"].dtype))  # in the group
-    total = jnp.maximum(layout.groups(counts.sum()), 1)
+    """One step down the mean loss of the examples that count; written for one part of the batch, see `Layout`."""
+    batch = _cast(batch, state.params)
+    total = jnp.maximum(layout.total(batch["mask"].sum(dtype=batch["image"].dtype)), 1)
 
-    def share_of_loss(params: Tree, part: Mapping[str, Array], count: Array) -> tuple[Array, tuple[Sums, Tree]]:
-        logits, stats = network.apply(params, state.batch_stats, part["image"], train=True, mask=part["mask"])
+    def share_of_loss(params: Tree, part: Mapping[str, Array]) -> tuple[Array, tuple[Sums, Tree]]:
+        logits, moments = network.measure(params, state.batch_stats, part["image"], mask=part["mask"])
         sums = measure(logits, part)
-        return sums["loss"] / total, (sums, moments_of(stats, count))
+        return sums["loss"] / total, (sums, moments)
 
-    gradient = jax.grad(share_of_loss, has_aux=True)
-    grads, (sums, measured) = accumulated(gradient, layout.own(state.params), (batches, counts))
-    grads, sums = layout.total((grads, jax.tree.map(lambda t: t.sum(0), sums)))
-    stats = jax.tree.map(
-        functools.partial(next_statistics, layout, momentum),
-        measured,
-        moments_of(state.batch_stats, total),
-        is_leaf=_is_norm,
-    )
+    gradient = functools.partial(jax.grad(share_of_loss, has_aux=True), layout.own(state.params))
+    grads, (sums, moments) = layout.accumulated(gradient, batch)
+    grads, sums = layout.total((grads, sums))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    stats = bnjax.update_batch_stats(state.batch_stats, layout.pooled(moments))
     return TrainState(state.step + 1, params, stats, opt_state), sums
 
 
@@ -113,23 +103,6 @@ def eval_step(network: Network, layout: Layout, state: TrainState, batch: Mappin
     batch = _cast(batch, state.params)
     logits, _ = network.apply(state.params, state.batch_stats, batch["image"], train=False, mask=batch["mask"])
     return layout.total(measure(logits, batch))
-
-
-def next_statistics(layout: Layout, momentum: float, measured: Moments, running: Moments) -> dict[str, Array]:
-    """The running statistics of a norm after one step, in which the whole batch counts as one measurement."""
-    new = bnjax.ema(running, layout.pooled(measured, running.mean), momentum)
-    return {"mean": new.mean, "var": new.var}
-
-
-def moments_of(stats: Tree, count: Array) -> Any:
-    """The same tree, with the `mean` and `var` of every norm as its `Moments`."""
-    if "mean" in stats:
-        return Moments(count, stats["mean"], stats["var"])
-    return {name: moments_of(inner, count) for name, inner in stats.items()}
-
-
-def _is_norm(tree: Any) -> bool:
-    return isinstance(tree, Moments)
 
 
 def _cast(batch: Mapping[str, Array], params: Tree) -> dict[str, Array]:
