@@ -28,6 +28,7 @@ class ModelConfig:
     norm: Norm = "batch"
     momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
     widths: tuple[Count, Count, Count] = (32, 64, 128)  # of two convolutions and the dense layer
+    dtype: Literal["float32", "float64"] = "float32"  # of everything, the running statistics included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +42,22 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is spread over the devices. Every layout computes the same; `sync` says what."""
+
+    layout: Literal["jit", "shard_map", "pmap", "vmap"] = "jit"
+    sync: Literal["global", "device", "group"] = "global"  # whose examples the norms measure together
+    group_size: Count | None = None  # devices in a group (`sync="group"`)
+    fake_devices: Count | None = None  # pretend that the CPU is so many devices
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How long, and how it is watched."""
 
     epochs: Count = 12
     batch_size: Annotated[int, Range(low=2)] = 64
+    accumulate: Count = 1  # micro-batches of a batch, one after the other: less memory, each measured by itself
     eval_batch_size: Count = 512
     eval_every: Annotated[int, Range(low=0)] = 0  # steps between evaluations; there is one after every epoch, too
 
@@ -58,4 +70,5 @@ class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()

@@ -24,6 +24,8 @@ class Network(NamedTuple):
     """`init(key)`: parameters and statistics."""
     apply: Callable[..., tuple[Array, Tree]]
     """`apply(params, stats, x, *, train, mask)`: logits and statistics; `mask` (n,) says which examples count."""
+    measure: Callable[..., tuple[Array, Tree]]
+    """`measure(params, stats, x, *, mask)`: as `apply` in training, but the moments in the place of the statistics."""
 
 
 class Layers(NamedTuple):
@@ -76,9 +78,11 @@ class LinenCNN(nn.Module):
     config: ModelConfig
     shape: Shape
     classes: int
+    norm: Mapping[str, Any]
 
     def setup(self) -> None:
-        norms = {"none": lambda _: _no_norm, "batch": lambda _: bnn.BatchNorm(momentum=self.config.momentum)}
+        arguments = {"momentum": self.config.momentum, **self.norm}
+        norms = {"none": lambda _: _no_norm, "batch": lambda _: bnn.BatchNorm(**arguments)}
         layers = Layers(
             norm=norms[self.config.norm],
             conv=lambda _, features: nn.Conv(features, (3, 3)),
@@ -93,11 +97,9 @@ class LinenCNN(nn.Module):
 class NnxCNN(nnx.Module):
     """The article's network for nnx."""
 
-    def __init__(self, config: ModelConfig, shape: Shape, classes: int, *, rngs: nnx.Rngs):
-        norms = {
-            "none": lambda _: _no_norm,
-            "batch": lambda features: bnnx.BatchNorm(features, momentum=config.momentum, rngs=rngs),
-        }
+    def __init__(self, config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any], *, rngs: nnx.Rngs):
+        arguments = {"momentum": config.momentum, **norm, "rngs": rngs}
+        norms = {"none": lambda _: _no_norm, "batch": lambda features: bnnx.BatchNorm(features, **arguments)}
         layers = Layers(
             norm=norms[config.norm],
             conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), rngs=rngs),
@@ -109,14 +111,14 @@ class NnxCNN(nnx.Module):
         return forward(self, x, train=train, mask=mask)
 
 
-def make_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
-    """The network of a config, for images of `shape`."""
+def make_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any] | None = None) -> Network:
+    """The network of a config, for images of `shape`; `norm` are arguments of every `BatchNorm`."""
     make = {"linen": _linen_network, "nnx": _nnx_network}
-    return make[config.api](config, shape, classes)
+    return make[config.api](config, shape, classes, norm or {})
 
 
-def _linen_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
-    model = LinenCNN(config, shape, classes)
+def _linen_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:
+    model = LinenCNN(config, shape, classes, norm)
 
     def init(key: Array) -> tuple[Tree, Tree]:
         variables = model.init(key, jnp.zeros((1, *shape)), train=False, mask=jnp.ones(1, bool))
@@ -127,12 +129,17 @@ def _linen_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
         logits, new = model.apply(variables, x, train=train, mask=mask, mutable=["batch_stats"])
         return logits, new.get("batch_stats", {})
 
-    return Network(init, apply)
+    def measure(params: Tree, stats: Tree, x: Array, *, mask: Array) -> tuple[Array, Tree]:
+        variables = {"params": params, "batch_stats": stats}
+        logits, new = model.apply(variables, x, train=True, mask=mask, mutable=["batch_moments"])
+        return logits, new.get("batch_moments", {})
+
+    return Network(init, apply, measure)
 
 
-def _nnx_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
+def _nnx_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:
     def model(key: Array) -> NnxCNN:
-        return NnxCNN(config, shape, classes, rngs=nnx.Rngs(key))
+        return NnxCNN(config, shape, classes, norm, rngs=nnx.Rngs(key))
 
     graph = nnx.graphdef(nnx.eval_shape(model, jax.random.key(0)))
 
@@ -145,4 +152,8 @@ def _nnx_network(config: ModelConfig, shape: Shape, classes: int) -> Network:
         logits = net(x, train=train, mask=mask)
         return logits, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
-    return Network(init, apply)
+    def measure(params: Tree, stats: Tree, x: Array, *, mask: Array) -> tuple[Array, Tree]:
+        net = nnx.merge(graph, params, stats)
+        return nnx.capture(net, bnnx.BatchMoments)(x, train=True, mask=mask)
+
+    return Network(init, apply, measure)
