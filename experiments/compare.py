@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -87,7 +87,7 @@ def split(norms: str) -> list[Norm]:
             raise UserError(f"`--norms` must be names among {valid}, with commas between, but there is {name!r}.")
         if names.count(name) > 1:
             raise UserError(f"`--norms` must name each norm once, but `{name}` is there {names.count(name)} times.")
-    return cast(list[Norm], names)
+    return names
 
 
 def table(summaries: Sequence[Summary]) -> Table:

@@ -17,6 +17,7 @@ from bnjax import Moments
 from experiments.config import Config
 from experiments.data import Share
 from experiments.errors import UserError
+from experiments.models import hands_out_moments
 
 AXES = ("group", "member")  # of the mesh: the members of a group measure together
 _WHOLE, _SPLIT = P(), P(AXES)
@@ -170,6 +171,16 @@ def _check_rows(layout: Layout, config: Config) -> None:
     if accumulate > size:
         raise UserError(f"`config.train.accumulate` must be at most the batch size, {size}, but it is {accumulate}.")
     rows = layout.share(size, accumulate).rows // accumulate // layout.mesh.shape["group"]
+    if not hands_out_moments(config.model) and (accumulate > 1 or layout.mesh.shape["group"] > 1):
+        raise UserError(
+            f"`config.model.norm={config.model.norm}` keeps more than moments: `--config.train.accumulate=1` and "
+            "`--config.parallel.sync=global` are all it can do."
+        )
+    if config.model.norm == "ghost" and (layout.share(size, accumulate).rows // accumulate) % config.model.ghost_size:
+        raise UserError(
+            f"`config.model.ghost_size` must divide what is measured, {size} examples in {accumulate} micro-batches, "
+            f"but it is {config.model.ghost_size}."
+        )
     if config.model.norm != "none" and rows < 2:
         raise UserError(
             f"`config.train.batch_size` must leave two examples to be measured together, but {size} in "
