@@ -1,8 +1,10 @@
 """The command line: a config file first, then what overrides it. All errors come before any work."""
 
 import dataclasses
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,10 +23,23 @@ def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(2)
     except KeyboardInterrupt:  # what there is to say has been said where it was caught
-        sys.exit(130)
+        _fail(130)
+    except Exception:
+        traceback.print_exc()
+        _fail(1)
     sys.exit(0)
+
+
+def _fail(status: int) -> NoReturn:
+    """Leaves the process; at once where there are others, for which an ordinary end would wait, and they for it."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def parse(arguments: Any, argv: Sequence[str], prog: str) -> Any:

@@ -1,12 +1,18 @@
 """The types of an experiment's config. The limits stand beside the types and are checked by `experiments.schema`."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import bnjax
 from experiments.schema import Range
 
 Count = Annotated[int, Range(low=1)]
-Norm = Literal["batch", "none"]
+# All norms of activations that need nothing at the call but the input; `ghost` is `batch` measured in slices.
+NORMS = tuple(n for n, row in bnjax.NORMS.items() if n not in ("domain", "split") and not row.wraps)
+if TYPE_CHECKING:
+    Norm = str
+else:
+    Norm = Literal[("none", *NORMS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,10 @@ class ModelConfig:
     api: Literal["linen", "nnx"] = "linen"  # the same network, layer by layer
     norm: Norm = "batch"
     momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
+    groups: Count = 8  # of channels (`group`, `evonorm_s0`, `bcn`); what does not divide them becomes what does
+    ghost_size: Annotated[int, Range(low=2)] = 16  # examples in a slice (`ghost`)
     widths: tuple[Count, Count, Count] = (32, 64, 128)  # of two convolutions and the dense layer
+    dtype: Literal["float32", "float64"] = "float32"  # of everything, the running statistics included
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +50,22 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is spread over the devices. Every layout computes the same; `sync` says what."""
+
+    layout: Literal["jit", "shard_map", "pmap", "vmap"] = "jit"
+    sync: Literal["global", "device", "group"] = "global"  # whose examples the norms measure together
+    group_size: Count | None = None  # devices in a group (`sync="group"`)
+    fake_devices: Count | None = None  # pretend that the CPU is so many devices
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """How long, and how it is watched."""
 
     epochs: Count = 12
     batch_size: Annotated[int, Range(low=2)] = 64
+    accumulate: Count = 1  # micro-batches of a batch, one after the other: less memory, each measured by itself
     eval_batch_size: Count = 512
     eval_every: Annotated[int, Range(low=0)] = 0  # steps between evaluations; there is one after every epoch, too
 
@@ -58,4 +78,5 @@ class Config:
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()

@@ -86,14 +86,25 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
-def batches(examples: Examples, size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
-    """All examples once, `size` at a time; the last batch is filled up with zeros that `mask` marks."""
+class Share(NamedTuple):
+    """What one process holds of a batch: the rows from `start` to `stop`, of `rows` in all processes together."""
+
+    rows: int
+    start: int
+    stop: int
+
+
+def batches(
+    examples: Examples, size: int, order: np.ndarray | None = None, share: Share | None = None
+) -> Iterator[Batch]:
+    """All examples once, `size` at a time, or of each batch a share; filled up with zeros that `mask` marks."""
     order = np.arange(len(examples.label)) if order is None else order
+    share = Share(size, 0, size) if share is None else share
     for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        missing = size - len(rows)
+        rows = order[start : start + size][share.start : share.stop]
+        missing = share.stop - share.start - len(rows)
         yield {
             "image": np.pad(examples.image[rows], [(0, missing), (0, 0), (0, 0), (0, 0)]),
             "label": np.pad(examples.label[rows], (0, missing)),
-            "mask": np.arange(size) < len(rows),
+            "mask": np.arange(share.stop - share.start) < len(rows),
         }

@@ -1,5 +1,6 @@
 """The files of a run folder. Whatever happens, none of them is ever half written."""
 
+import io
 import json
 import math
 import os
@@ -32,11 +33,15 @@ def write_text(path: Path, text: str) -> None:
 class MetricsLog:
     """`metrics.jsonl`: one record a line. A loss that is not finite is `null` there."""
 
-    def __init__(self, path: Path, upto: int):
-        """Opens the log to continue after step `upto`; what it holds of later steps, or half a line, is dropped."""
+    def __init__(self, path: Path, upto: int, write: bool = True):
+        """Opens the log to continue after step `upto`; what it holds of later steps, or half a line, is dropped.
+
+        With `write=False` the records are kept, and the file is left to another process.
+        """
         self.records = [r for r in read_metrics(path) if r["step"] <= upto] if path.exists() else []
-        write_text(path, "".join(_line(r) for r in self.records))
-        self._file = path.open("a", encoding="utf-8")
+        if write:
+            write_text(path, "".join(_line(r) for r in self.records))
+        self._file = path.open("a", encoding="utf-8") if write else io.StringIO()
 
     def add(self, record: Record) -> None:
         self.records.append(record)

@@ -30,9 +30,9 @@ class Report:
 
 
 @contextlib.contextmanager
-def reporting(total: int) -> Iterator[Report]:
-    """A `Report` on `total` steps."""
-    console = Console()
+def reporting(total: int, quiet: bool = False) -> Iterator[Report]:
+    """A `Report` on `total` steps; `quiet` says nothing."""
+    console = Console(quiet=quiet)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         yield Report(console, progress, progress.add_task("", total=total))

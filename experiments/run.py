@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from experiments import distributed
 from experiments.checkpoints import Checkpoints
 from experiments.config import Config
 from experiments.configfile import load, to_json
@@ -16,6 +17,8 @@ from experiments.report import Report
 from experiments.schema import differences
 from experiments.steps import Program, Sums, TrainState, make_program
 
+ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices"}  # a run may be continued with other ones
+
 
 def claim(workdir: Path, config: Config, resume: bool) -> None:
     """Makes `workdir` the folder of the run of `config`: a new one, or with `resume` the one that it was.
@@ -24,16 +27,24 @@ def claim(workdir: Path, config: Config, resume: bool) -> None:
       UserError: it holds a run and `resume` is not given, or a run of another config; it cannot be made.
     """
     file = workdir / "config.json"
-    if not file.exists():
+    is_new = not file.exists()
+    if not is_new:
+        _check_same(file, config, resume)
+    distributed.wait("where all have looked for a run")
+    if is_new and distributed.is_main():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             write_text(file, to_json(config))
         except OSError as error:
             raise UserError(f"`--workdir` must be a folder that can be written: {error}.") from error
-        return
+
+
+def _check_same(file: Path, config: Config, resume: bool) -> None:
     if not resume:
-        raise UserError(f"`{workdir}` already holds a run; add `--resume` to continue it, or name another `--workdir`.")
-    if differing := differences(load(str(file)), config):
+        raise UserError(
+            f"`{file.parent}` already holds a run; add `--resume` to continue it, or name another `--workdir`."
+        )
+    if differing := [name for name in differences(load(str(file)), config) if name not in ELSEWHERE]:
         names = ", ".join(f"`{name}`" for name in differing)
         raise UserError(f"`--resume` continues a run as it was configured, but `{file}` has other values for {names}.")
 
@@ -65,7 +76,7 @@ def _train_from(
         state = checkpoints.restore(state)
     done = int(state.step)
     report.advance(done)
-    with MetricsLog(workdir / "metrics.jsonl", upto=done) as log:
+    with MetricsLog(workdir / "metrics.jsonl", upto=done, write=distributed.is_main()) as log:
         for epoch in range(done // steps_per_epoch(config, data), config.train.epochs):
             state = _train_epoch(config, data, program, state, epoch, log, report)
             report.line(_sentence(epoch + 1, config, log.records[-1]))
@@ -79,7 +90,7 @@ def _train_epoch(
     per_epoch = steps_per_epoch(config, data)
     order = epoch_order(config.seed, epoch, len(data.train.label))
     sums: list[Sums] = []
-    for i, batch in enumerate(batches(data.train, config.train.batch_size, order), start=1):
+    for i, batch in enumerate(batches(data.train, config.train.batch_size, order, program.train_share), start=1):
         state, new = program.train_step(state, batch)
         sums.append(new)
         if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
@@ -92,7 +103,7 @@ def _train_epoch(
 
 def evaluate(program: Program, state: TrainState, examples: Examples, batch_size: int) -> list[Sums]:
     """What the model is worth on `examples`, each counted once."""
-    return [program.eval_step(state, batch) for batch in batches(examples, batch_size)]
+    return [program.eval_step(state, batch) for batch in batches(examples, batch_size, share=program.eval_share)]
 
 
 def _means(name: str, sums: Iterable[Sums]) -> Record:

@@ -1,7 +1,7 @@
 """What is compiled: the initial state, a training step and an evaluation step, all pure."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+import bnjax
 from experiments.config import Config, OptimizerConfig
+from experiments.data import Share
 from experiments.models import Network, Shape, Tree, make_network
+from experiments.parallel import Layout, make_layout
 
 Sums = dict[str, Array]  # over the examples that count: "loss", "correct", and "count", how many they are
 
@@ -30,16 +33,28 @@ class Program(NamedTuple):
     init: Callable[[Array], TrainState]
     train_step: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Sums]]
     eval_step: Callable[[TrainState, Mapping[str, Any]], Sums]
+    train_share: Share
+    eval_share: Share
+    """The share of this process of the batches that the two steps take."""
 
 
-def make_program(config: Config, shape: Shape, classes: int, total_steps: int) -> Program:
+def make_program(
+    config: Config, shape: Shape, classes: int, total_steps: int, devices: Sequence[jax.Device] | None = None
+) -> Program:
     """The program of a config for images of `shape`; `train_step` takes over the memory of the state it is given."""
-    network = make_network(config.model, shape, classes)
+    layout = make_layout(config, devices)
+    train_share = layout.share(config.train.batch_size, layout.accumulate)
+    network = make_network(config.model, shape, classes, layout.norm(train_share.rows))
     optimizer = make_optimizer(config.optimizer, total_steps)
+    init = functools.partial(init_state, network, optimizer, config.model.dtype)
+    train = layout.spread(functools.partial(train_step, network, optimizer, layout), donate=True)
+    evaluate = layout.spread(functools.partial(eval_step, network, layout))
     return Program(
-        jax.jit(functools.partial(init_state, network, optimizer)),
-        jax.jit(functools.partial(train_step, network, optimizer), donate_argnums=0),
-        jax.jit(functools.partial(eval_step, network)),
+        jax.jit(init, out_shardings=layout.whole),
+        lambda state, batch: train(state, layout.place(batch)),
+        lambda state, batch: evaluate(state, layout.place(batch)),
+        train_share,
+        layout.share(config.train.eval_batch_size),
     )
 
 
@@ -53,31 +68,50 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return optax.adam(schedule) if config.name == "adam" else optax.sgd(schedule, momentum=0.9, nesterov=True)
 
 
-def init_state(network: Network, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    params, stats = network.init(key)
+def init_state(network: Network, optimizer: optax.GradientTransformation, dtype: str, key: Array) -> TrainState:
+    params, stats = jax.tree.map(lambda t: t.astype(dtype), network.init(key))
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 
 def train_step(
-    network: Network, optimizer: optax.GradientTransformation, state: TrainState, batch: Mapping[str, Array]
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    state: TrainState,
+    batch: Mapping[str, Array],
 ) -> tuple[TrainState, Sums]:
-    """One step down the mean loss of the examples that count."""
+    """One step down the mean loss of the examples that count; written for one part of the batch, see `Layout`."""
+    batch = _cast(batch, state.params)
+    total = jnp.maximum(layout.total(batch["mask"].sum(dtype=batch["image"].dtype)), 1)
 
-    def mean_loss(params: Tree) -> tuple[Array, tuple[Sums, Tree]]:
-        logits, stats = network.apply(params, state.batch_stats, batch["image"], train=True, mask=batch["mask"])
-        sums = measure(logits, batch)
-        return sums["loss"] / jnp.maximum(sums["count"], 1), (sums, stats)
+    def share_of_loss(params: Tree, part: Mapping[str, Array]) -> tuple[Array, tuple[Sums, Tree]]:
+        if network.measure is None:
+            logits, moments = network.apply(params, state.batch_stats, part["image"], train=True, mask=part["mask"])
+        else:
+            logits, moments = network.measure(params, state.batch_stats, part["image"], mask=part["mask"])
+        sums = measure(logits, part)
+        return sums["loss"] / total, (sums, moments)
 
-    grads, (sums, stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+    gradient = functools.partial(jax.grad(share_of_loss, has_aux=True), layout.own(state.params))
+    grads, (sums, moments) = layout.accumulated(gradient, batch)
+    grads, sums = layout.total((grads, sums))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    stats = moments  # as the norms stepped them
+    if network.measure is not None:
+        stats = bnjax.update_batch_stats(state.batch_stats, layout.pooled(moments))
     return TrainState(state.step + 1, params, stats, opt_state), sums
 
 
-def eval_step(network: Network, state: TrainState, batch: Mapping[str, Array]) -> Sums:
+def eval_step(network: Network, layout: Layout, state: TrainState, batch: Mapping[str, Array]) -> Sums:
     """What `state` is worth on a batch, by its running statistics."""
+    batch = _cast(batch, state.params)
     logits, _ = network.apply(state.params, state.batch_stats, batch["image"], train=False, mask=batch["mask"])
-    return measure(logits, batch)
+    return layout.total(measure(logits, batch))
+
+
+def _cast(batch: Mapping[str, Array], params: Tree) -> dict[str, Array]:
+    return {**batch, "image": batch["image"].astype(jax.tree.leaves(params)[0].dtype)}
 
 
 def measure(logits: Array, batch: Mapping[str, Array]) -> Sums:

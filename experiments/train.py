@@ -7,10 +7,12 @@ from pathlib import Path
 
 import tyro
 
-from experiments import run
+from experiments import distributed, run
 from experiments.cli import parse, run_main
 from experiments.config import Config
 from experiments.data import load_data
+from experiments.distributed import Distributed
+from experiments.parallel import make_layout
 from experiments.plots import save_curves
 from experiments.report import reporting
 
@@ -22,23 +24,27 @@ class Arguments:
     config: tyro.conf.FlagConversionOff[Config]
     workdir: str = ""  # the run folder; a new one under `runs/` by default
     resume: bool = False  # continue the run in `workdir` from its last checkpoint
+    distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
 
 def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     arguments = parse(Arguments, argv, "python -m experiments.train")
     config = arguments.config
-    workdir = Path(arguments.workdir)
+    distributed.start(config, arguments.distributed)
+    make_layout(config)  # what does not fit the devices is refused before any work
+    workdir = Path(distributed.agreed(arguments.workdir))
     data = load_data(config.data)
     run.claim(workdir, config, arguments.resume)
-    with reporting(run.total_steps(config, data)) as report:
+    with reporting(run.total_steps(config, data), quiet=not distributed.is_main()) as report:
         report.title(f"Training in {workdir}")
         try:
             records = run.train(config, data, run.program_of(config, data), workdir, report)
         except KeyboardInterrupt:
             report.line(f"To continue: python -m experiments.train --resume --workdir={workdir}")
             raise
-        save_curves(workdir / "curves.png", records)
+        if distributed.is_main():
+            save_curves(workdir / "curves.png", records)
         accuracy, seconds = records[-1]["eval/accuracy"], time.monotonic() - began
         report.line(f"Accuracy on the held-out examples: {accuracy:.4f}. {seconds:.0f} s; everything is in {workdir}.")
 

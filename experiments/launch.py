@@ -1,0 +1,151 @@
+"""Starts a group of training processes on this machine: `python -m experiments.launch --processes 2 -- --config=...`.
+
+What comes after `--` are the arguments of `experiments.train`. Every line that a process says is shown with its
+number; when one of them dies, all are ended, and it is named.
+"""
+
+import dataclasses
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO, NoReturn
+
+import tyro
+
+from experiments.config import Count
+from experiments.errors import UserError
+from experiments.schema import rebuild
+
+CHATTER = "Expected number of connected peer ranks is"  # Gloo's, whenever processes meet
+PATIENCE = 5  # seconds for the processes to say goodbye when they are interrupted
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Train with several processes on this machine. The arguments of `experiments.train` come after `--`."""
+
+    processes: Count = 2
+
+
+class Group:
+    """Processes that live and die together, each the leader of a process group of its own."""
+
+    def __init__(self, commands: Sequence[Sequence[str]]):
+        self._ended: queue.Queue[int] = queue.Queue()
+        self.processes = [
+            subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            for c in commands
+        ]
+        self._forwarders = [
+            threading.Thread(target=_forward, args=(f"[{i}] ", source, target), daemon=True)
+            for i, p in enumerate(self.processes)
+            for source, target in ((p.stdout, sys.stdout), (p.stderr, sys.stderr))
+        ]
+        watchers = [threading.Thread(target=self._watch, args=(i,), daemon=True) for i in range(len(commands))]
+        for thread in (*self._forwarders, *watchers):
+            thread.start()
+
+    def wait(self) -> tuple[int, int] | None:
+        """Waits until one fails, and returns its number and its status; or until all are done."""
+        for _ in self.processes:
+            i = self._ended.get()
+            if status := self.processes[i].returncode:
+                return i, status
+        return None
+
+    def interrupt(self) -> None:
+        """Asks all of them to stop, and gives them time to say where they are."""
+        self._signal(signal.SIGINT)
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and any(p.poll() is None for p in self.processes):
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """Ends all at once, with what they started. Nothing milder is heard by one that waits for another."""
+        self._signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+        for thread in self._forwarders:
+            thread.join(timeout=1)
+
+    def _watch(self, i: int) -> None:
+        self.processes[i].wait()
+        self._ended.put(i)
+
+    def _signal(self, number: int) -> None:
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def _forward(prefix: str, source: IO[str], target: IO[str]) -> None:
+    with source:
+        for line in source:
+            if CHATTER not in line:
+                target.write(prefix + line.rstrip("\n") + "\n")
+                target.flush()
+
+
+def run(processes: int, arguments: Sequence[str]) -> int:
+    """Trains with so many processes and returns the status: 0, or that of the first one that failed."""
+    address = f"127.0.0.1:{free_port()}"
+    train = [sys.executable, "-m", "experiments.train", *arguments]
+    common = [f"--distributed.coordinator={address}", f"--distributed.num_processes={processes}"]
+    group = Group([[*train, *common, f"--distributed.process_id={i}"] for i in range(processes)])
+    print(f"Process ids: {', '.join(str(p.pid) for p in group.processes)}", flush=True)
+    try:
+        failed = group.wait()
+    except KeyboardInterrupt:
+        group.interrupt()
+        return 130
+    finally:
+        group.kill()
+    if failed is None:
+        return 0
+    i, status = failed
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    print(
+        f"error: process {i} of {processes} (pid {group.processes[i].pid}) {how}; the others were ended. Give the "
+        "same command with `--resume` and its `--workdir` to continue from the last checkpoint.",
+        file=sys.stderr,
+    )
+    return 128 - status if status < 0 else status
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def main(argv: Sequence[str]) -> int:
+    own, arguments = list(argv), []
+    if "--" in own:
+        at = own.index("--")
+        own, arguments = own[:at], own[at + 1 :]
+    parsed = rebuild(tyro.cli(Arguments, args=own, prog="python -m experiments.launch", description=__doc__), "")
+    if not arguments:
+        raise UserError("The arguments of `experiments.train` must come after `--`, for example `-- --config=...`.")
+    return run(parsed.processes, arguments)
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,189 @@
+"""How a step is spread over devices: written once, for one part of the batch, it runs in four layouts."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax import Array, lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import bnjax
+from bnjax import Moments
+from experiments.config import Config
+from experiments.data import Share
+from experiments.errors import UserError
+from experiments.models import hands_out_moments
+
+AXES = ("group", "member")  # of the mesh: the members of a group measure together
+_WHOLE, _SPLIT = P(), P(AXES)
+
+Step = Callable[[Any, Mapping[str, Array]], Any]  # of the state and one part of the batch; results alike in all parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The devices, who measures together, and how a step comes to run on all of them.
+
+    A step is written for one part of the batch and calls `total` and `pooled` for what the other parts know. Under
+    `jit` there is one part: the batch is one array, whatever holds it, and groups are slices of it.
+    """
+
+    kind: Literal["jit", "shard_map", "pmap", "vmap"]
+    mesh: Mesh
+    accumulate: int = 1
+
+    @property
+    def whole(self) -> NamedSharding:
+        """How the state lies on the devices: whole on each of them."""
+        return NamedSharding(self._line if self.kind == "pmap" else self.mesh, _WHOLE)
+
+    @property
+    def split(self) -> NamedSharding:
+        """How a batch lies on the devices."""
+        return bnjax.batch_sharding(self.mesh)
+
+    def norm(self, rows: int) -> dict[str, Any]:
+        """The arguments with which a norm measures the group and no more, in batches of so many rows."""
+        if self.kind != "jit":
+            return self._along("member")
+        groups = self.mesh.shape["group"]
+        return {"virtual_batch_size": rows // self.accumulate // groups} if groups > 1 else {}
+
+    def total(self, tree: Any) -> Any:
+        """Sums over all parts."""
+        return tree if self.kind == "jit" else lax.psum(tree, "device" if self.kind == "pmap" else AXES)
+
+    def own(self, tree: Any) -> Any:
+        """What is alike in all parts, as each part's own: gradients to it are of that part alone."""
+        return lax.pcast(tree, AXES, to="varying") if self.kind == "shard_map" else tree
+
+    def accumulated(self, f: Callable[[Any], Any], batch: Any) -> Any:
+        """`f(batch)`, sums and `Moments`, from one micro-batch after the other."""
+        k = self.accumulate
+        if k == 1:
+            return f(batch)
+        return jax.tree.map(
+            lambda t: t if _is_moments(t) else k * t, bnjax.accumulate(f, batch, k), is_leaf=_is_moments
+        )
+
+    def pooled(self, moments: Any) -> Any:
+        """The moments of every norm, of the group's examples, merged into those of all examples."""
+        if self.kind == "jit":
+            return moments
+
+        def merged(m: Moments) -> Moments:
+            return dataclasses.replace(m, **vars(bnjax.all_reduce(m, **self._along("group"))))
+
+        return jax.tree.map(merged, moments, is_leaf=_is_moments)
+
+    def spread(self, step: Step, donate: bool = False) -> Callable[..., Any]:
+        """`step`, compiled for all devices: of the state, whole on each of them, and of what `place` makes."""
+        donated = (0,) if donate else ()
+        if self.kind == "pmap":
+            return self._pmap(step, donated)
+        if self.kind == "shard_map":
+            step = jax.shard_map(step, mesh=self.mesh, in_specs=(_WHOLE, _SPLIT), out_specs=_WHOLE)
+        elif self.kind == "vmap":
+            step = self._vmap(step)
+        return jax.jit(step, in_shardings=(self.whole, self.split), out_shardings=self.whole, donate_argnums=donated)
+
+    def place(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """The rows of a batch that this process has (see `share`), on its devices."""
+        if self.kind == "pmap":
+            local = self.mesh.local_mesh.size
+            return {name: t.reshape(local, -1, *t.shape[1:]) for name, t in batch.items()}
+        return {name: jax.make_array_from_process_local_data(self.split, t) for name, t in batch.items()}
+
+    def share(self, size: int, accumulate: int = 1) -> Share:
+        """Which rows this process has of a batch of `size`, filled up so that every part has as many."""
+        parts = self.mesh.size
+        rows = math.ceil(size / (parts * accumulate)) * parts * accumulate
+        mine = [i for i, d in enumerate(self.mesh.devices.flat) if d.process_index == jax.process_index()]
+        return Share(rows, min(mine) * rows // parts, (max(mine) + 1) * rows // parts)
+
+    @property
+    def _line(self) -> Mesh:
+        """The devices in a line, as `pmap` has them."""
+        return Mesh(self.mesh.devices.reshape(-1), "device")
+
+    def _along(self, axis: str) -> dict[str, Any]:
+        """How a function of bnjax is told of an axis of the mesh; `pmap` has one axis, and knows groups along it."""
+        if self.kind != "pmap":
+            return {"axis_name": axis}
+        table = np.arange(self.mesh.size).reshape(self.mesh.devices.shape)
+        groups = table if axis == "member" else table.T
+        return {"axis_name": "device", "axis_index_groups": tuple(tuple(map(int, row)) for row in groups)}
+
+    def _vmap(self, step: Step) -> Step:
+        """The parts are rows of a table, and the compiler puts them on devices."""
+        for axis in reversed(AXES):
+            step = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=axis)
+        table = self.mesh.devices.shape
+        return lambda state, batch: step(state, {k: t.reshape(*table, -1, *t.shape[1:]) for k, t in batch.items()})
+
+    def _pmap(self, step: Step, donated: tuple[int, ...]) -> Callable[..., Any]:
+        devices = list(self.mesh.devices.flat)
+        mapped = jax.pmap(step, "device", in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=donated)
+        if jax.process_count() == 1:
+            return mapped
+
+        def on_many(state: Any, batch: Any) -> Any:  # where `pmap` takes and gives each process's own copy
+            local = multihost_utils.global_array_to_host_local_array(state, self._line, _WHOLE)
+            return multihost_utils.host_local_array_to_global_array(mapped(local, batch), self._line, _WHOLE)
+
+        return on_many
+
+
+def _is_moments(tree: Any) -> bool:
+    return isinstance(tree, Moments)
+
+
+def make_layout(config: Config, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """The layout of a config on `devices`, all that there are by default.
+
+    Raises:
+      UserError: groups that do not fit the devices, or too few examples to measure.
+    """
+    parallel, accumulate = config.parallel, config.train.accumulate
+    devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
+    members = {"global": len(devices), "device": 1, "group": parallel.group_size}[parallel.sync]
+    if (parallel.sync == "group") != (parallel.group_size is not None):
+        raise UserError(
+            "`config.parallel.group_size`, the number of devices that are measured together, belongs to "
+            f"`--config.parallel.sync=group`; it is {parallel.group_size} with `sync={parallel.sync}`."
+        )
+    if members is None or len(devices) % members:
+        raise UserError(
+            f"`config.parallel.group_size` must divide the number of devices, {len(devices)}, but it is {members}."
+        )
+    layout = Layout(parallel.layout, Mesh(np.array(devices).reshape(-1, members), AXES), accumulate)
+    _check_rows(layout, config)
+    return layout
+
+
+def _check_rows(layout: Layout, config: Config) -> None:
+    size, accumulate = config.train.batch_size, layout.accumulate
+    if accumulate > size:
+        raise UserError(f"`config.train.accumulate` must be at most the batch size, {size}, but it is {accumulate}.")
+    rows = layout.share(size, accumulate).rows // accumulate // layout.mesh.shape["group"]
+    if not hands_out_moments(config.model) and (accumulate > 1 or layout.mesh.shape["group"] > 1):
+        raise UserError(
+            f"`config.model.norm={config.model.norm}` keeps more than moments: `--config.train.accumulate=1` and "
+            "`--config.parallel.sync=global` are all it can do."
+        )
+    if config.model.norm == "ghost" and (layout.share(size, accumulate).rows // accumulate) % config.model.ghost_size:
+        raise UserError(
+            f"`config.model.ghost_size` must divide what is measured, {size} examples in {accumulate} micro-batches, "
+            f"but it is {config.model.ghost_size}."
+        )
+    if config.model.norm != "none" and rows < 2:
+        raise UserError(
+            f"`config.train.batch_size` must leave two examples to be measured together, but {size} in "
+            f"{accumulate} micro-batches on {layout.mesh.shape['group']} groups of devices leave {rows}; use a larger "
+            "batch, fewer micro-batches, or `--config.parallel.sync=global`."
+        )

@@ -1,0 +1,198 @@
+"""Several processes: the same run as one, checkpoints that fit all of them, and what happens when one dies."""
+
+import dataclasses
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import distributed, run, steps
+from experiments.checkpoints import Checkpoints
+from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from experiments.configfile import to_json
+from experiments.data import load_data
+from experiments.distributed import Distributed
+from experiments.errors import UserError
+from experiments.files import read_metrics
+from experiments.launch import Group, main
+
+ROOT = Path(__file__).parent.parent
+CONFIG = Config(
+    data=DataConfig(train_examples=70, eval_examples=30),
+    model=ModelConfig(widths=(2, 3, 4), dtype="float64"),
+    optimizer=OptimizerConfig(learning_rate=0.001),
+    parallel=ParallelConfig(sync="group", group_size=2, fake_devices=2),
+    train=TrainConfig(epochs=4, batch_size=45, eval_batch_size=7),
+)  # 2 steps an epoch; two processes of two devices, so that each group is a process
+
+
+@pytest.fixture(autouse=True)
+def _compile_quickly():
+    """As the processes do: otherwise the initial parameters, drawn in float32, would be rounded in another way."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def command(*argv):
+    return [sys.executable, "-m", "experiments.launch", "--processes=2", "--", *map(str, argv)]
+
+
+def environment():
+    """Without the devices of this process."""
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return {**kept, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+
+
+class Ended(NamedTuple):
+    """A run of two processes: one of them killed in the middle, and then continued."""
+
+    workdir: Path
+    status: int  # when it was killed
+    said: str
+    killed: int  # the process
+    seconds: float  # from then to the end of all
+    continued: str  # what was said then
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "tiny.json").write_text(to_json(CONFIG))
+    start = functools.partial(
+        subprocess.Popen, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with start(command(f"--config={folder}/tiny.json", f"--workdir={folder}/run")) as group:
+        pid = int(group.stdout.readline().split()[-1])
+        assert any("epoch   1" in line for line in group.stdout), group.stderr.read()
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        said = group.communicate(timeout=60)[1]
+        seconds = time.monotonic() - began
+    with start(command("--resume", f"--workdir={folder}/run")) as again:
+        out, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, out + errors
+    return Ended(folder / "run", group.returncode, said, pid, seconds, out)
+
+
+def program_of(devices, config=CONFIG):
+    return steps.make_program(config, (8, 8, 1), 10, 8, devices=jax.devices()[:devices])
+
+
+class Quiet:
+    advance = line = staticmethod(lambda *_: None)
+
+
+def test_a_killed_process_ends_the_group_and_is_named(ended):
+    assert ended.status == 128 + signal.SIGKILL
+    assert f"error: process 1 of 2 (pid {ended.killed}) was killed by SIGKILL" in ended.said
+    assert ended.seconds < 5
+
+
+def test_two_processes_end_with_the_parameters_of_one_that_nothing_disturbed(ended, tmp_path, x64):
+    assert "[0] epoch   4 of 4  step      8" in ended.continued
+    assert "[1]" not in ended.continued  # only one speaks, and only one writes
+    files = {f.name for f in ended.workdir.iterdir()}
+    assert files == {"metrics.jsonl", "config.json", "checkpoints", "curves.png"}
+    program = program_of(4)
+    records = run.train(CONFIG, load_data(CONFIG.data), program, tmp_path, Quiet())
+    like = program.init(jax.random.key(0))
+    with Checkpoints(tmp_path / "checkpoints") as one, Checkpoints(ended.workdir / "checkpoints") as two:
+        expected, made = one.restore(like), two.restore(like)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), made, expected)
+    logged = read_metrics(ended.workdir / "metrics.jsonl")
+    np.testing.assert_allclose([[*r.values()] for r in logged], [[*r.values()] for r in records], rtol=1e-9)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_what_two_processes_saved_is_taken_up_on_any_number_of_devices(ended, devices, x64):
+    config = dataclasses.replace(CONFIG, parallel=ParallelConfig())
+    with Checkpoints(ended.workdir / "checkpoints") as checkpoints:
+        state = checkpoints.restore(program_of(devices, config).init(jax.random.key(1)))
+    assert int(state.step) == 8
+    assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(state))
+
+
+def python(code):
+    return [sys.executable, "-c", code]
+
+
+def test_a_group_is_ended_by_the_first_that_fails_and_says_what_its_members_say(capfd):
+    waits = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('waits', flush=True); time.sleep(60)"
+    )
+    group = Group([python(waits), python("import time; time.sleep(0.3); raise SystemExit('fails')")])
+    began = time.monotonic()
+    assert group.wait() == (1, 1)
+    group.kill()
+    assert time.monotonic() - began < 10
+    assert group.processes[0].returncode == -signal.SIGKILL
+    said = capfd.readouterr()
+    assert said.out == "[0] waits\n"
+    assert said.err == "[1] fails\n"
+
+
+def test_a_group_that_succeeds_and_one_that_is_interrupted():
+    group = Group([python(""), python("")])
+    assert group.wait() is None
+    group.kill()
+    group = Group([python("import time\ntry: print(flush=True), time.sleep(60)\nexcept KeyboardInterrupt: exit(7)")])
+    time.sleep(0.5)
+    group.interrupt()
+    assert group.processes[0].returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [(["--processes=2"], "must come after `--`"), (["--processes=0", "--", "x"], "`processes` must be at least 1")],
+)
+def test_a_wrong_launch_is_refused(argv, expected):
+    with pytest.raises(UserError, match=expected):
+        main(argv)
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        (Distributed(num_processes=2), "belong together"),
+        (Distributed("here", 2, 0), "must be HOST:PORT, but it is 'here'"),
+        (Distributed("here:1", 2, 2), "`--distributed.process_id` must be less than `--distributed.num_processes`, 2"),
+    ],
+)
+def test_a_group_that_is_not_all_said_is_refused(group, expected):
+    with pytest.raises(UserError, match=expected):
+        distributed.start(Config(), group)
+
+
+def test_devices_are_faked_before_the_first_use_of_jax():
+    distributed.start(Config(parallel=ParallelConfig(fake_devices=8)))  # there are
+    with pytest.raises(UserError, match="it is 3 now, but this process has 8 devices already"):
+        distributed.start(Config(parallel=ParallelConfig(fake_devices=3)))
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"SLURM_NTASKS": "4"}, None),  # a shell in an allocation
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "a"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, {}),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+    ],
+)
+def test_tasks_of_slurm_and_open_mpi_are_found_by_jax(monkeypatch, variables, expected):
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: called.append(args))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    distributed.start(Config())
+    assert called == ([] if expected is None else [(None, None, None)])
