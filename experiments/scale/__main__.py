@@ -5,19 +5,17 @@ CPU devices elsewhere. Each step is compiled in a process of its own.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from experiments.bench.targets import Target, target_of
 from experiments.cli import run_main
@@ -25,11 +23,12 @@ from experiments.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "scale.md"
-SYNCS = ("global", "group", "device")
 TPUS = ("tpu:v5e:2x2", "tpu:v5e:8x8", "tpu:v5e:16x16")
 CPUS = ("cpu:4", "cpu:64", "cpu:256")
 HEAD = ("statistics of", "devices", "collectives", "operand bytes", "temporary MB", "compile s")
 GROUP = 2  # devices, in the groups of `sync=group`
+
+NEWLINE = "\n"  # which f-strings of Python 3.11 do not take
 
 Row = dict[str, Any]
 
@@ -39,7 +38,8 @@ class Arguments:
     """Compile one training step for 4, 64 and 256 devices, and show what it sends."""
 
     model: Literal["ResNet-50", "one block"] = "ResNet-50"
-    layouts: tuple[Literal["jit", "shard_map"], ...] = ("jit",)
+    layouts: tuple[Literal["jit", "shard_map"], ...] = ("jit", "shard_map")
+    syncs: tuple[Literal["global", "group", "device"], ...] = ("global", "group", "device")
     targets: tuple[str, ...] = ()
     """TPU topologies such as `tpu:v5e:8x8`, or numbers of CPU devices such as `cpu:64`; 4, 64 and 256 chips by default,
     or as many CPU devices where there is no compiler for TPUs."""
@@ -73,7 +73,7 @@ def cells(row: Row) -> list[str]:
     """What the table says of a step."""
     counts = ", ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in row["counts"].items()) or "none"
     sync = {"group": f"groups of {GROUP}", "device": "each device", "global": "all devices"}[row["sync"]]
-    sizes = f"{row['operand_bytes']:,}", f"{row['temporary_bytes'] / 1e6:.0f}", f"{row['seconds']:.0f}"
+    sizes = f"{row['operand_bytes']:,}", f"{row['temporary_bytes'] / 1e6:.1f}", f"{row['seconds']:.0f}"
     return [f"{sync}, `{row['layout']}`", str(row["devices"]), counts, *sizes]
 
 
@@ -90,27 +90,44 @@ def growth(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def markdown(rows: Sequence[Row], arguments: Arguments, targets: Iterable[str]) -> str:
-    """The document."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
+def table(rows: Sequence[Row]) -> list[str]:
+    """The lines of a table of all rows, and what it comes to."""
     lines = [f"| {' | '.join(row)} |" for row in (HEAD, ["---", *["---:"] * 5], *map(cells, rows))]
-    verdict = growth(rows) or ["What is sent is the same for every number of devices, collective by collective."]
-    return "\n".join([
-        "# What a training step sends, by the number of devices", "",
-        f"One step of {arguments.model} in the training program, 32 examples a device, compiled for "
-        f"{', '.join(f'`{t}`' for t in targets)} with no such device there ({versions}). The numbers are those of one",
-        "device: how many collectives its program has, the sizes of their operands together, and its temporary memory.",
-        "", *lines, "", *verdict, "",
-        "Statistics of all devices cost an all-reduce of a few vectors for each norm in the forward pass and one in",
-        "the backward pass, those of groups the same among fewer devices; statistics of each device none. What is left",
-        "is the gradient, once, and the running statistics of groups. Made by",
-        f"`python -m experiments.scale --write{_flags(arguments)}`.", "",
-    ])  # fmt: skip
+    return [*lines, "", *(growth(rows) or ["What is sent is the same for every number of devices."])]
 
 
-def _flags(arguments: Arguments) -> str:
-    layouts = "" if arguments.layouts == ("jit",) else f" --layouts {' '.join(arguments.layouts)}"
-    return layouts + (f" --targets {' '.join(arguments.targets)}" if arguments.targets else "")
+def document(rows: Sequence[Row], arguments: Arguments, targets: Iterable[str]) -> str:
+    """The text of docs/scale.md."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
+    return f"""# What a training step sends, by the number of devices
+
+One step of {arguments.model} in the training program, 32 examples a device, compiled for
+{", ".join(f"`{t}`" for t in targets)} with no such device there ({versions}).
+The numbers are those of one device: how many collectives its program has, the sizes of their operands together, and
+its temporary memory.
+
+{NEWLINE.join(table(rows))}
+
+Statistics of all devices cost one all-reduce of two vectors for each norm in the forward pass and one in the backward
+pass; statistics of groups the same among fewer devices, and those of each device none. What is left is the gradient,
+once, and with groups their statistics, for the running state.
+
+Made by `python -m experiments.scale --write`, `--tpu_python` naming the interpreter of an environment with `jax[tpu]`.
+"""
+
+
+def measure(arguments: Arguments, targets: Sequence[str]) -> list[Row]:
+    """The facts of every step, said as they are found."""
+    rows: list[Row] = []
+    for layout, sync, target in itertools.product(arguments.layouts, arguments.syncs, targets):
+        task = {"target": target, "model": arguments.model, "layout": layout, "sync": sync}
+        row = compiled(arguments.tpu_python, task | {"group_size": GROUP if sync == "group" else None})
+        if "skipped" in row:
+            print(f"Left out: {row['skipped']}", flush=True)
+        else:
+            rows.append(task | row)
+            print(f"{target}: {'; '.join(cells(rows[-1]))}", flush=True)
+    return rows
 
 
 def main(argv: Sequence[str]) -> None:
@@ -118,28 +135,11 @@ def main(argv: Sequence[str]) -> None:
         Arguments, args=argv, prog="python -m experiments.scale", description=__doc__, use_underscores=True
     )
     targets = arguments.targets or (TPUS if has_tpu_compiler(arguments.tpu_python) else CPUS)
-    console, rows = Console(), []
-    for layout in arguments.layouts:
-        for sync in SYNCS:
-            for target in targets:
-                task = {"target": target, "model": arguments.model, "layout": layout, "sync": sync}
-                began = time.monotonic()
-                row = compiled(arguments.tpu_python, task | {"group_size": GROUP if sync == "group" else None})
-                if "skipped" in row:
-                    console.print(f"Left out: {row['skipped']}", markup=False, soft_wrap=True)
-                    continue
-                rows.append(task | row)
-                words = "; ".join(cells(rows[-1]))
-                console.print(f"{target}: {words}; {time.monotonic() - began:.0f} s", markup=False, soft_wrap=True)
-    table = Table(*HEAD, title=f"One step of {arguments.model}, on each device")
-    for row in rows:
-        table.add_row(*cells(row))
-    console.print(table)
-    for sentence in growth(rows):
-        console.print(f"GROWS: {sentence}", markup=False, soft_wrap=True)
+    rows = measure(arguments, targets)
+    print("", *table(rows), sep="\n")
     if arguments.write and rows:
         DOCUMENT.parent.mkdir(exist_ok=True)
-        write_text(DOCUMENT, markdown(rows, arguments, targets))
+        write_text(DOCUMENT, document(rows, arguments, targets))
     if growth(rows) or not rows:
         raise SystemExit(1)
 
