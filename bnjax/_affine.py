@@ -4,7 +4,9 @@ A map is `(d - delta) * rsqrt(var + epsilon) * scale + bias + residual`, then pe
 Its tangent is written so that the backward pass keeps `x` in its own dtype and small vectors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 
+_within_remat = ContextVar("within_remat", default=False)
 Activation = str | Callable[[Array], Array] | None
 
 
@@ -24,6 +27,7 @@ class Form(NamedTuple):
     wide: Any  # dtype of the arithmetic: float32 or wider; complex for complex input
     out: Any  # dtype of the result
     relu: bool
+    keeps: bool = True  # chooses by itself what the backward pass keeps; not within `remat`, which does
 
 
 class Affine(NamedTuple):
@@ -42,7 +46,7 @@ def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
     if activation == "relu" and jnp.iscomplexobj(x):
         raise ValueError("`activation` is 'relu', which has no meaning for a complex `x`; pass a callable.")
     out = checks.output_dtype(dtype, x)
-    return Form(checks.stat_dtype(x, out), out, activation == "relu")
+    return Form(checks.stat_dtype(x, out), out, activation == "relu", not _within_remat.get())
 
 
 def affine_of(
@@ -79,7 +83,7 @@ def activate(y: Array, activation: Activation) -> Array:
 def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
     """The tangent of `output(line(...))` at `(x, affine, c, delta, var)`."""
     plain = partial(_tangent, form, gpu=False)
-    return recomputed(plain, primals, tangents, mask, on_gpu=partial(_tangent, form, gpu=True))
+    return recomputed(form, plain, primals, tangents, mask, on_gpu=partial(_tangent, form, gpu=True))
 
 
 def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu: bool) -> Array:
@@ -93,9 +97,11 @@ def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu
         dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
     if affine.residual is not None:
         dz = dz + daffine.residual.astype(form.wide)
+    dz = again(dz.astype(form.out))  # the gradient's dtype: the CPU's compiler would widen it first, then write it out
     if form.relu:
-        dz = jnp.where(line(d, affine, delta, var) > 0, dz, 0)
-    return dz.astype(form.out)
+        x, c = again((x, c))
+        dz = jnp.where(line(centre(form, x, c, mask), affine, delta, var) > 0, dz, 0)
+    return dz
 
 
 def _of_line(form: Form, d: Array, primals: Any, tangents: Any, gpu: bool) -> Array:
@@ -136,7 +142,17 @@ def again(tree: Any) -> Any:
     return lax.platform_dependent(tree, cpu=barriers, default=lambda same: same)
 
 
-def recomputed(f: Callable[..., Any], *args: Any, on_gpu: Callable[..., Any] | None = None) -> Any:
+@contextmanager
+def within_remat() -> Iterator[None]:
+    """Norms called here are within a `jax.checkpoint` that knows what to keep. Two, one in the other, keep more."""
+    token = _within_remat.set(True)
+    try:
+        yield
+    finally:
+        _within_remat.reset(token)
+
+
+def recomputed(form: Form, f: Callable[..., Any], *args: Any, on_gpu: Callable[..., Any] | None = None) -> Any:
     """`f(*args)`, of which the backward pass keeps the arguments only, written as each compiler wants it.
 
     CPU: behind a barrier (`prevent_cse`), or the forward pass keeps `x - c` in float32: half as much memory again.
@@ -144,7 +160,7 @@ def recomputed(f: Callable[..., Any], *args: Any, on_gpu: Callable[..., Any] | N
     """
     branches = {"cpu": jax.checkpoint(f)} | ({} if on_gpu is None else {"cuda": on_gpu})
     either = partial(lax.platform_dependent, **branches, default=f)
-    return jax.checkpoint(either, prevent_cse=False)(*args)
+    return (jax.checkpoint(either, prevent_cse=False) if form.keeps else either)(*args)
 
 
 def _as_complex(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:

@@ -51,6 +51,16 @@ def inexact_array(x: ArrayLike, name: str = "x") -> Array:
     return x
 
 
+def real_array(x: ArrayLike, name: str = "x") -> Array:
+    """`x` as a real floating-point array."""
+    x = inexact_array(x, name)
+    if jnp.iscomplexobj(x):
+        raise ValueError(
+            f"`{name}` must be real, but its dtype is {x.dtype}; normalize `{name}.real` and `{name}.imag`."
+        )
+    return x
+
+
 def stat_dtype(*args: Any) -> Any:
     """The dtype in which statistics of these arrays or dtypes are kept: float32 or wider."""
     dtype: Any = jnp.dtype(jnp.float32)

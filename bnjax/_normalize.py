@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
@@ -90,7 +91,11 @@ def normalize(
     mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
     var = checks.feature_array(m.var, "m.var", x.shape, features)
     checks.real_unless(form.wide, mean, "m.mean")
-    return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var), activation)
+    return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var, None), activation)
+
+
+# The names under which `jax.checkpoint` knows what every norm needs to be computed again from.
+INPUT, MOMENTS = "bnjax_input", "bnjax_moments"
 
 
 class Sets(NamedTuple):
@@ -113,6 +118,7 @@ def standardize(
     be equal on all devices that are combined. Moments keep the measured axes.
     """
     c = lax.stop_gradient(pivot).astype(form.wide)
+    x = checkpoint_name(x, INPUT)
     with groups_refused(sets.groups):
         y, delta, var, count = _traced_once(form, sets, x, affine, c, mask)
     return y, Moments(count, c + delta, jnp.maximum(var, 0))
@@ -143,15 +149,8 @@ def pivot_of(
 def _rule(
     form: Form, sets: Sets, x: Array, affine: Affine, c: Array, mask: Array | None
 ) -> tuple[Array, Array, Array, Array]:
-    d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in ((x, c), again((x, c))))
-    count = count_valid(mask, x.shape, sets.axes, form.wide)
-    s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d_again).sum(sets.axes, keepdims=True)
-    count, s1, s2 = _combine(sets, (count, s1, s2), c)
-    count = jnp.asarray(count, checks.real_dtype(form.wide))
-    about = about_pivot if sets.use_mean and sets.exact else _about_mean
-    delta, var = about(count, s1, s2)  # as rounding left it: below zero perhaps
-    y = output(form, line(x.astype(form.wide) - c, affine, delta, _var_or_inf(var, count, mask)))
-    return y, delta, var, count
+    delta, var, count = _measured(form, sets, x, c, mask)
+    return _apply(form, x, affine, c, delta, _var_or_inf(var, count, mask), mask), delta, var, count
 
 
 # A model has many norms of few shapes: under jit the rule and its derivatives are traced once for each shape.
@@ -163,17 +162,43 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
     x, affine, c, mask = primals
     dx, daffine, _, _ = tangents
     dx = dx.astype(form.wide)  # once: each conversion would round its part of the gradient by itself
-    y, delta, var, count = _rule(form, sets, *primals)
-
-    t1, t2 = _combine(sets, recomputed(partial(_sums, form, sets), x, c, dx, mask))
-    k = at_least_one(count)
-    ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
-    dvar = 2 * (t2 / k - dot(delta, ddelta))
+    moments = checkpoint_name(_measured(form, sets, x, c, mask), MOMENTS)
+    delta, var, count = moments
+    ddelta, dvar = _measured_tangent(form, sets, (x, c, mask), dx, moments)
     seen_var = _var_or_inf(var, count, mask)
     # Clamped there: or 1 / sqrt(epsilon)^3 times rounding. A product, with which the CPU's compiler fuses the sums.
     seen_dvar = dvar * jnp.where(var < 0, 0, jnp.ones_like(var))
+    y = _apply(form, x, affine, c, delta, seen_var, mask)
     dy = tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, seen_dvar), mask)
     return (y, delta, var, count), (dy, ddelta, dvar, jnp.zeros_like(count))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+    """The mean about `c`, the variance as rounding left it (below zero perhaps) and the count."""
+    d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in (again((x, c)), again(again((x, c)))))
+    count = count_valid(mask, x.shape, sets.axes, form.wide)
+    s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d_again).sum(sets.axes, keepdims=True)
+    count, s1, s2 = _combine(sets, (count, s1, s2), c)
+    count = jnp.asarray(count, checks.real_dtype(form.wide))
+    about = about_pivot if sets.use_mean and sets.exact else _about_mean
+    return *about(count, s1, s2), count
+
+
+@_measured.defjvp
+def _measured_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
+    moments = _measured(form, sets, *primals)
+    return moments, (*_measured_tangent(form, sets, primals, tangents[0], moments), jnp.zeros_like(moments[2]))
+
+
+def _measured_tangent(form: Form, sets: Sets, primals: Any, dx: Array, moments: Any) -> tuple[Array, Array]:
+    """The tangents of the mean and the variance."""
+    x, c, mask = primals
+    delta, _, count = moments
+    t1, t2 = _combine(sets, recomputed(form, partial(_sums, form, sets), x, c, dx, mask))
+    k = at_least_one(count)
+    ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
+    return ddelta, 2 * (t2 / k - dot(delta, ddelta))
 
 
 def _about_mean(count: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
@@ -189,14 +214,14 @@ def _sums(form: Form, sets: Sets, x: Array, c: Array, dx: Array, mask: Array | N
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _apply(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array) -> Array:
+def _apply(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array, mask: Array | None) -> Array:
     return output(form, line(x.astype(form.wide) - c, affine, delta, var))
 
 
 @_apply.defjvp
 def _apply_jvp(form: Form, primals: Any, tangents: Any) -> Any:
-    dx, daffine, dc, ddelta, dvar = tangents
-    return _apply(form, *primals), tangent(form, primals, (dx, daffine, dc + ddelta, dvar), None)
+    dx, daffine, dc, ddelta, dvar, _ = tangents
+    return _apply(form, *primals), tangent(form, primals[:-1], (dx, daffine, dc + ddelta, dvar), primals[-1])
 
 
 def _combine(sets: Sets, sums: Any, pivot: Array | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""Norms of weights instead of activations: weight normalization and spectral normalization."""
+"""Norms of weights instead of activations: weight norm, weight standardization and spectral norm."""
 
 import math
 
@@ -7,7 +7,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._moments import abs_sq
+from bnjax._moments import Moments, abs_sq, moments
+from bnjax._normalize import normalize
 
 
 def weight_norm(
@@ -44,6 +45,77 @@ def weight_norm(
     scale = checks.feature_array(scale, "scale", w.shape, features)
     y = _unit(wide, checks.other_axes(features, w.ndim), epsilon)
     return (y if scale is None else y * scale).astype(checks.output_dtype(dtype, w))
+
+
+def weight_standardize(
+    w: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-6,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Weight standardization: `(w - mean) / sqrt(var + epsilon) * scale`, feature by feature.
+
+    Args:
+      w: real weights. Mean and (biased) variance are float32 or wider.
+      scale: of the features' shape, or of the rank of `w` and broadcastable to it.
+      axis: the feature axes, those of the output; measured is over all others.
+      epsilon: added to the variance.
+      dtype: of the result; that of `w` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019 (there the
+      standard deviation is unbiased, and 1e-5 is added to it).
+
+    >>> print(weight_standardize(jnp.array([[3.0, 0.0], [1.0, 2.0]])).round(3))
+    [[ 1. -1.]
+     [-1.  1.]]
+    """
+    w = checks.real_array(w, "w")
+    features = checks.canonical_axes(axis, w.ndim)
+    m = moments(w, checks.other_axes(features, w.ndim), keepdims=True)
+    return normalize(w, m, scale, axis=features, epsilon=epsilon, dtype=checks.output_dtype(dtype, w))
+
+
+def scaled_weight_standardize(
+    w: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-4,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Scaled weight standardization: `(w - mean) / sqrt(max(n * var, epsilon)) * scale`, n the inputs of a feature.
+
+    What is put in with variance one comes out so. The arguments are those of `weight_standardize`, but for:
+
+    Args:
+      epsilon: the least that is divided by.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Brock, De, Smith and Simonyan, High-Performance Large-Scale Image Recognition Without Normalization, 2021.
+
+    >>> print(scaled_weight_standardize(jnp.array([[3.0, 0.0], [1.0, 4.0], [3.0, 0.0], [1.0, 4.0]])))
+    [[ 0.5 -0.5]
+     [-0.5  0.5]
+     [ 0.5 -0.5]
+     [-0.5  0.5]]
+    """
+    w = checks.real_array(w, "w")
+    checks.positive(epsilon, "epsilon")
+    features = checks.canonical_axes(axis, w.ndim)
+    measured = checks.other_axes(features, w.ndim)
+    m = moments(w, measured, keepdims=True)
+    inputs = math.prod(w.shape[a] for a in measured)
+    m = Moments(m.count, m.mean, jnp.maximum(inputs * m.var, epsilon))
+    return normalize(w, m, scale, axis=features, epsilon=0.0, dtype=checks.output_dtype(dtype, w))
 
 
 def spectral_norm(

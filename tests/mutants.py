@@ -33,7 +33,7 @@ MUTANTS = [
     Mutant(
         "sync: devices weigh the same", "_normalize.py",
         RULE, "count, s1, s2 = _combine(sets, (count / count, s1 / count, s2 / count), c)",
-        "test_sync.py::test_every_layout_is_one_device[float32-vmap-unequal devices]",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
         "all_reduce: devices weigh the same", "_moments.py",
@@ -43,12 +43,12 @@ MUTANTS = [
     Mutant(
         "sync: gradients summed twice", "_normalize.py",
         BACK, BACK.replace("recomputed(", "_combine(sets, recomputed(") + ")",
-        "test_sync.py::test_every_layout_is_one_device[float32-vmap-equal devices]",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
         "sync: forgotten in the backward pass", "_normalize.py",
         BACK, BACK.replace("_combine(sets, ", "").removesuffix(")"),
-        "test_sync.py::test_every_layout_is_one_device[float32-vmap-equal devices]",
+        "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
         "state: its gradient is not stopped", "_batch.py",
@@ -147,6 +147,42 @@ MUTANTS = [
         "share = count / jnp.where(total > 0, total, 1)",
         "share = jnp.ones_like(count) / jnp.ones_like(count).sum(axes, keepdims=True)",
         "test_moments.py::test_reduce_along_any_axes_with_any_count",
+    ),
+    Mutant(
+        "renorm: the correction has a gradient", "_renorm.py",
+        "old, batch = lax.stop_gradient((old, batch))", "old = lax.stop_gradient(old)",
+        "test_battery.py::test_output_state_and_gradients[renorm]",
+    ),
+    Mutant(
+        "domains: measured together", "_domains.py",
+        "member * own.count[None]", "member.max(0)[None] * own.count[None] + 0 * member",
+        "test_battery.py::test_output_state_and_gradients[domain]",
+    ),
+    Mutant(
+        "parts: what is not finite is kept", "_parts.py",
+        "jnp.where(mask | jnp.isfinite(x), x, 0)", "x",
+        "test_battery.py::test_masked_out_is_not_there[grn]",
+    ),
+    Mutant(
+        "parts: devices weigh the same", "_parts.py",
+        "all_reduce(batch, checks.hashable_name(axis_name))",
+        "all_reduce(Moments(jnp.ones_like(batch.count), batch.mean, batch.var), axis_name)",
+        "test_battery.py::test_eight_devices_are_one[switchable]",
+    ),
+    Mutant(
+        "whitening: equal eigenvalues taken for the usual case", "_whitening.py",
+        "a[:, :, None] * a[:, None, :] * (a[:, :, None] + a[:, None, :])", "2 * a[:, :, None] ** 2 * a[:, None, :]",
+        "test_battery.py::test_output_state_and_gradients[dbn]",
+    ),
+    Mutant(
+        "recurrent: examples past their end are measured", "linen/_recurrent.py",
+        "mask = (step < lengths)[..., None]", "mask = (step <= lengths)[..., None]",
+        "test_family_recurrent.py::test_statistics_are_of_each_step_and_of_the_examples_that_last",
+    ),
+    Mutant(
+        "recurrent: padding counts as seen", "nnx/_recurrent.py",
+        "jnp.where(mask.any(), now + 1, 0)", "now + 1",
+        "test_family_recurrent.py::test_steps_past_the_longest_seen_reuse_the_last[nnx]",
     ),
 ]  # fmt: skip
 

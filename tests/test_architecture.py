@@ -19,15 +19,27 @@ FLOORS = {
     "bnjax._normalize": 2,
     "bnjax._state": 2,
     "bnjax._accumulate": 2,
+    "bnjax._remat": 3,
     "bnjax._batch": 3,
     "bnjax._sample": 3,
     "bnjax._weights": 3,
-    "bnjax": 4,  # the public face of those
-    "bnjax._modules": 4,
-    "bnjax.linen": 5,
-    "bnjax.nnx": 5,
-    "experiments": 6,
-    "configs": 7,
+    "bnjax._parts": 3,
+    "bnjax._domains": 4,
+    "bnjax._evo": 4,
+    "bnjax._mixtures": 4,
+    "bnjax._recurrent": 4,
+    "bnjax._renorm": 4,
+    "bnjax._response": 4,
+    "bnjax._scaling": 4,
+    "bnjax._whitening": 4,
+    "bnjax._registry": 5,
+    "bnjax": 6,  # the public face of those
+    "bnjax._layers": 6,
+    "bnjax._modules": 6,
+    "bnjax.linen": 7,
+    "bnjax.nnx": 7,
+    "experiments": 8,
+    "configs": 9,
 }
 FRAMEWORK_ROOMS = {"bnjax.linen": "flax.linen", "bnjax.nnx": "flax.nnx"}
 

@@ -1,6 +1,5 @@
 """Over devices: every layout that JAX has gives what one device gives, count-weighted, gradients included."""
 
-import re
 from functools import partial
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from bnjax import Moments, all_reduce, batch_norm, moments
 from tests import references
+from tests.apis import APIS
 
 DEVICES, SHAPE = 4, (16, 5, 3)
 
@@ -21,51 +21,102 @@ def mesh(kind=AxisType.Auto):
     return jax.make_mesh((DEVICES,), ("d",), axis_types=(kind,), devices=jax.devices()[:DEVICES])
 
 
-def train(x, g, where, scale, bias, running, name=None, total=True, **options):
+def train(x, g, where, scale, bias, running, name=None, total=True, api=APIS["core"], **options):
     """One step on one device: y, dx, dscale, dbias, and the new state; `total` adds gradients up over devices."""
 
     def loss(x, scale, bias):
-        y, new = batch_norm(x, running, scale, bias, where=where, axis_name=name, activation="relu", **options)
+        y, new = api(x, where, scale, bias, running, axis_name=name, activation="relu", **options)
         return (y * g).sum(), (y, new)
 
     (dx, *own), (y, new) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
     return y, dx, *(lax.psum(own, name) if name is not None and total else own), new
 
 
-def mapped(transform, x, g, where, *params, **options):
-    """Under `pmap` or `vmap`: a leading axis of devices; what comes out of all of them must be the same."""
-    x, g, where = jax.tree.map(lambda t: t.reshape(DEVICES, -1, *t.shape[1:]), (x, g, where))
-    f = transform(partial(train, name="d", **options), axis_name="d", in_axes=(0, 0, 0, None, None, None))
-    y, dx, *same = f(x, g, where, *params)
-    for t in jax.tree.leaves(same):
-        np.testing.assert_array_equal(t, np.broadcast_to(t[0], t.shape))
-    return y.reshape(SHAPE), dx.reshape(SHAPE), *jax.tree.map(lambda t: t[0], same)
+# A layout takes `step(x, g, masks, *params, name=..., total=...)`, which returns what is of the batch and what is the
+# same on all devices, and returns the same function of what is on all of them together.
+ALL = P("d"), P("d"), P("d"), P(), P(), P()
 
 
-def sharded(check_vma, *arrays, **options):
+def mapped(transform, names, step):
+    """Under `pmap`, `vmap` or one in the other: leading axes of devices."""
+    devices = (DEVICES,) if len(names) == 1 else (2, 2)
+    f = partial(step, name=names if len(names) > 1 else names[0])
+    for name, t in zip(names[::-1], transform[::-1], strict=True):
+        f = t(f, axis_name=name, in_axes=(0, 0, 0, None, None, None))
+
+    def call(*arrays):
+        batch = jax.tree.map(lambda t: t.reshape(*devices, -1, *t.shape[1:]), arrays[:3])
+        of_batch, same = f(*batch, *arrays[3:])
+        first = (0,) * len(devices)
+        jax.tree.map(lambda t: np.testing.assert_array_equal(t, np.broadcast_to(t[first], t.shape)), same)
+        return jax.tree.map(lambda t: t.reshape(SHAPE), of_batch), jax.tree.map(lambda t: t[first], same)
+
+    return call
+
+
+def sharded(check_vma, step):
     """Under `shard_map`: with the check, JAX adds up the gradients of what is the same everywhere by itself."""
-    f = partial(train, name="d", total=not check_vma, **options)
-    specs = (P("d"), P("d"), P("d"), P(), P(), P())
-    out = (P("d"), P("d"), P(), P(), P())
-    return jax.jit(jax.shard_map(f, mesh=mesh(), in_specs=specs, out_specs=out, check_vma=check_vma))(*arrays)
+    f = partial(step, name="d", total=not check_vma)
+    return jax.jit(jax.shard_map(f, mesh=mesh(), in_specs=ALL, out_specs=(P("d"), P()), check_vma=check_vma))
 
 
-def compiled(kind, x, g, where, *params, **options):
+def vmap_in_shard_map(step):
+    """Halves of what a device has, both names synchronised."""
+
+    def local(*arrays):
+        halves = jax.tree.map(lambda t: t.reshape(2, -1, *t.shape[1:]), arrays[:3])
+        f = jax.vmap(partial(step, name=("d", "half")), axis_name="half", in_axes=(0, 0, 0, None, None, None))
+        of_batch, same = f(*halves, *arrays[3:])
+        return jax.tree.map(lambda t: t.reshape(-1, *SHAPE[1:]), of_batch), jax.tree.map(lambda t: t[0], same)
+
+    return jax.jit(jax.shard_map(local, mesh=mesh(), in_specs=ALL, out_specs=(P("d"), P()), check_vma=False))
+
+
+def compiled(kind, step):
     """Under plain `jit` a batch that is sharded over devices is one batch."""
-    on = mesh(kind)
-    with jax.set_mesh(on):
-        x, g, where = jax.device_put((x, g, where), NamedSharding(on, P("d")))
-        return jax.jit(partial(train, **options))(x, g, where, *params)
+    on, f = mesh(kind), jax.jit(step)
+
+    def call(x, g, masks, *params):
+        with jax.set_mesh(on):
+            return f(*jax.device_put((x, g, masks), NamedSharding(on, P("d"))), *params)
+
+    return call
+
+
+def jitted_vmap(f, **options):
+    return jax.jit(jax.vmap(f, **options))
 
 
 LAYOUTS = {
-    "pmap": partial(mapped, jax.pmap),
-    "vmap": partial(mapped, lambda f, **options: jax.jit(jax.vmap(f, **options))),
+    "pmap": partial(mapped, [jax.pmap], ("d",)),
+    "vmap": partial(mapped, [jitted_vmap], ("d",)),
+    "vmap in pmap": partial(mapped, [jax.pmap, jax.vmap], ("d", "half")),
     "shard_map": partial(sharded, True),
     "shard_map, check_vma=False": partial(sharded, False),
+    "vmap in shard_map, check_vma=False": vmap_in_shard_map,
     "jit, Auto": partial(compiled, AxisType.Auto),
     "jit, Explicit": partial(compiled, AxisType.Explicit),
 }
+PLAIN = [layout for layout in LAYOUTS if "vmap in" not in layout]
+NAMED = [layout for layout in PLAIN if "jit" not in layout]
+
+
+def program(layout, cells):
+    """Steps with these options, {cell: options}, in one program, for to compile is what takes time. A function of
+    {cell: mask}, the arrays and the running state."""
+
+    def step(x, g, masks, *arrays, **how):
+        done = {k: train(x, g, masks[k], *arrays, **how, **options) for k, options in cells.items()}
+        return {k: t[:2] for k, t in done.items()}, {k: t[2:] for k, t in done.items()}
+
+    f = LAYOUTS[layout](step)
+
+    def call(masks, arrays, running):
+        x, g, *params = arrays
+        of_batch, same = f(x, g, masks, *params, running)
+        return {k: (*of_batch[k], *same[k]) for k in cells}
+
+    return call
 
 
 def unequal():
@@ -81,7 +132,17 @@ def one_empty():
     return where
 
 
-MASKS = {"equal devices": None, "unequal devices": unequal(), "a device fully masked": one_empty()}
+def short_batch():
+    """A last batch, filled up: thirteen examples on four devices."""
+    return np.broadcast_to(np.arange(16)[:, None, None] < 13, (16, 5, 1))
+
+
+MASKS = {
+    "no mask": None,
+    "unequal devices": unequal(),
+    "a device fully masked": one_empty(),
+    "a short last batch": short_batch(),
+}
 
 
 def sample(dtype, mean=1.0, features=(3,)):
@@ -95,64 +156,120 @@ def state(dtype, mean=0.5):
     return Moments(jnp.full(3, 10, dtype), jnp.full(3, mean, dtype), jnp.ones(3, dtype))
 
 
-def run(layout, arrays, where, running, **options):
-    x, g, scale, bias = arrays
-    return LAYOUTS[layout](x, g, where, scale, bias, running, **options)
-
-
 def assert_close(got, want, rtol, atol):
     for g, w in zip(got, want, strict=True):
         np.testing.assert_allclose(g, w, rtol, atol)
 
 
-@pytest.mark.parametrize("devices", MASKS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_one_device(layout, devices, precision):
-    arrays, where = sample(precision), MASKS[devices]
-    want = references.batch_norm(*arrays, where=where, relu=True)
-    *got, new = run(layout, arrays, where, state(precision), momentum=0.0)
-    tight = {"rtol": 1e-5, "atol": 4e-6} if precision is np.float32 else {"rtol": 1e-12, "atol": 1e-13}
-    assert_close(got, want[:4], **tight)
-    assert_close((new.mean, new.var), want.batch[1:], **tight)
+def errors(got, want):
+    """Of output and gradients and of the new state, as fractions of each one's largest entry."""
+    *own, new = got
+    pairs = zip([*own, new.mean, new.var], [*want[:4], *want.batch[1:]], strict=True)
+    return [references.relative(g, w) for g, w in pairs]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("options", [{"pivot": "sample", "momentum": None}, {"pivot": None, "unbiased": True}], ids=str)
-def test_every_pivot_is_right_at_large_means(layout, options):
-    """Where the devices must agree on it, from the first step on, unmasked."""
+@pytest.fixture(scope="module")
+def table():
+    """Prints one line a cell, to be seen with `pytest -s`."""
+    print("\n\n| layout | mask | API | dtype | y | dx | dscale | dbias | mean | var |")
+    print("|" + " --- |" * 10)
+    return lambda *cells: print("| " + " | ".join(c if isinstance(c, str) else f"{c:.0e}" for c in cells) + " |")
+
+
+@pytest.mark.parametrize(
+    ("precision", "layout"), [(np.float32, layout) for layout in LAYOUTS] + [(np.float64, layout) for layout in PLAIN],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)  # fmt: skip
+def test_every_layout_is_one_device(layout, precision, table):
+    with jax.enable_x64(precision is np.float64):
+        tabulate(layout, precision, table)
+
+
+# What one program does, twice: a mask over examples is another program than one over features.
+ROUNDS = [
+    {"none": "no mask", "examples": "unequal devices", "features": "a device fully masked"},
+    {"none": "no mask", "examples": "a short last batch", "features": "a device fully masked"},
+]
+
+
+def tabulate(layout, precision, table):
+    arrays, wrong, seen = sample(precision), [], set()
+    f = program(layout, {(kind, api): {"api": APIS[api], "momentum": 0.0} for kind in ROUNDS[0] for api in APIS})
+    for masks in ROUNDS:
+        got = f({(kind, api): MASKS[masks[kind]] for kind in masks for api in APIS}, arrays, state(precision))
+        for (kind, api), result in got.items():
+            cell = masks[kind], api
+            if cell in seen:
+                continue
+            seen.add(cell)
+            want = references.batch_norm(*arrays, where=MASKS[masks[kind]], relu=True)
+            off = errors(result, want)
+            table(layout, *cell, precision.__name__, *off)
+            if not max(off) < (2e-5 if precision is np.float32 else 1e-12):
+                wrong.append((*cell, off))
+    assert len(seen) == len(MASKS) * len(APIS)
+    assert not wrong
+
+
+OTHER_PIVOTS = {
+    "sample": {"pivot": "sample", "momentum": None},
+    "two passes": {"pivot": None, "unbiased": True, "momentum": 0.0},
+    "sample, masked": {"pivot": "sample", "momentum": 0.0},
+}
+
+
+@pytest.mark.parametrize("layout", PLAIN)
+def test_every_pivot_is_right_at_large_means(layout):
+    """Where the devices must agree on it, from the first step on."""
     arrays = sample(np.float32, mean=1e4)
-    running = Moments(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
-    want = references.batch_norm(*arrays, relu=True)
-    *got, new = run(layout, arrays, None, running, **{"momentum": 0.0, **options})
-    assert_close(got, want[:4], rtol=1e-5, atol=4e-6)
-    n = 80
-    np.testing.assert_allclose(new.mean, want.batch.mean, rtol=2e-7)
-    np.testing.assert_allclose(new.var, want.batch.var * (n / (n - 1) if "unbiased" in options else 1), rtol=1e-5)
-    assert new.count == (n if options.get("momentum", 0) is None else 0)
+    masks = {"sample": None, "two passes": None, "sample, masked": unequal()}
+    running = Moments(jnp.zeros(3), jnp.zeros(3), jnp.ones(3))
+    for cell, (*got, new) in program(layout, OTHER_PIVOTS)(masks, arrays, running).items():
+        want = references.batch_norm(*arrays, where=masks[cell], relu=True)
+        assert_close(got, want[:4], rtol=1e-5, atol=4e-6)
+        np.testing.assert_allclose(new.mean, want.batch.mean, rtol=2e-7)
+        np.testing.assert_allclose(new.var, want.batch.var * (80 / 79 if cell == "two passes" else 1), rtol=1e-5)
+        np.testing.assert_array_equal(new.count, 80 if cell == "sample" else 0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_sample_under_a_mask_at_large_means(layout):
-    arrays, where = sample(np.float32, mean=1e4), unequal()
-    running = Moments(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
-    *got, _ = run(layout, arrays, where, running, pivot="sample")
-    assert_close(got, references.batch_norm(*arrays, where=where, relu=True)[:4], rtol=1e-5, atol=4e-6)
+@pytest.mark.parametrize("layout", NAMED)
+def test_ghost_batches_stay_on_their_device_and_the_state_is_of_all(layout):
+    arrays = x, g, scale, bias = sample(np.float32)
+    masks = {devices: MASKS[devices] for devices in ("no mask", "a device fully masked")}
+    f = program(layout, {key: {"momentum": 0.0, "virtual_batch_size": 2} for key in masks})
+    for devices, (*got, new) in f(masks, arrays, state(np.float32)).items():
+        where = masks[devices]
+        parts = []
+        for i in range(0, 16, 2):
+            mask = None if where is None else where[i : i + 2]
+            parts.append(references.batch_norm(x[i : i + 2], g[i : i + 2], scale, bias, where=mask, relu=True))
+        want = [np.concatenate([getattr(p, k) for p in parts]) for k in ("y", "dx")]
+        want += [sum(getattr(p, k) for p in parts) for k in ("dscale", "dbias")]
+        assert_close(got, want, rtol=1e-4, atol=1e-5)  # ten numbers a slice: worst measured 2e-5
+        assert_close((new.mean, new.var), references.moments(x, (0, 1), where)[1:], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["pmap", "vmap", "shard_map", "shard_map, check_vma=False"])
-@pytest.mark.parametrize("devices", ["equal devices", "a device fully masked"])
-def test_ghost_batches_stay_on_their_device_and_the_state_is_of_all(layout, devices):
-    arrays, where = sample(np.float32), MASKS[devices]
-    *got, new = run(layout, arrays, where, state(np.float32), momentum=0.0, virtual_batch_size=2)
-    parts = []
-    for i in range(0, 16, 2):
-        mask = None if where is None else where[i : i + 2]
-        x, g, scale, bias = arrays
-        parts.append(references.batch_norm(x[i : i + 2], g[i : i + 2], scale, bias, where=mask, relu=True))
-    want = [np.concatenate([getattr(p, k) for p in parts]) for k in ("y", "dx")]
-    want += [sum(getattr(p, k) for p in parts) for k in ("dscale", "dbias")]
-    assert_close(got, want, rtol=1e-4, atol=1e-5)  # ten numbers a slice: worst measured 2e-5
-    assert_close((new.mean, new.var), references.moments(arrays[0], (0, 1), where)[1:], rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("layout", ["shard_map", "shard_map, check_vma=False", "vmap", "shard_map, mean"])
+def test_what_is_left_to_do_for_the_gradient_of_a_parameter(layout):
+    """The rows of docs/devices.md that the table above does not cover."""
+    x, g, scale, bias = sample(np.float32)
+    want = references.batch_norm(x, g, scale, bias).dscale
+    local = lambda x, g, s: (batch_norm(x, state(np.float32), s, bias, axis_name="d")[0] * g).sum()  # noqa: E731
+    if layout == "vmap":  # taken outside
+        losses = jax.vmap(local, axis_name="d", in_axes=(0, 0, None))
+        split = lambda t: t.reshape(DEVICES, -1, *SHAPE[1:])  # noqa: E731
+        got = jax.jit(jax.grad(lambda s: losses(split(x), split(g), s).sum()))(scale)
+    elif "mean" in layout:  # taken inside, of the mean over devices
+        mean = lambda x, g, s: lax.pmean(local(x, g, s), "d")  # noqa: E731
+        got = DEVICES * jax.jit(
+            jax.shard_map(jax.grad(mean, 2), mesh=mesh(), in_specs=(P("d"), P("d"), P()), out_specs=P())
+        )(x, g, scale)
+    else:  # taken outside
+        each = lambda x, g, s: local(x, g, s)[None]  # noqa: E731
+        specs = {"in_specs": (P("d"), P("d"), P()), "out_specs": P("d"), "check_vma": "False" not in layout}
+        losses = jax.shard_map(each, mesh=mesh(), **specs)
+        got = jax.jit(jax.grad(lambda s: losses(x, g, s).sum()))(scale)
+    assert references.relative(got, want) < 2e-5
 
 
 def test_unequal_devices_weigh_by_count_where_flax_averages():
@@ -278,26 +395,6 @@ def test_under_vmap_it_is_many_syncs():
         np.testing.assert_allclose(got, references.batch_norm(one, one, scale, bias).y, rtol=1e-5, atol=4e-6)
 
 
-def all_reduces(f, *args):
-    """How many all-reduces a compiled function makes, whatever the number of their operands."""
-    return len(re.findall(r"= .*\ball-reduce(?:-start)?\(", jax.jit(f).lower(*args).compile().as_text()))
-
-
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_about_the_running_mean_there_is_one_all_reduce_each_way(check_vma):
-    x, _, scale, _ = sample(np.float32)
-
-    def synced(x, scale, **options):
-        local = lambda x, s: batch_norm(x, state(np.float32), s, axis_name="d", **options)[0]  # noqa: E731
-        specs = {"in_specs": (P("d"), P()), "out_specs": P("d"), "check_vma": check_vma}
-        return jax.shard_map(local, mesh=mesh(), **specs)(x, scale)
-
-    assert all_reduces(synced, x, scale) == 1
-    assert all_reduces(partial(synced, where=unequal()[:4]), x, scale) == 1
-    assert all_reduces(partial(synced, pivot="sample"), x, scale) == 2
-    assert all_reduces(jax.grad(lambda x, s: (synced(x, s) ** 2).sum(), (0, 1)), x, scale) == 2
-
-
 @pytest.mark.parametrize("pivot", ["running", "sample", None])
 def test_features_may_be_sharded_over_an_explicit_mesh(pivot):
     x, g, scale, bias = (np.tile(t, 2) for t in sample(np.float32))
@@ -312,22 +409,41 @@ def test_features_may_be_sharded_over_an_explicit_mesh(pivot):
     assert new.mean.sharding.spec == P("m")
 
 
-def test_running_means_that_differ_are_refused_where_the_type_tells():
-    """Measurements about different numbers do not add up: 2.7 instead of 6e-7, without a word, otherwise."""
+def differing(layout, **options):
+    """A sync of devices whose running means differ."""
     x, *_ = sample(np.float32)
-    means = jnp.zeros((DEVICES, 3))
+    means = jnp.arange(12.0).reshape(DEVICES, 3) / 8
 
-    def local(x, mean, **options):
-        running = Moments(jnp.zeros(()), mean[0], jnp.ones(3))
+    def local(x, mean):
+        running = Moments(jnp.zeros(()), mean, jnp.ones(3))
         return batch_norm(x, running, axis_name="d", **options)[0]
 
-    def on_mesh(**options):
-        f = jax.shard_map(partial(local, **options), mesh=mesh(), in_specs=P("d"), out_specs=P("d"))
-        return jax.jit(f)(x, means)
+    if layout == "pmap":
+        return jax.pmap(local, axis_name="d")(x.reshape(DEVICES, -1, 5, 3), means).reshape(SHAPE)
+    if layout == "vmap":
+        return jitted_vmap(local, axis_name="d")(x.reshape(DEVICES, -1, 5, 3), means).reshape(SHAPE)
+    f = lambda x, mean: local(x, mean[0])  # noqa: E731
+    check = layout == "shard_map"
+    return jax.jit(jax.shard_map(f, mesh=mesh(), in_specs=P("d"), out_specs=P("d"), check_vma=check))(x, means)
 
-    for options in ({}, {"virtual_batch_size": 2}):
-        with pytest.raises(ValueError, match=r"(?s)running.mean.*'d'.*pivot=None"):
-            on_mesh(**options)
+
+@pytest.mark.parametrize("layout", NAMED)
+def test_running_means_that_differ_raise_or_are_nan_and_never_numbers(layout):
+    """Measurements about different numbers do not add up: 2.7 instead of 6e-7, without a word, otherwise."""
+    if layout == "shard_map":
+        for options in ({}, {"virtual_batch_size": 2}):
+            with pytest.raises(ValueError, match=r"(?s)running.mean.*'d'.*pivot=None"):
+                differing(layout, **options)
+    else:
+        assert np.isnan(differing(layout)).all()
     for pivot in ("sample", None):
-        want = references.batch_norm(x, x, np.ones(3), np.zeros(3)).y
-        np.testing.assert_allclose(on_mesh(pivot=pivot), want, rtol=1e-5, atol=4e-6)
+        want = references.batch_norm(sample(np.float32)[0], np.ones(SHAPE), np.ones(3), np.zeros(3)).y
+        np.testing.assert_allclose(differing(layout, pivot=pivot), want, rtol=1e-5, atol=4e-6)
+
+
+@pytest.mark.parametrize("layout", ["vmap", "shard_map"])
+@pytest.mark.parametrize("api", APIS)
+def test_where_jax_takes_no_groups_the_error_says_what_to_write(layout, api):
+    f = program(layout, {"groups": {"api": APIS[api], "axis_index_groups": [[0, 1], [2, 3]]}})
+    with pytest.raises(ValueError, match=r"`axis_index_groups` is taken by JAX under.*make_mesh.*axis_name='member'"):
+        f({"groups": None}, sample(np.float32), state(np.float32))

@@ -10,7 +10,7 @@ from jax import Array
 
 from bnjax import _checks as checks
 from bnjax._modules import is_matrix, result_dtype
-from bnjax._weights import spectral_norm, weight_norm
+from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
 
 
 class SpectralNorm(nn.SpectralNorm):
@@ -66,6 +66,8 @@ class WeightNorm(nn.WeightNorm):
     [1. 1.]
     """
 
+    function = staticmethod(weight_norm)
+
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer with its parameters of length one, times a scale; the arguments are the layer's."""
@@ -79,9 +81,35 @@ class WeightNorm(nn.WeightNorm):
             shape = tuple(w.shape[a] for a in checks.canonical_axes(axis, w.ndim, "feature_axes"))
             scale = self.param(f"{name}/scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
             dtype = result_dtype(w, scale, dtype=self.dtype)
-            return weight_norm(w, scale, axis=axis, epsilon=self.epsilon, dtype=dtype)
+            return self.function(w, scale, axis=axis, epsilon=self.epsilon, dtype=dtype)
 
         return _call(self, normalized, *args, **kwargs)
+
+
+class WeightStandardization(WeightNorm):
+    """Calls a layer with its kernels standardized by `bnjax.weight_standardize`; attributes are those of `WeightNorm`.
+
+    >>> layer = WeightStandardization(nn.Dense(2))
+    >>> y = layer.apply(layer.init(jax.random.key(0), jnp.ones((1, 3))), jnp.ones((1, 3)))
+    >>> print(abs(y).max() < 1e-5)
+    True
+    """
+
+    epsilon: float = 1e-6
+    use_scale: bool = False
+
+    function = staticmethod(weight_standardize)
+
+
+class ScaledWeightStandardization(WeightNorm):
+    """Calls a layer with its kernels standardized by `bnjax.scaled_weight_standardize`, and scaled, as NF-nets do.
+
+    Attributes are those of `WeightNorm`. A kernel (width, width, 1, C) of a depthwise convolution has width^2 inputs.
+    """
+
+    epsilon: float = 1e-4
+
+    function = staticmethod(scaled_weight_standardize)
 
 
 def _call(

@@ -1,15 +1,15 @@
 """Spectral and weight norm for nnx: wrappers that call a layer with normalized parameters."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 from flax import nnx
 from jax import Array
 
 from bnjax import _checks as checks
 from bnjax._modules import is_matrix, result_dtype
-from bnjax._weights import spectral_norm, weight_norm
+from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
 
 Path = tuple[Any, ...]
 Named = list[tuple[Path, nnx.Param]]
@@ -68,6 +68,8 @@ class WeightNorm(nnx.WeightNorm):
     (2,)
     """
 
+    function: ClassVar[Callable[..., Array]] = staticmethod(weight_norm)
+
     def __init__(
         self,
         layer_instance: nnx.Module,
@@ -106,7 +108,33 @@ class WeightNorm(nnx.WeightNorm):
     def _normalized(self, path: Path, w: Array) -> Array:
         scale = _known(self.scales, path, path)[...] if self.use_scale else None
         dtype = result_dtype(w, scale, dtype=self.dtype)
-        return weight_norm(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype)
+        return self.function(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype)
+
+
+class WeightStandardization(WeightNorm):
+    """Calls a layer with its kernels standardized by `bnjax.weight_standardize`; arguments are those of `WeightNorm`.
+
+    >>> layer = WeightStandardization(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    >>> print(abs(layer(jnp.ones((1, 3)))).max() < 1e-5)
+    True
+    """
+
+    function = staticmethod(weight_standardize)
+
+    def __init__(self, layer_instance: nnx.Module, *, use_scale: bool = False, epsilon: float = 1e-6, **more: Any):
+        super().__init__(layer_instance, use_scale=use_scale, epsilon=epsilon, **more)
+
+
+class ScaledWeightStandardization(WeightNorm):
+    """Calls a layer with its kernels standardized by `bnjax.scaled_weight_standardize`, and scaled, as NF-nets do.
+
+    Arguments are those of `WeightNorm`. A kernel (width, width, 1, C) of a depthwise convolution has width^2 inputs.
+    """
+
+    function = staticmethod(scaled_weight_standardize)
+
+    def __init__(self, layer_instance: nnx.Module, *, epsilon: float = 1e-4, **more: Any):
+        super().__init__(layer_instance, epsilon=epsilon, **more)
 
 
 def _parameters(layer: nnx.Module) -> Named:

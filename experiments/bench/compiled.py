@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,7 +116,8 @@ def main(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
         return
     on = devices(target)
     examples = BATCH * len(on)
-    common = {"target": str(target), "devices": len(on), "dtype": task["dtype"]}
+    versions = f"jax {jax.__version__}, flax {flax.__version__}"
+    common = {"target": str(target), "devices": len(on), "dtype": task["dtype"], "versions": versions}
     lists = [
         list(norm_programs(task["dtype"], examples)),
         list(step_programs(task["dtype"], examples, SIZE, task["memory_switch"])),

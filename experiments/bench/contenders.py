@@ -192,7 +192,8 @@ def equinox(case: Case) -> Layer | None:
     elif case.work.norm == "group":
         norm, state = eqx.nn.GroupNorm(GROUPS, case.features, EPSILON), None
     else:
-        norm, state = getattr(eqx.nn, CLASSES[case.work.norm])(case.features, EPSILON), None
+        bias = case.work.norm != "rms"
+        norm, state = getattr(eqx.nn, CLASSES[case.work.norm])(case.features, EPSILON, use_bias=bias), None
     variables, static = eqx.partition(norm, eqx.is_inexact_array)
     rows = len(case.shape) - 1 if case.work.norm in ("layer", "rms") else 1
 

@@ -22,8 +22,9 @@ def put(text: str, name: str, block: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{block}\n{end}", text)
 
 
-def write(blocks: dict[str, str], document: Path = DOCUMENT) -> None:
+def write(blocks: dict[str, str]) -> None:
     """Writes every block between its markers."""
+    document = DOCUMENT
     if not document.exists():
         raise UserError(f"`--write-docs` writes into {document}, which is not there.")
     text = document.read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ def measure(
         "contenders": arguments.contenders,
         "repeats": arguments.repeats if target.platform == "cpu" and not arguments.quick else 1,
     }  # fmt: skip
+    if shutil.which(python) is None:
+        left_out(f"{target}: `--{target.platform}-python` must be an interpreter, but it is {python!r}.")
+        return
     with log.open("w", encoding="utf-8") as errors, subprocess.Popen(
         [python, "-m", "experiments.bench.compiled", json.dumps(task)],
         env=child_environment(arguments) | target.environment, stdout=subprocess.PIPE, stderr=errors, text=True,

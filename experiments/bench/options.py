@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from experiments.bench.targets import target_of
 from experiments.errors import UserError
 
 Part = Literal["op", "model", "step", "import"]
@@ -51,7 +52,7 @@ class Arguments:
     contenders: tuple[str, ...] = ()
     """Only those whose name begins with one of these, such as `bnjax` or `flax.linen`."""
     memory_switch: bool = False
-    """Compile the model with the memory switch on, too."""
+    """Compile the model with the memory switch, `bnjax.linen.remat`, too."""
     buffers: Literal["fresh", "kept"] = "fresh"
     """Large CPU buffers: fresh from the system for every output, page faults and all, or kept and used again."""
     tpu_python: str = sys.executable
@@ -81,6 +82,8 @@ def parse(argv: Sequence[str]) -> Arguments:
             raise UserError(f"`--{name}` must be at least 1, but it is {getattr(arguments, name)}.")
     for shape in arguments.shapes:
         shape_of(shape)
+    for target in arguments.target:
+        target_of(target)
     return dataclasses.replace(arguments, workdir=arguments.workdir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
 
 

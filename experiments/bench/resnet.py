@@ -10,10 +10,8 @@ import optax
 from flax import linen as nn
 from jax import Array
 
-import bnjax
 from bnjax import linen as bnn
 
-MEMORY_SWITCH = "remat_policy"  # the function of bnjax that gives a policy of `jax.checkpoint`
 FIFTY = (3, 4, 6, 3)  # blocks in every stage
 
 
@@ -40,12 +38,30 @@ class Bottleneck(nn.Module):
         return self.norm(y, shortcut=shortcut, scale_init=nn.initializers.zeros)
 
 
+class Stage(nn.Module):
+    """Blocks in a row, at one resolution."""
+
+    first: int  # the number of its first block in the network
+    blocks: int
+    halves: bool  # the resolution, in its first block
+    filters: int
+    conv: Any
+    norm: Callable[..., Array]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for j in range(self.blocks):
+            strides = (2, 2) if self.halves and j == 0 else (1, 1)
+            x = Bottleneck(self.filters, self.conv, self.norm, strides, name=f"Bottleneck_{self.first + j}")(x)
+        return x
+
+
 class ResNet(nn.Module):
     """Version 1.5: the strides are in the 3x3 convolutions."""
 
     norm: Any  # a class with the attributes of `flax.linen.BatchNorm`
     relu_inside: bool = False  # whether it takes the residual and relu, too
-    policy: Any = None  # of `jax.checkpoint`, around every block
+    remat: bool = False  # `bnjax.linen.remat` of every stage
     stages: Sequence[int] = FIFTY
     filters: int = 64
     classes: int = 1000
@@ -68,16 +84,12 @@ class ResNet(nn.Module):
             y = y if residual is None else residual + y
             return nn.relu(y) if relu else y
 
-        block = Bottleneck if self.policy is None else nn.remat(Bottleneck, policy=self.policy)
+        stage = bnn.remat(Stage) if self.remat else Stage
         x = conv(self.filters, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], name="conv_init")(x)
         x = norm(x, name="bn_init")
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
-        made = 0
         for i, blocks in enumerate(self.stages):
-            for j in range(blocks):
-                strides = (2, 2) if i > 0 and j == 0 else (1, 1)
-                x = block(self.filters * 2**i, conv, norm, strides, name=f"Bottleneck_{made}")(x)
-                made += 1
+            x = stage(sum(self.stages[:i]), blocks, i > 0, self.filters * 2**i, conv, norm, name=f"Stage_{i}")(x)
         x = jnp.mean(x, (1, 2))
         return nn.Dense(self.classes, dtype=self.dtype)(x)
 
@@ -89,14 +101,9 @@ def models(memory_switch: bool) -> dict[str, dict[str, Any]]:
         "bnjax, drop-in": {"norm": bnn.BatchNorm},
         "bnjax, relu inside": {"norm": bnn.BatchNorm, "relu_inside": True},
     }
-    if memory_switch and has_memory_switch():
-        policy = getattr(bnjax, MEMORY_SWITCH)()
-        made |= {f"{name}, memory switch": {**a, "policy": policy} for name, a in made.items() if "bnjax" in name}
+    if memory_switch:
+        made |= {f"{name}, remat": {**a, "remat": True} for name, a in made.items() if "bnjax" in name}
     return made
-
-
-def has_memory_switch() -> bool:
-    return hasattr(bnjax, MEMORY_SWITCH)
 
 
 OPTIMIZER = optax.sgd(0.1, 0.9)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import documents, imports, machine, model, op, resnet, step
+from experiments.bench import documents, imports, machine, model, op, step
 from experiments.bench.options import Arguments
 from experiments.bench.picture import save_bars
 from experiments.bench.tables import TABLES
@@ -52,8 +52,6 @@ def bench(arguments: Arguments) -> dict[str, Any]:
             report.title(str(case))
             results.add("op", op.measure(case, arguments))
             report.advance()
-        if arguments.memory_switch and not resnet.has_memory_switch():
-            results.leave_out(f"memory switch: bnjax has no `{resnet.MEMORY_SWITCH}`.")
         for target, dtype in tasks:
             report.title(f"compiling for {target}, {dtype}")
             log = workdir / f"{str(target).replace(':', '-')}-{dtype}.log"

@@ -87,13 +87,13 @@ BASELINE = "flax.linen"
 def model_tables(records: Records) -> list[Table]:
     """For every program and target the facts, and in brackets their ratio to Flax's."""
     made = []
-    for title, group in grouped(records, "what", "target", "dtype"):
+    for title, group in grouped(records, "what", "target", "dtype", "versions"):
         facts = {r["contender"]: r | {"seconds": r["trace_seconds"] + r["compile_seconds"]} for r in group}
         base = facts.get(BASELINE)
         names = sorted(facts, key=lambda name: name != BASELINE)
         rows = [[n, *(_fact(facts[n], base, key, form) for key, form in COLUMNS.values())] for n in names]
         devices = f"{group[0]['devices']} device{'s' * (group[0]['devices'] > 1)}"
-        made.append(Table(f"{title}, {devices} (each)", ["", *COLUMNS], rows))
+        made.append(Table(f"{title}, {devices}, each", ["", *COLUMNS], rows))
     return made
 
 

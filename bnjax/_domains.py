@@ -1,0 +1,117 @@
+"""Batch normalization with statistics for each domain: of the data, or of clean and adversarial examples."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._devices import AxisName
+from bnjax._moments import Moments, all_reduce, ema, reduce
+from bnjax._normalize import normalize
+from bnjax._parts import Operands, operands, per_example, where_seen
+
+
+def domain_batch_norm(
+    x: ArrayLike,
+    running: Moments,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    domain: ArrayLike | str | None = None,
+    domains: Sequence[str] = ("main", "auxiliary"),
+    axis: checks.Axes = -1,
+    momentum: ArrayLike = 0.99,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    train: bool = True,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Moments]:
+    """Batch normalization in which each domain has statistics of its own: the output, and the new running state.
+
+    Equivalent, for each domain d, to `batch_norm(x[domain == d], running[d], scale, bias)`. With one scale and bias for
+    all it is domain-specific batch norm, with those of each domain the auxiliary batch norm of AdvProp.
+
+    Args:
+      x: real, examples first. Statistics are float32 or wider.
+      running: the state, with a leading axis of domains before that of the features.
+      scale: of the features' shape, shared, or with a leading axis of domains.
+      bias: likewise.
+      domain: the index in `domains` of each example, or one index or name for all. `None`: in training contiguous parts
+        of this device's batch, one a domain and as equal as can be; at evaluation the first domain.
+      domains: their names.
+      axis: the feature axes, not the first.
+      momentum: the fraction of the running state that is kept; a domain without examples keeps it all.
+      epsilon: added to the variance.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
+      train: without, by the running state, which comes back as it is.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Chang et al., Domain-Specific Batch Normalization for Unsupervised Domain Adaptation, 2019. Xie et al.,
+      Adversarial Examples Improve Image Recognition, 2020. Li et al., Revisiting Batch Normalization, 2016.
+
+    >>> running = Moments(jnp.zeros(()), jnp.zeros((2, 1)), jnp.ones((2, 1)))
+    >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])
+    >>> y, running = domain_batch_norm(x, running, domain=jnp.array([0, 0, 1, 1]), momentum=0.5)
+    >>> print(y.ravel().round(3), running.mean.ravel())
+    [-1.  1. -1.  1.] [ 1. 10.]
+    """
+    ops = operands(x, axis, where, epsilon)
+    x, features, _ = ops
+    index = _index(domain, domains, x.shape[0], train)
+    _check_state(running, len(domains), [x.shape[a] for a in features])
+    m, state = running, running
+    if train:
+        m = _by_domain(ops, index, len(domains), axis_name)
+        m = Moments(*(t.reshape((len(domains), *jnp.shape(running.mean)[1:])) for t in (m.count, m.mean, m.var)))
+        state, m = lax.stop_gradient(ema(running, m, momentum)), where_seen(m)
+
+    def of_example(t: ArrayLike) -> Array:
+        places = [n if a in (0, *features) else 1 for a, n in enumerate(x.shape)]
+        return jnp.asarray(t)[index].reshape(places)
+
+    def own(t: ArrayLike | None) -> ArrayLike | None:
+        return t if t is None or jnp.ndim(t) != jnp.ndim(running.mean) else of_example(t)
+
+    mine = Moments(jnp.ones(()), of_example(m.mean), of_example(m.var))
+    return normalize(x, mine, own(scale), own(bias), axis=features, epsilon=epsilon, dtype=dtype), state
+
+
+def _by_domain(ops: Operands, index: Array, domains: int, axis_name: AxisName | None) -> Moments:
+    """The moments of the examples of each domain, on all devices."""
+    own = per_example(ops)
+    member = jax.nn.one_hot(index, domains, axis=0, dtype=own.count.dtype)
+    member = member.reshape((domains, -1) + (1,) * (own.count.ndim - 1))
+    m = reduce(Moments(member * own.count[None], own.mean[None], own.var[None]), 1)
+    return m if axis_name is None else all_reduce(m, checks.hashable_name(axis_name))
+
+
+def _index(domain: ArrayLike | str | None, domains: Sequence[str], examples: int, train: bool) -> Array:
+    """The domain of each example."""
+    if domain is None:
+        return jnp.arange(examples) * len(domains) // examples if train else jnp.zeros(examples, int)
+    if isinstance(domain, str):
+        checks.choice(domain, "domain", tuple(domains))
+        domain = list(domains).index(domain)
+    domain = jnp.asarray(domain)
+    if domain.shape not in ((), (examples,)) or not jnp.issubdtype(domain.dtype, jnp.integer):
+        raise ValueError(
+            f"`domain` must be a name, an integer or an integer for each of {examples} examples, but it is of shape "
+            f"{domain.shape} and dtype {domain.dtype}."
+        )
+    return jnp.broadcast_to(domain, (examples,))
+
+
+def _check_state(running: Moments, domains: int, features: Sequence[int]) -> None:
+    want = (domains, *features)
+    for name in ("mean", "var"):
+        if (shape := jnp.shape(getattr(running, name))) != want:
+            raise ValueError(f"`running.{name}` must have the shape {want}, domains and features, but it has {shape}.")

@@ -1,0 +1,128 @@
+"""EvoNorm: normalization and activation in one, found by search; B0 by the batch, S0 by the example."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._devices import AxisName
+from bnjax._moments import Moments, ema
+from bnjax._normalize import normalize
+from bnjax._parts import (
+    at_rank,
+    of_features,
+    one_channel_axis,
+    operands,
+    over_batch,
+    over_groups,
+    per_example,
+    where_seen,
+    wide,
+)
+
+
+def evo_norm_b0(
+    x: ArrayLike,
+    running: Moments,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    v: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    momentum: ArrayLike = 0.99,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    train: bool = True,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Moments]:
+    """EvoNorm B0: the output, and the new running state.
+
+    Equivalent, with the variance of the batch (at evaluation the running one) and that of each example:
+
+        left, right = jnp.sqrt(batch.var + epsilon), v * x + jnp.sqrt(example.var + epsilon)
+        y = x / jnp.maximum(left, right) * scale + bias
+
+    Args:
+      x: real, examples first. Statistics are float32 or wider, variances biased.
+      running: the state, of the features' shape; its mean is kept for use, not used.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      bias: likewise.
+      v: likewise; `None`: ones.
+      axis: the feature axes, not the first.
+      momentum: the fraction of the running state that is kept.
+      epsilon: added to both variances.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure the batch over too.
+      train: without, by the running state, which comes back as it is.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Liu, Brock, Simonyan and Le, Evolving Normalization-Activation Layers, 2020.
+
+    >>> running = Moments(jnp.zeros(()), jnp.zeros(1), jnp.ones(1))
+    >>> y, running = evo_norm_b0(jnp.array([[[-1.0], [1.0]], [[3.0], [5.0]]]), running, momentum=0.5)
+    >>> print((100 * y).ravel().round(), running.var)
+    [-45.  45.  75.  83.] [3.]
+    """
+    ops = operands(x, axis, where, epsilon)
+    x, features, _ = ops
+    own = per_example(ops)
+    m = over_batch(own, axis_name) if train else at_rank(running, x, features)
+    scale, bias, v = (
+        checks.feature_array(t, name, x.shape, features) for t, name in ((scale, "scale"), (bias, "bias"), (v, "v"))
+    )
+    t = wide(x)
+    right = (t if v is None else t * v) + jnp.sqrt(own.var + epsilon)
+    y = t / jnp.maximum(jnp.sqrt(m.var + epsilon), right)
+    y = y if scale is None else y * scale
+    y = (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x))
+    return y, lax.stop_gradient(ema(running, of_features(m, running), momentum)) if train else running
+
+
+def evo_norm_s0(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    v: ArrayLike | None = None,
+    *,
+    num_groups: int = 32,
+    axis: int = -1,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """EvoNorm S0: `x * sigmoid(v * x) / sqrt(var + epsilon) * scale + bias`, var of groups of channels of an example.
+
+    Args:
+      x: real, examples first. The variance is float32 or wider, and biased.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      bias: likewise.
+      v: likewise; `None`: ones.
+      num_groups: of neighbouring channels.
+      axis: the channels' axis.
+      epsilon: added to the variance.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Liu, Brock, Simonyan and Le, Evolving Normalization-Activation Layers, 2020.
+
+    >>> print(evo_norm_s0(jnp.array([[[-1.0], [1.0]]]), num_groups=1).ravel().round(1))
+    [-0.3  0.7]
+    """
+    ops = operands(x, axis, where, epsilon)
+    x, features, _ = ops
+    m = where_seen(over_groups(per_example(ops), one_channel_axis(features, axis), num_groups))
+    v, t = checks.feature_array(v, "v", x.shape, features), wide(x)
+    gated = t * jax.nn.sigmoid(t if v is None else t * v)
+    about_zero = Moments(m.count, jnp.zeros_like(m.mean), m.var)
+    out = checks.output_dtype(dtype, x)
+    return normalize(gated, about_zero, scale, bias, axis=features, epsilon=epsilon, dtype=out)

@@ -1,0 +1,104 @@
+"""What the norms are put together from that measure each example once and combine that in their own way.
+
+`per_example` measures every channel of every example; the other functions merge those measurements, which are
+small, over the batch and its devices or over groups of channels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from bnjax import _checks as checks
+from bnjax._devices import AxisName
+from bnjax._moments import Moments, all_reduce, moments, reduce
+
+
+class Operands(NamedTuple):
+    """The input of a norm, checked."""
+
+    x: Array  # real; zero where masked out and not finite
+    features: tuple[int, ...]
+    mask: Array | None
+
+
+def operands(x: ArrayLike, axis: checks.Axes, where: ArrayLike | None, epsilon: ArrayLike = 0.0) -> Operands:
+    """The input of a norm whose examples are along axis 0."""
+    x = checks.real_array(x)
+    checks.positive(epsilon, "epsilon")
+    features = checks.canonical_axes(axis, x.ndim)
+    if 0 in features:
+        raise ValueError(
+            f"`axis` must leave axis 0 to the examples, but it is {axis!r} for an input of rank {x.ndim}; give axes "
+            f"from 1 to {x.ndim - 1}."
+        )
+    mask = checks.mask_array(where, x.shape)
+    return Operands(x if mask is None else jnp.where(mask | jnp.isfinite(x), x, 0), features, mask)
+
+
+def one_channel_axis(features: Sequence[int], axis: checks.Axes) -> int:
+    """The axis of the channels, where there must be one."""
+    if len(features) != 1:
+        raise ValueError(f"`axis` must be one axis, that of the channels, but it is {axis!r}.")
+    return features[0]
+
+
+def wide(x: Array) -> Array:
+    """`x` in the dtype of its statistics."""
+    return x.astype(checks.stat_dtype(x))
+
+
+def per_example(ops: Operands) -> Moments:
+    """The moments of each channel of each example, the measured axes kept."""
+    x, features, mask = ops
+    m = moments(x, checks.other_axes((0, *features), x.ndim), where=mask, keepdims=True)
+    return Moments(jnp.broadcast_to(m.count, m.mean.shape), m.mean, m.var)
+
+
+def merged(m: Moments, axes: Sequence[int]) -> Moments:
+    """`reduce`, with the axes kept."""
+    return jax.tree.map(lambda t: jnp.expand_dims(t, axes), reduce(m, axes))
+
+
+def over_batch(m: Moments, axis_name: AxisName | None) -> Moments:
+    """The moments of the batch, here and on the devices along `axis_name`."""
+    batch = merged(m, (0,))
+    return batch if axis_name is None else all_reduce(batch, checks.hashable_name(axis_name))
+
+
+def over_groups(m: Moments, channel: int, num_groups: int) -> Moments:
+    """The moments of each group of neighbouring channels, at each of its channels."""
+    channels = m.mean.shape[channel]
+    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
+        raise ValueError(
+            f"`num_groups` must be a positive divisor of the {channels} channels, but it is {num_groups!r}."
+        )
+    size = channels // num_groups
+    split = jax.tree.map(lambda t: t.reshape((*t.shape[:channel], num_groups, size, *t.shape[channel + 1 :])), m)
+    return jax.tree.map(lambda t: jnp.repeat(t, size, channel), reduce(split, channel + 1))
+
+
+def where_seen(m: Moments) -> Moments:
+    """An infinite variance where nothing was valid: what is normalized by it becomes the bias, without a gradient."""
+    return Moments(m.count, m.mean, jnp.where(m.count > 0, m.var, jnp.inf))
+
+
+def mean_square(m: Moments) -> Moments:
+    """Moments about zero: by these `normalize` divides by the root mean square."""
+    return where_seen(Moments(m.count, jnp.zeros_like(m.mean), m.var + m.mean * m.mean))
+
+
+def of_features(m: Moments, like: Moments) -> Moments:
+    """Moments with axes kept, in the shape of a running state."""
+    shape = jnp.shape(like.mean)
+    return Moments(m.count.reshape(shape), m.mean.reshape(shape), m.var.reshape(shape))
+
+
+def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:
+    """A running state, at the rank of `x`."""
+    mean = checks.feature_array(m.mean, "running.mean", x.shape, features)
+    var = checks.feature_array(m.var, "running.var", x.shape, features)
+    return Moments(jnp.ones_like(mean), mean, var)

@@ -1,0 +1,197 @@
+"""The norms by name: what each measures, keeps and can do. `make_norm` and docs/norms.md come from this table.
+
+A norm is in if it is published and used (in a peer library, or cited a hundred times), if its formula can be checked
+against a second source, and if it costs less than a hundred lines of its own.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from bnjax._batch import batch_norm
+from bnjax._domains import domain_batch_norm
+from bnjax._evo import evo_norm_b0, evo_norm_s0
+from bnjax._mixtures import batch_channel_norm, example_weighted_batch_norm, switchable_norm
+from bnjax._renorm import batch_renorm
+from bnjax._response import filter_response_norm, global_response_norm, local_response_norm
+from bnjax._sample import group_norm, instance_norm, layer_norm, rms_norm
+from bnjax._scaling import dynamic_tanh, partial_rms_norm, pixel_norm, positional_norm, scale_norm
+from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax._whitening import decorrelated_batch_norm, iterative_norm
+
+
+class Norm(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      function: of `bnjax`.
+      module: the name of the class in `bnjax.linen` and `bnjax.nnx`.
+      axes: what is measured, of an input (N, H, W, C).
+      state: what is kept between calls. Modules that keep something of activations take `use_running_average`.
+      sync: whether measured over devices too, or why not.
+      mask: whether masks are taken, or why not.
+      gradient: whether the derivative is that of the formula, or why not.
+      paper: where from.
+      use: what for.
+      arguments: of the module, other than its defaults.
+    """
+
+    function: Callable[..., Any]
+    module: str
+    axes: str
+    state: str
+    sync: str
+    mask: str
+    gradient: str
+    paper: str
+    use: str
+    arguments: Mapping[str, Any] = {}
+
+    @property
+    def takes_running_average(self) -> bool:
+        """Whether the call takes `use_running_average`."""
+        return self.state.startswith("mean")
+
+
+YES, EXAMPLE = "yes", "no: each example by itself"
+POINTWISE, WEIGHTS = "no: element by element", "no: weights, not activations"
+
+NORMS: dict[str, Norm] = {
+    "batch": Norm(
+        batch_norm, "BatchNorm", "N, H, W", "mean, var", YES, YES, YES, "Ioffe and Szegedy 2015",
+        "convolutional networks with 16 or more examples a device",
+    ),
+    "ghost": Norm(
+        batch_norm, "BatchNorm", "N, H, W of a slice of the batch", "mean, var",
+        "no: slices stay on their device; the state is pooled", YES, YES, "Hoffer, Hubara and Soudry 2017",
+        "large batches: keeps the noise of small ones", {"virtual_batch_size": 128},
+    ),
+    "renorm": Norm(
+        batch_renorm, "BatchRenorm", "N, H, W", "mean, var, step", YES, YES,
+        "the correction is a constant, as in the paper", "Ioffe 2017",
+        "small batches, or batches whose examples resemble each other",
+    ),
+    "layer": Norm(
+        layer_norm, "LayerNorm", "C", "none", EXAMPLE, YES, YES, "Ba, Kiros and Hinton 2016",
+        "transformers and recurrent networks",
+    ),
+    "rms": Norm(
+        rms_norm, "RMSNorm", "C", "none", EXAMPLE, YES, YES, "Zhang and Sennrich 2019",
+        "transformers; cheaper than layer norm",
+    ),
+    "group": Norm(
+        group_norm, "GroupNorm", "H, W, and C of a group", "none", EXAMPLE, YES, YES, "Wu and He 2018",
+        "convolutional networks with few examples a device",
+    ),
+    "instance": Norm(
+        instance_norm, "InstanceNorm", "H, W", "none", EXAMPLE, YES, YES, "Ulyanov, Vedaldi and Lempitsky 2016",
+        "style transfer and image generation",
+    ),
+    "frn": Norm(
+        filter_response_norm, "FilterResponseNorm", "H, W", "none", EXAMPLE, YES, YES, "Singh and Krishnan 2019",
+        "convolutional networks with any batch; has its own activation",
+    ),
+    "evonorm_b0": Norm(
+        evo_norm_b0, "EvoNormB0", "N, H, W; and H, W", "mean, var", YES, YES, YES, "Liu et al. 2020",
+        "batch norm and activation in one",
+    ),
+    "evonorm_s0": Norm(
+        evo_norm_s0, "EvoNormS0", "H, W, and C of a group", "none", EXAMPLE, YES, YES, "Liu et al. 2020",
+        "group norm and activation in one",
+    ),
+    "lrn": Norm(
+        local_response_norm, "LocalResponseNorm", "neighbours in C", "none", EXAMPLE, YES, YES,
+        "Krizhevsky, Sutskever and Hinton 2012", "AlexNet and its contemporaries",
+    ),
+    "grn": Norm(
+        global_response_norm, "GlobalResponseNorm", "H, W; and C of those", "none", EXAMPLE, YES, YES,
+        "Woo et al. 2023", "ConvNeXt V2, after the expanding layer",
+    ),
+    "positional": Norm(
+        positional_norm, "PositionalNorm", "C", "none", EXAMPLE, YES, YES, "Li et al. 2019",
+        "image generation, handing on what it takes off",
+    ),
+    "prms": Norm(
+        partial_rms_norm, "PartialRMSNorm", "the first of C", "none", EXAMPLE, YES, YES, "Zhang and Sennrich 2019",
+        "RMS norm, cheaper",
+    ),
+    "scale": Norm(
+        scale_norm, "ScaleNorm", "C", "none", EXAMPLE, YES, YES, "Nguyen and Salazar 2019",
+        "transformers with little data",
+    ),
+    "pixel": Norm(
+        pixel_norm, "PixelNorm", "C", "none", EXAMPLE, YES, YES, "Karras et al. 2018", "generators of GANs",
+    ),
+    "dyt": Norm(
+        dynamic_tanh, "DynamicTanh", "none", "none", POINTWISE, POINTWISE, YES, "Zhu et al. 2025",
+        "transformers, in the place of layer norm",
+    ),
+    "example_weighted": Norm(
+        example_weighted_batch_norm, "ExampleWeightedBatchNorm", "N, H, W; evaluated with H, W", "mean, var", YES, YES,
+        YES, "Summers and Dinneen 2020", "batch norm, when the network is evaluated on other data",
+    ),
+    "domain": Norm(
+        domain_batch_norm, "DomainBatchNorm", "N, H, W of a domain", "mean, var of each domain", YES, YES, YES,
+        "Chang et al. 2019", "data from several sources; adaptation to a new one",
+    ),
+    "split": Norm(
+        domain_batch_norm, "SplitBatchNorm", "N, H, W of a part", "mean, var of each part", YES, YES, YES,
+        "Xie et al. 2020 (AdvProp)", "clean and adversarial (or augmented) examples in one batch",
+    ),
+    "switchable": Norm(
+        switchable_norm, "SwitchableNorm", "N, H, W; H, W; and H, W, C", "mean, var", YES, YES, YES, "Luo et al. 2018",
+        "where it is not known which of batch, instance and layer norm suits",
+    ),
+    "bcn": Norm(
+        batch_channel_norm, "BatchChannelNorm", "N, H, W; then H, W, and C of a group", "mean, var", YES, YES, YES,
+        "Qiao et al. 2019", "few examples a device, with weight standardization",
+    ),
+    "dbn": Norm(
+        decorrelated_batch_norm, "DecorrelatedBatchNorm", "N, H, W: the covariance of C", "mean, matrix", YES,
+        "yes, one for all channels", YES, "Huang et al. 2018", "whitened features, exactly",
+    ),
+    "iternorm": Norm(
+        iterative_norm, "IterativeNorm", "N, H, W: the covariance of C", "mean, matrix", YES,
+        "yes, one for all channels", YES, "Huang et al. 2019", "whitened features, on accelerators",
+    ),
+    "spectral": Norm(
+        spectral_norm, "SpectralNorm", "the weights, as a matrix", "u, sigma", WEIGHTS, WEIGHTS,
+        "u and v are constants, as in the paper", "Miyato et al. 2018", "discriminators of GANs; wraps a layer",
+    ),
+    "weight": Norm(
+        weight_norm, "WeightNorm", "the weights of an output", "none", WEIGHTS, WEIGHTS, YES,
+        "Salimans and Kingma 2016", "networks that must not mix examples; wraps a layer",
+    ),
+    "ws": Norm(
+        weight_standardize, "WeightStandardization", "the weights of an output", "none", WEIGHTS, WEIGHTS, YES,
+        "Qiao et al. 2019", "with group norm and few examples a device; wraps a layer",
+    ),
+    "scaled_ws": Norm(
+        scaled_weight_standardize, "ScaledWeightStandardization", "the weights of an output", "none", WEIGHTS, WEIGHTS,
+        YES, "Brock et al. 2021", "networks without activation norms (NF-nets); wraps a layer",
+    ),
+}  # fmt: skip
+
+
+def norm_named(name: str) -> Norm:
+    """The row of that name.
+
+    Raises:
+      ValueError: no such name; says the nearest.
+    """
+    if name not in NORMS:
+        near = difflib.get_close_matches(str(name), NORMS, cutoff=0.4) or sorted(NORMS)
+        raise ValueError(
+            f"`name` must be that of a norm, but it is {name!r}; did you mean {' or '.join(map(repr, near))}?"
+        )
+    return NORMS[name]
+
+
+def check_arguments(name: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raises where a norm does not take an argument; says which it takes."""
+    known = sorted(set(known))
+    for argument in given:
+        if argument not in known:
+            raise ValueError(
+                f"`{argument}` is no argument of {name!r}, which takes {', '.join(f'`{k}`' for k in known)}."
+            )

@@ -1,0 +1,116 @@
+"""Batch renormalization: batch norm that trains as it will be evaluated, up to limits."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._affine import affine_of, form_of
+from bnjax._devices import AxisName
+from bnjax._moments import Moments, ema
+from bnjax._normalize import Sets, normalize, pivot_of, standardize
+from bnjax._parts import at_rank, of_features
+
+
+def batch_renorm(
+    x: ArrayLike,
+    running: Moments,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    r_max: ArrayLike = 3.0,
+    d_max: ArrayLike = 5.0,
+    axis: checks.Axes = -1,
+    momentum: ArrayLike = 0.99,
+    epsilon: ArrayLike = 1e-3,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    train: bool = True,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Moments]:
+    """Batch renormalization: the output, and the new running state.
+
+    Equivalent, with s the root of variance + `epsilon`, r and d constants to autodiff:
+
+        r = jnp.clip(s_batch / s_running, 1 / r_max, r_max)
+        d = jnp.clip((batch.mean - running.mean) / s_running, -d_max, d_max)
+        y = ((x - batch.mean) / s_batch * r + d) * scale + bias
+        s_running = momentum * s_running + (1 - momentum) * s_batch
+
+    `r_max=1, d_max=0` is batch norm, but for the last line. The paper begins so, and after 5,000 steps opens to
+    `r_max=3` at step 40,000 and `d_max=5` at 25,000; the modules take schedules for that:
+    `optax.linear_schedule(1.0, 3.0, 35_000, 5_000)` and `optax.linear_schedule(0.0, 5.0, 20_000, 5_000)`.
+
+    Args:
+      x: real, channels last by default. Statistics are float32 or wider.
+      running: the state, of the features' shape; its mean is the pivot of the measurement. The running standard
+        deviation s is kept as the variance s^2 - `epsilon`, so that evaluation is `normalize(x, running)`.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      bias: likewise.
+      r_max: limit of r, at least 1.
+      d_max: limit of d, not negative.
+      axis: the feature axes; all others are measured over.
+      momentum: the fraction of the running state that is kept.
+      epsilon: added to the variances.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
+      train: without, `normalize(x, running, scale, bias)`; the state comes back as it is.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Ioffe, Batch Renormalization, 2017.
+
+    >>> running = Moments(jnp.zeros(()), jnp.zeros(1), jnp.ones(1))
+    >>> y, _ = batch_renorm(jnp.array([[1.0], [3.0]]), running, epsilon=0.0)
+    >>> print(y.ravel())
+    [1. 3.]
+    """
+    x = checks.real_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
+    if not train:
+        return normalize(x, running, scale, bias, axis=features, epsilon=epsilon, dtype=out), running
+    _check_limits(r_max, d_max)
+    form, mask = form_of(x, None, arithmetic), checks.mask_array(where, x.shape)
+    old = at_rank(running, x, features)
+    affine = affine_of(form, x, features, scale, bias, None, epsilon)
+    sets = Sets(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))
+    pivot = pivot_of("running", form, sets, x, mask, old.mean)
+    y, batch = standardize(form, sets, x, affine._replace(bias=None), pivot, mask)
+    r, d, root = _corrections(old, batch, affine.epsilon, r_max, d_max)
+    shift = d if affine.scale is None else d * affine.scale
+    y = y * r + (shift if affine.bias is None else shift + affine.bias)
+    new = Moments(batch.count, batch.mean, root)
+    roots = Moments(running.count, running.mean, jnp.sqrt(jnp.asarray(running.var, arithmetic) + epsilon))
+    state = ema(roots, of_features(_whole(new), running), momentum)
+    var = jnp.maximum(jnp.square(state.var) - epsilon, 0)
+    var = jnp.where(of_features(_whole(new), running).count > 0, var, running.var).astype(
+        jnp.asarray(running.var).dtype
+    )
+    return y.astype(out), lax.stop_gradient(Moments(state.count, state.mean, var))
+
+
+def _corrections(
+    old: Moments, batch: Moments, epsilon: Array, r_max: ArrayLike, d_max: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """r, d, and the standard deviation of the batch: constants."""
+    old, batch = lax.stop_gradient((old, batch))
+    s, root = jnp.sqrt(old.var + epsilon), jnp.sqrt(batch.var + epsilon)
+    seen = batch.count > 0
+    r = jnp.where(seen, jnp.clip(root / s, 1 / jnp.asarray(r_max, s.dtype), r_max), 1)
+    d = jnp.where(seen, jnp.clip((batch.mean - old.mean) / s, -jnp.asarray(d_max, s.dtype), d_max), 0)
+    return r, d, root
+
+
+def _whole(m: Moments) -> Moments:
+    return Moments(jnp.broadcast_to(m.count, m.mean.shape), m.mean, m.var)
+
+
+def _check_limits(r_max: ArrayLike, d_max: ArrayLike) -> None:
+    checks.positive(r_max, "r_max")
+    checks.positive(d_max, "d_max")
+    if isinstance(r_max, int | float) and r_max < 1:
+        raise ValueError(f"`r_max` must be at least 1, but it is {r_max}; r is clipped to 1 / r_max and r_max.")

@@ -1,0 +1,153 @@
+"""Norms by the response of a filter: filter, local and global response normalization."""
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._affine import affine_of, form_of
+from bnjax._moments import valid
+from bnjax._normalize import Sets, standardize
+from bnjax._parts import one_channel_axis, operands, per_example, wide
+
+
+def filter_response_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    threshold: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Filter response normalization (FRN) with a thresholded linear unit (TLU).
+
+    Equivalent, over all axes but the first and those of `axis`:
+
+        nu2 = (x**2).mean(measured, where=where, keepdims=True)
+        y = jnp.maximum(x / jnp.sqrt(nu2 + epsilon) * scale + bias, threshold)
+
+    Args:
+      x: real, examples first. Statistics are float32 or wider.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it (per example).
+      bias: likewise.
+      threshold: likewise; below it the result is constant. `None`: no TLU.
+      axis: the feature axes, not the first.
+      epsilon: added to the mean square. To learn it, as where one number is measured, pass its absolute value.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Singh and Krishnan, Filter Response Normalization Layer, 2019.
+
+    >>> x = jnp.array([[[3.0], [-4.0], [0.0], [0.0]]])
+    >>> print(filter_response_norm(x, threshold=jnp.zeros(1)).ravel().round(3))
+    [1.2 0.  0.  0. ]
+    """
+    x, features, mask = operands(x, axis, where, epsilon)
+    out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
+    form = form_of(x, None, arithmetic)
+    affine = affine_of(form, x, features, scale, bias, None, epsilon)
+    tau = checks.feature_array(threshold, "threshold", x.shape, features)
+    sets = Sets(checks.other_axes((0, *features), x.ndim), use_mean=False)
+    y, _ = standardize(form, sets, x, affine, jnp.zeros((1,) * x.ndim, form.wide), mask)
+    return (y if tau is None else jnp.maximum(y, tau.astype(y.dtype))).astype(out)
+
+
+def local_response_norm(
+    x: ArrayLike,
+    *,
+    size: int = 5,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 2.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Local response normalization: `x / (k + alpha * s) ** beta`, s the squares of neighbouring channels, summed.
+
+    PyTorch divides `alpha` by `size` and has `k=1`. Of an even `size` the longer half comes before, as there.
+
+    Args:
+      x: real, examples first. The sum is float32 or wider.
+      size: how many neighbours, the channel itself among them.
+      alpha: weight of the sum.
+      beta: the power.
+      k: what is divided by where all is zero.
+      axis: the channels' axis.
+      where: broadcastable to `x`; what is not valid counts as zero in the sum.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional Neural Networks, 2012.
+
+    >>> print(local_response_norm(jnp.ones((1, 4)), size=3, alpha=1.0, beta=1.0, k=1.0).round(3))
+    [[0.333 0.25  0.25  0.333]]
+    """
+    x, features, mask = operands(x, axis, where)
+    channel = one_channel_axis(features, axis)
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"`size` must be a positive integer, but it is {size!r}.")
+    square = jnp.square(valid(mask, wide(x)))
+    window = [size if a == channel else 1 for a in range(x.ndim)]
+    padding = [(size // 2, (size - 1) // 2) if a == channel else (0, 0) for a in range(x.ndim)]
+    total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * x.ndim, padding)
+    return (x * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x))
+
+
+def global_response_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: int = -1,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Global response normalization (GRN): each channel by its length, as a share of all channels' mean length.
+
+    Equivalent:
+
+        g = jnp.sqrt((x**2).sum(measured, where=where, keepdims=True))
+        y = scale * x * (g / (g.mean(axis, keepdims=True) + epsilon)) + bias + x
+
+    Args:
+      x: real, examples first. Lengths are float32 or wider.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it; zero at the start of training.
+        `None`: ones.
+      bias: likewise; `None`: zeros.
+      axis: the channels' axis.
+      epsilon: added to the mean length.
+      where: broadcastable to `x`; what is not valid has no part in the lengths, nor has a channel without any.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Woo et al., ConvNeXt V2, 2023.
+
+    >>> print(global_response_norm(jnp.array([[[3.0, 0.0], [4.0, 0.0]]]))[0, :, 0].round(1))
+    [ 9. 12.]
+    """
+    ops = operands(x, axis, where, epsilon)
+    x, features, _ = ops
+    channel = one_channel_axis(features, axis)
+    scale, bias = (checks.feature_array(v, name, x.shape, features) for v, name in ((scale, "scale"), (bias, "bias")))
+    m = per_example(ops)
+    square = m.count * (m.var + m.mean * m.mean)
+    length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    seen = jnp.maximum((m.count > 0).sum(channel, keepdims=True), 1)
+    share = length / (length.sum(channel, keepdims=True) / seen + epsilon)
+    y = wide(x) * (1 + (share if scale is None else share * scale))
+    return (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x))

@@ -1,0 +1,228 @@
+"""Norms by one number a position: positional, partial RMS, scale and pixel norm; and what does without statistics."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._moments import moments, valid
+from bnjax._normalize import normalize
+from bnjax._parts import mean_square, wide
+from bnjax._sample import layer_norm, rms_norm
+
+
+def positional_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Positional normalization (PONO): by the mean and variance of the channels at each position of each example.
+
+    That is `layer_norm` over the channels alone. What is taken off may be handed on to a later layer of the same
+    height and width, the "moment shortcut": `m = moments(x, -1, keepdims=True)`, and there
+    `h * jnp.sqrt(m.var + epsilon) + m.mean`. The arguments are those of `layer_norm`.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Li, Wu, Weinberger and Belongie, Positional Normalization, 2019.
+
+    >>> print(positional_norm(jnp.array([[[[1.0, 3.0], [30.0, 10.0]]]])).round(3))
+    [[[[-1.  1.]
+       [ 1. -1.]]]]
+    """
+    return layer_norm(x, scale, bias, axis=axis, epsilon=epsilon, where=where, dtype=dtype)
+
+
+def partial_rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    fraction: float = 0.0625,
+    axis: int = -1,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Partial RMS normalization (pRMSNorm): by the root mean square of the first features only.
+
+    Equivalent, with `n = int(fraction * x.shape[axis])`:
+
+        x / jnp.sqrt((x[..., :n]**2).mean(axis, keepdims=True) + epsilon) * scale
+
+    Args:
+      x: real. The statistic is float32 or wider.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      fraction: of the features that is measured, above 0 and at most 1.
+      axis: the feature axis.
+      epsilon: added to the mean square.
+      where: broadcastable to `x`; what is not valid counts for nothing.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name; a fraction of less than one feature.
+
+    References:
+      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, section 4.2.
+
+    >>> print(partial_rms_norm(jnp.array([[2.0, 4.0, 6.0, 8.0]]), fraction=0.25).round(1))
+    [[1. 2. 3. 4.]]
+    """
+    x = checks.real_array(x)
+    (channel,) = checks.canonical_axes((axis,), x.ndim)
+    n = int(fraction * x.shape[channel]) if 0 < fraction <= 1 else 0
+    if n < 1:
+        raise ValueError(
+            f"`fraction` must be above 0, at most 1, and at least one of {x.shape[channel]} features, "
+            f"but it is {fraction!r}."
+        )
+    mask = checks.mask_array(where, x.shape)
+    if mask is not None:
+        x = jnp.where(mask | jnp.isfinite(x), x, 0)
+        mask = lax.slice_in_dim(mask, 0, min(n, mask.shape[channel]), axis=channel)
+    m = moments(lax.slice_in_dim(x, 0, n, axis=channel), channel, where=mask, keepdims=True)
+    return normalize(x, mean_square(m), scale, axis=channel, epsilon=epsilon, dtype=dtype)
+
+
+def scale_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Scale normalization: `x` at the length `scale`, `scale * x / max(norm(x), epsilon)`.
+
+    Args:
+      x: real. The length is float32 or wider.
+      scale: one number, sqrt(d) of d features at the start of training; `None`: 1.
+      axis: the feature axes, over which the length is measured.
+      epsilon: the least length divided by.
+      where: broadcastable to `x`; what is not valid has no part in the length.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Nguyen and Salazar, Transformers without Tears, 2019.
+
+    >>> print(scale_norm(jnp.array([[3.0, 4.0]]), 10.0))
+    [[6. 8.]]
+    """
+    x = checks.real_array(x)
+    checks.positive(epsilon, "epsilon")
+    features = checks.canonical_axes(axis, x.ndim)
+    mask, t = checks.mask_array(where, x.shape), wide(x)
+    if mask is not None:
+        t = jnp.where(mask | jnp.isfinite(t), t, 0)
+    square = jnp.square(valid(mask, t)).sum(features, keepdims=True)
+    y = t * lax.rsqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2))
+    return (y if scale is None else y * _one_number(scale, "scale")).astype(checks.output_dtype(dtype, x))
+
+
+def pixel_norm(
+    x: ArrayLike,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-8,
+    where: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Pixel normalization: each position by the root mean square of its channels, nothing learned.
+
+    That is `rms_norm` without a scale; the arguments are those.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Karras et al., Progressive Growing of GANs, 2018, section 4.2.
+
+    >>> print(pixel_norm(jnp.array([[0.0, 4.0, 0.0, 0.0]])).round(3))
+    [[0. 2. 0. 0.]]
+    """
+    return rms_norm(x, axis=axis, epsilon=epsilon, where=where, dtype=dtype)
+
+
+def dynamic_tanh(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    alpha: ArrayLike = 0.5,
+    *,
+    axis: checks.Axes = -1,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Dynamic tanh (DyT), in the place of layer norm: `jnp.tanh(alpha * x) * scale + bias`. No statistics.
+
+    Args:
+      x: real. The arithmetic is float32 or wider.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      bias: likewise.
+      alpha: one number, learned.
+      axis: the feature axes.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Zhu, Chen, He, LeCun and Liu, Transformers without Normalization, 2025.
+
+    >>> print(dynamic_tanh(jnp.array([[0.0, 100.0]]), bias=jnp.array([1.0, 1.0])))
+    [[1. 2.]]
+    """
+    x = checks.real_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    scale, bias = (checks.feature_array(v, n, x.shape, features) for v, n in ((scale, "scale"), (bias, "bias")))
+    y = jnp.tanh(wide(x) * _one_number(alpha, "alpha"))
+    y = y if scale is None else y * scale
+    return (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x))
+
+
+# 1 / the standard deviation of the activation of a standard normal number, by quadrature.
+_GAINS = {
+    "celu": 1.270843, "elu": 1.270843, "gelu": 1.700917, "leaky_relu": 1.704832, "log_sigmoid": 1.919126,
+    "relu": 1.712859, "relu6": 1.712859, "selu": 1.0, "sigmoid": 4.801313, "silu": 1.787187, "softplus": 1.919126,
+    "tanh": 1.592537,
+}  # fmt: skip
+
+
+def scaled_activation(x: ArrayLike, activation: str = "relu") -> Array:
+    """An activation that keeps the variance of a standard normal input: `gain * activation(x)`.
+
+    With `weight_standardize(scaled=True)` it takes the place of normalization in NF-nets.
+
+    Args:
+      x: floating-point.
+      activation: the name of a function of `jax.nn`.
+
+    Raises:
+      ValueError: an activation without a known gain.
+
+    References:
+      Brock, De and Smith, Characterizing signal propagation to close the performance gap in unnormalized ResNets, 2021.
+
+    >>> print(scaled_activation(jnp.array([-1.0, 2.0])).round())
+    [0. 3.]
+    """
+    checks.choice(activation, "activation", tuple(_GAINS))
+    x = checks.real_array(x)
+    return getattr(jax.nn, activation)(x) * jnp.asarray(_GAINS[activation], x.dtype)
+
+
+def _one_number(value: ArrayLike, name: str) -> Array:
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ValueError(f"`{name}` must be one number, but its shape is {value.shape}.")
+    return value

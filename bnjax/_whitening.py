@@ -1,0 +1,226 @@
+"""Whitening: decorrelated batch norm and iterative normalization, which divide by the root of the covariance."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._devices import AxisName, psum
+from bnjax._moments import Moments, all_reduce, at_least_one, ema, moments, valid
+from bnjax._parts import one_channel_axis, operands, wide
+
+
+class Whitening(NamedTuple):
+    """The running state: what is taken off, and what is multiplied by.
+
+    Attributes:
+      mean: of each channel, (C,).
+      matrix: the whitening matrix of each group of m neighbouring channels, (C // m, m, m).
+    """
+
+    mean: Array
+    matrix: Array
+
+
+def decorrelated_batch_norm(
+    x: ArrayLike,
+    running: Whitening,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    group_size: int = 16,
+    axis: int = -1,
+    momentum: ArrayLike = 0.9,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    train: bool = True,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Whitening]:
+    """Decorrelated batch normalization (DBN), ZCA whitening: the output, and the new running state.
+
+    Equivalent, for each group of channels, with `cov` the covariance of the batch + `epsilon` on its diagonal:
+
+        values, vectors = jnp.linalg.eigh(cov)
+        y = (x - mean) @ (vectors / jnp.sqrt(values)) @ vectors.T * scale + bias
+
+    differentiable where eigenvalues are equal, too.
+
+    Args:
+      x: real, examples first. Statistics are float32 or wider.
+      running: the state; its matrix is the average of whitening matrices, as in the papers.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      bias: likewise.
+      group_size: neighbouring channels that are whitened together, a divisor of all; if there are fewer, all.
+      axis: the channels' axis, not the first.
+      momentum: the fraction of the running state that is kept.
+      epsilon: added to the variances.
+      where: broadcastable to `x`, of length 1 along `axis`; non-zero is valid. What is masked out counts for nothing.
+      axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
+      train: without, by the running state, which comes back as it is.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Huang, Yang, Lang and Deng, Decorrelated Batch Normalization, 2018.
+
+    >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, -2.0], [-2.0, 2.0]])
+    >>> y, _ = decorrelated_batch_norm(x, Whitening(jnp.zeros(2), jnp.eye(2)[None]))
+    >>> print(jnp.cov(y, rowvar=False, bias=True).round(2) + 0.0)
+    [[1. 0.]
+     [0. 1.]]
+    """
+    common = (axis, momentum, epsilon, where, axis_name, train, dtype)
+    return _whitened(x, running, scale, bias, inverse_root, group_size, *common)
+
+
+def iterative_norm(
+    x: ArrayLike,
+    running: Whitening,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    steps: int = 5,
+    group_size: int = 64,
+    axis: int = -1,
+    momentum: ArrayLike = 0.9,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: AxisName | None = None,
+    train: bool = True,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Whitening]:
+    """Iterative normalization (IterNorm): whitening by `steps` of Newton's method: the output, and the new state.
+
+    Equivalent to `decorrelated_batch_norm`, whose other arguments it has, but with
+
+        p = jnp.eye(m)
+        for _ in range(steps):
+            p = 1.5 * p - 0.5 * p @ p @ p @ (cov / jnp.trace(cov))
+        y = (x - mean) @ p / jnp.sqrt(jnp.trace(cov)) * scale + bias
+
+    Args:
+      steps: few, and the smallest eigenvalues are whitened in part only.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Huang, Zhou, Zhu, Liu and Shao, Iterative Normalization, 2019.
+
+    >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, -2.0], [-2.0, 2.0]])
+    >>> y, _ = iterative_norm(x, Whitening(jnp.zeros(2), jnp.eye(2)[None]))
+    >>> print(jnp.cov(y, rowvar=False, bias=True).round(1) + 0.0)
+    [[1. 0.]
+     [0. 1.]]
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"`steps` must be a positive integer, but it is {steps!r}.")
+    common = (axis, momentum, epsilon, where, axis_name, train, dtype)
+    return _whitened(x, running, scale, bias, partial(_newton, steps), group_size, *common)
+
+
+def _whitened(
+    x: ArrayLike,
+    running: Whitening,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    root: Callable[[Array], Array],
+    group_size: int,
+    axis: int,
+    momentum: ArrayLike,
+    epsilon: ArrayLike,
+    where: ArrayLike | None,
+    axis_name: AxisName | None,
+    train: bool,
+    dtype: DTypeLike | None,
+) -> tuple[Array, Whitening]:
+    x, features, mask = operands(x, axis, where, epsilon)
+    channel = one_channel_axis(features, axis)
+    size = group_of(x.shape[channel], group_size)
+    _check(mask, channel, running, x.shape[channel], size)
+    scale, bias = (checks.feature_array(t, n, x.shape, features) for t, n in ((scale, "scale"), (bias, "bias")))
+    rows, valid_rows = jnp.moveaxis(wide(x), channel, -1), None if mask is None else jnp.moveaxis(mask, channel, -1)
+    state, m = running, running
+    if train:
+        count, mean, cov = _covariance(rows, valid_rows, size, axis_name)
+        m = Whitening(mean, root(cov + epsilon * jnp.broadcast_to(jnp.eye(size, dtype=cov.dtype), cov.shape)))
+        kept = ema(Moments(count, *running), Moments(count, *m), momentum)
+        state = lax.stop_gradient(Whitening(kept.mean, kept.var))
+    d = (rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))).reshape(*rows.shape[:-1], -1, size)
+    y = _dot("...gi,gij->...gj", d, m.matrix.astype(rows.dtype)).reshape(rows.shape)
+    y = jnp.moveaxis(y, -1, channel)
+    y = y if scale is None else y * scale
+    return (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x)), state
+
+
+def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | None) -> tuple[Array, Array, Array]:
+    """Count, mean (C,) and covariance of each group, in two passes: the second about the mean."""
+    axes = tuple(range(rows.ndim - 1))
+    name = checks.hashable_name(axis_name)
+    m = moments(rows, axes, where=mask)
+    m = m if name is None else all_reduce(m, name)
+    c = lax.stop_gradient(m.mean)
+    d = valid(mask, rows - c.reshape((1,) * len(axes) + (-1,)))
+    groups = d.reshape(-1, rows.shape[-1] // size, size)
+    s1, s2 = psum((groups.sum(0), _dot("ngi,ngj->gij", groups, groups)), name)
+    n = at_least_one(m.count)
+    delta = s1 / n
+    return m.count, c + delta.reshape(-1), s2 / n - delta[:, :, None] * delta[:, None, :]
+
+
+def _newton(steps: int, cov: Array) -> Array:
+    trace = jnp.trace(cov, axis1=-2, axis2=-1)[:, None, None]
+    p = jnp.broadcast_to(jnp.eye(cov.shape[-1], dtype=cov.dtype), cov.shape)
+    for _ in range(steps):
+        p = 1.5 * p - 0.5 * _dot("gij,gjk->gik", _dot("gij,gjk->gik", _dot("gij,gjk->gik", p, p), p), cov / trace)
+    return p * lax.rsqrt(trace)
+
+
+@jax.custom_jvp
+def inverse_root(cov: Array) -> Array:
+    """The inverse square root of symmetric positive definite matrices."""
+    values, vectors = jnp.linalg.eigh(cov)
+    return _dot("gij,gkj->gik", vectors * lax.rsqrt(values)[:, None, :], vectors)
+
+
+@inverse_root.defjvp
+def _inverse_root_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """The divided differences of 1 / sqrt, -1 / (a b (a + b)) with a and b the roots: finite where values are equal."""
+    values, vectors = jnp.linalg.eigh(*primals)
+    a = jnp.sqrt(values)
+    differences = -1 / (a[:, :, None] * a[:, None, :] * (a[:, :, None] + a[:, None, :]))
+    inner = differences * _dot("gji,gjk,gkl->gil", vectors, *tangents, vectors)
+    out = _dot("gij,gkj->gik", vectors * (1 / a)[:, None, :], vectors)
+    return out, _dot("gij,gjk,glk->gil", vectors, inner, vectors)
+
+
+def _dot(subscripts: str, *factors: Array) -> Array:
+    """A product of matrices; accelerators would round the factors."""
+    return jnp.einsum(subscripts, *factors, precision=lax.Precision.HIGHEST)
+
+
+def group_of(channels: int, group_size: int) -> int:
+    """How many channels are whitened together."""
+    size = min(group_size, channels) if isinstance(group_size, int) else 0
+    if size < 1 or channels % size:
+        raise ValueError(f"`group_size` must be a positive divisor of {channels} channels, but it is {group_size!r}.")
+    return size
+
+
+def _check(mask: Array | None, channel: int, running: Whitening, channels: int, size: int) -> None:
+    if mask is not None and mask.shape[channel] != 1 and channels != 1:
+        raise ValueError(
+            f"`where` must have length 1 along the channels, axis {channel}, which are measured together, but its "
+            f"shape is {mask.shape}."
+        )
+    for name, want in (("mean", (channels,)), ("matrix", (channels // size, size, size))):
+        if (shape := jnp.shape(getattr(running, name))) != want:
+            raise ValueError(f"`running.{name}` must have the shape {want}, but it has {shape}.")

@@ -1,0 +1,148 @@
+"""Relatives of batch norm for linen."""
+
+from typing import Any
+
+from bnjax import _layers as shared
+from bnjax.linen._layers import Affine, StatefulNorm
+
+
+class BatchRenorm(Affine, StatefulNorm):
+    """`bnjax.batch_renorm` with its parameters and its running state.
+
+    `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `batch_stats/step`.
+
+    >>> layer = BatchRenorm(use_running_average=False, d_max=lambda step: 5.0 * (step > 100))
+    >>> print(layer.init(jax.random.key(0), jnp.ones((2, 3)))["batch_stats"]["step"])
+    0
+    """
+
+    layer = shared.BATCH_RENORM
+
+    axis: Any = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    axis_name: Any = None
+    r_max: Any = 3.0
+    d_max: Any = 5.0
+
+
+class EvoNormB0(Affine, StatefulNorm):
+    """`bnjax.evo_norm_b0` with its parameters and its running state."""
+
+    layer = shared.EVO_NORM_B0
+
+    axis: Any = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: Any = None
+    use_v: bool = True
+    v_init: Any = None
+
+
+class BatchChannelNorm(Affine, StatefulNorm):
+    """`bnjax.batch_channel_norm` with its parameters and its running state.
+
+    `num_groups` must divide the channels.
+    """
+
+    layer = shared.BATCH_CHANNEL
+
+    num_groups: int = 32
+    axis: int = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: Any = None
+    use_channel_scale: bool = True
+    use_channel_bias: bool = True
+    channel_scale_init: Any = None
+    channel_bias_init: Any = None
+
+
+class DecorrelatedBatchNorm(Affine, StatefulNorm):
+    """`bnjax.decorrelated_batch_norm` with its parameters and its running state."""
+
+    layer = shared.DECORRELATED
+
+    group_size: int = 16
+    axis: int = -1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: Any = None
+
+
+class DomainBatchNorm(Affine, StatefulNorm):
+    """`bnjax.domain_batch_norm` with its parameters and its running state.
+
+    Scale and bias are shared by the `domains`. The call takes `domain`.
+
+    >>> layer = DomainBatchNorm(domains=("source", "target"), use_running_average=False)
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((4, 3)))
+    >>> y, state = layer.apply(variables, jnp.ones((4, 3)), domain="target", mutable="batch_stats")
+    >>> print(state["batch_stats"]["mean"][:, 0])
+    [0.   0.01]
+    """
+
+    layer = shared.DOMAIN
+
+    domains: tuple[str, ...] = ("main", "auxiliary")
+    axis: Any = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: Any = None
+
+
+class ExampleWeightedBatchNorm(Affine, StatefulNorm):
+    """`bnjax.example_weighted_batch_norm` with its parameters and its running state."""
+
+    layer = shared.EXAMPLE_WEIGHTED
+
+    example_weight: float = 0.0
+    axis: Any = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: Any = None
+
+
+class IterativeNorm(Affine, StatefulNorm):
+    """`bnjax.iterative_norm` with its parameters and its running state."""
+
+    layer = shared.ITERATIVE
+
+    steps: int = 5
+    group_size: int = 64
+    axis: int = -1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: Any = None
+
+
+class SplitBatchNorm(Affine, StatefulNorm):
+    """`bnjax.domain_batch_norm` with its parameters and its running state.
+
+    Each of the `domains` has a scale and a bias of its own: the auxiliary batch norm of AdvProp. In training equal
+    parts of the batch go each through its own, clean examples first; at evaluation all go through the first. The call
+    takes `domain` for anything else.
+    """
+
+    layer = shared.SPLIT
+
+    domains: tuple[str, ...] = ("main", "auxiliary")
+    axis: Any = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: Any = None
+
+
+class SwitchableNorm(Affine, StatefulNorm):
+    """`bnjax.switchable_norm` with its parameters and its running state."""
+
+    layer = shared.SWITCHABLE
+
+    axis: Any = -1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: Any = None
+    use_mean_weight: bool = True
+    use_var_weight: bool = True
+    mean_weight_init: Any = None
+    var_weight_init: Any = None

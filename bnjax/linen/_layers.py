@@ -1,0 +1,137 @@
+"""The norms that Flax does not have, for linen: one call, a row for each."""
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _layers as shared
+from bnjax._modules import floating, replaced, result_dtype
+
+
+class Norm(nn.Module):
+    """What all norms of this package have that are not Flax's.
+
+    Attributes:
+      dtype: of the result; inferred from input and parameters by default.
+      param_dtype: of parameters; a state is float32.
+    """
+
+    layer: ClassVar[shared.Layer]
+
+    dtype: DTypeLike | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
+        """The call of every module: reads the parameters, makes one call, and writes the state."""
+        x, layer = floating(x), self.layer
+        shared.check_given(layer, given)
+        options = {name: getattr(self, name) for name in layer.defaults}
+        features = shared.features_of(x, options.get("axis", -1))
+        parameters = {name: self._parameter(name, features, options, given.get(name)) for name in layer.parameters}
+        state = {
+            name: self.variable("batch_stats", name, shared.initial, part, features, options, jnp.float32)
+            for name, part in layer.state.items()
+        }
+        if self.is_initializing() and "axis_name" in options:
+            options["axis_name"] = None  # it need not exist yet
+        y, new = shared.call(
+            layer, x, parameters, {name: part.value for name, part in state.items()}, options, train=train, mask=mask,
+            dtype=result_dtype(x, *parameters.values(), dtype=self.dtype), **inputs,
+        )  # fmt: skip
+        if train and not self.is_initializing():
+            for name, part in state.items():
+                part.value = new[name]
+        return y
+
+    def _parameter(self, name: str, features: shared.Shape, options: shared.Options, given: Any) -> Any:
+        used, variable = getattr(self, f"use_{name}", True), self.layer.parameters[name]
+
+        def start(key: Array) -> Array:
+            return shared.initial(
+                variable, features, options, self.param_dtype, getattr(self, f"{name}_init", None), key
+            )
+
+        return replaced(self.param(name, start) if used else None, given, name, used)
+
+
+class SampleNorm(Norm):
+    """A norm of each example by itself."""
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes `x`.
+
+        Args:
+          x: the input; integers are taken as float32.
+          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
+          bias: likewise (`use_bias=False`).
+
+        Raises:
+          ValueError: an argument that does not fit.
+        """
+        return self.run(x, train=True, mask=mask, given={"scale": scale, "bias": bias})
+
+
+class StatefulNorm(Norm):
+    """A norm with a running state.
+
+    Attributes:
+      use_running_average: normalize by the running state; here or at the call.
+    """
+
+    use_running_average: bool | None = None
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        **inputs: Any,
+    ) -> Array:
+        """Normalizes `x`; in training (`use_running_average=False`) by its own statistics, which it records.
+
+        While initialising the running state is not updated and `axis_name` need not exist.
+
+        Args:
+          x: the input; integers are taken as float32.
+          use_running_average: normalize by the running state; overrides the attribute.
+          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
+          bias: likewise (`use_bias=False`).
+          **inputs: what else the norm's function takes of the call, such as `domain`.
+
+        Raises:
+          ValueError: an argument that does not fit.
+        """
+        average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        return self.run(x, train=not average, mask=mask, given={"scale": scale, "bias": bias}, **inputs)
+
+
+class Affine(nn.Module):
+    """The attributes of a norm with scale and bias.
+
+    Attributes:
+      use_scale: have a scale; without, the call may give one.
+      use_bias: likewise.
+      scale_init: where it starts, a number or an initializer, instead of the norm's own.
+      bias_init: likewise.
+    """
+
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: Any = None
+    bias_init: Any = None

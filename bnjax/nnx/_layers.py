@@ -1,0 +1,136 @@
+"""The norms that Flax does not have, for nnx: one call, a row for each."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _layers as shared
+from bnjax._modules import floating, replaced, result_dtype
+
+
+class Norm(nnx.Module):
+    """What all norms of this package have that are not Flax's.
+
+    Args:
+      num_features: the number of features, or the lengths of several feature axes.
+      dtype: of the result; inferred from input and parameters by default.
+      param_dtype: of parameters; a state is float32.
+      rngs: for initializers that are given.
+      **options: the keyword arguments of the norm's function; for each parameter, say scale, also `use_scale` and
+        `scale_init` (a number or an initializer); for a norm with a state `use_running_average`.
+    """
+
+    layer: ClassVar[shared.Layer]
+
+    def __init__(
+        self,
+        num_features: int | Sequence[int],
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        self.num_features = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        known = shared.checked_options(type(self).__name__, self.layer, options)
+        for name, value in known.items():
+            setattr(self, name, value)
+        for name, part in self.layer.parameters.items():
+            if known[f"use_{name}"]:
+                given = known[f"{name}_init"]
+                key = rngs.params() if callable(given) else None
+                setattr(self, name, nnx.Param(shared.initial(part, self.num_features, known, param_dtype, given, key)))
+        for name, part in self.layer.state.items():
+            setattr(self, name, nnx.BatchStat(shared.initial(part, self.num_features, known, jnp.float32)))
+
+    def run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
+        """The call of every module: reads the parameters, makes one call, and writes the state."""
+        x, layer = floating(x), self.layer
+        shared.check_given(layer, given)
+        options = {name: getattr(self, name) for name in layer.defaults}
+        parameters = {}
+        for name in layer.parameters:
+            used = getattr(self, f"use_{name}")
+            parameters[name] = replaced(getattr(self, name)[...] if used else None, given.get(name), name, used)
+        state = {name: getattr(self, name)[...] for name in layer.state}
+        y, new = shared.call(
+            layer, x, parameters, state, options, train=train, mask=mask,
+            dtype=result_dtype(x, *parameters.values(), dtype=self.dtype), **inputs,
+        )  # fmt: skip
+        if train:
+            for name in state:
+                getattr(self, name)[...] = new[name]
+        return y
+
+
+class SampleNorm(Norm):
+    """A norm of each example by itself."""
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Array:
+        """Normalizes `x`.
+
+        Args:
+          x: the input; integers are taken as float32.
+          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
+          bias: likewise (`use_bias=False`).
+
+        Raises:
+          ValueError: an argument that does not fit.
+        """
+        return self.run(x, train=True, mask=mask, given={"scale": scale, "bias": bias})
+
+
+class StatefulNorm(Norm):
+    """A norm with a running state: `model.eval()` normalizes by it, `model.train()` by the batch."""
+
+    use_running_average: bool | None
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        use_running_average: bool | None = None,
+        *,
+        mask: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+        **inputs: Any,
+    ) -> Array:
+        """Normalizes `x`; in training (`use_running_average=False`) by its own statistics, which it records.
+
+        Args:
+          x: the input; integers are taken as float32.
+          use_running_average: normalize by the running state; overrides the attribute.
+          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
+          bias: likewise (`use_bias=False`).
+          **inputs: what else the norm's function takes of the call, such as `domain`.
+
+        Raises:
+          ValueError: an argument that does not fit.
+        """
+        average = nnx.module.first_from(
+            use_running_average,
+            self.use_running_average,
+            error_msg="`use_running_average` must be given to the constructor or the call, or set by `model.train()` "
+            "or `model.eval()`.",
+        )
+        return self.run(x, train=not average, mask=mask, given={"scale": scale, "bias": bias}, **inputs)
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """Called by `nnx.view`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average

@@ -1,0 +1,42 @@
+"""Norms by name, for nnx."""
+
+import inspect
+from typing import Any
+
+from flax import nnx
+
+from bnjax import nnx as family
+from bnjax._layers import checked_options
+from bnjax._registry import check_arguments, norm_named
+from bnjax.nnx._layers import Norm
+
+
+def make_norm(name: str, /, *positional: Any, **arguments: Any) -> nnx.Module:
+    """The module of that name.
+
+    Modules that keep a running state take `use_running_average` at the call, all others do not:
+    `bnjax.NORMS[name].takes_running_average`.
+
+    Args:
+      name: one of `bnjax.NORMS`.
+      *positional: what the module takes first: the number of features, or the layer that it wraps.
+      **arguments: of the module, `rngs` among them.
+
+    Raises:
+      ValueError: no such name (says the nearest), or an argument that the norm does not take (says which it takes).
+
+    >>> make_norm("group", 8, num_groups=2, rngs=nnx.Rngs(0)).num_groups
+    2
+    """
+    row = norm_named(name)
+    module = getattr(family, row.module)
+    check_arguments(name, arguments, _arguments(module))
+    return module(*positional, **(dict(row.arguments) | arguments))
+
+
+def _arguments(module: type[nnx.Module]) -> set[str]:
+    """What the constructor takes, and what those take to which it hands on the rest."""
+    own = [vars(c)["__init__"] for c in module.__mro__[:-1] if "__init__" in vars(c)]
+    parameters = [p for f in own for p in list(inspect.signature(f).parameters.values())[1:]]
+    known = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return known | set(checked_options("", module.layer, {})) if issubclass(module, Norm) else known

@@ -1,0 +1,54 @@
+"""The table of all norms in docs/norms.md, from the registry.
+
+    python -m experiments.norms_table [--write | --check]
+
+Prints it; `--write` puts it into the page, between its markers; `--check` fails where another stands there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bnjax import NORMS
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "norms.md"
+BEGIN, END = "<!-- norms -->\n", "<!-- /norms -->\n"
+HEADER = ("name", "function", "module", "measures", "keeps", "over devices", "mask", "gradient", "paper", "when to use")
+
+
+def table() -> str:
+    """The table, in Markdown."""
+    rows = [
+        (*(f"`{t}`" for t in (name, n.function.__name__, n.module)), *n[2:-1])  # in the order of the registry
+        for name, n in NORMS.items()
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (HEADER, ("---",) * len(HEADER), *rows))
+
+
+def put(page: str, block: str) -> str:
+    """`page` with `block` between the markers."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        sys.exit(f"{PAGE.name} must have the lines {BEGIN.strip()} and {END.strip()}.")
+    return before + begin + block + end + after
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The table of all norms.")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", action="store_true", help="put the table into docs/norms.md")
+    action.add_argument("--check", action="store_true", help="fail if another table stands there")
+    args = parser.parse_args()
+    page, block = PAGE.read_text(encoding="utf-8"), table()
+    if args.write:
+        PAGE.write_text(put(page, block), encoding="utf-8")
+    elif args.check:
+        if put(page, block) != page:
+            sys.exit(f"{PAGE.name} has another table; run `python -m experiments.norms_table --write`.")
+    else:
+        print(block, end="")
+
+
+if __name__ == "__main__":
+    main()

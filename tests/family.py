@@ -1,0 +1,280 @@
+"""The norms by their formulas, in numpy, a row for each; and how results are compared with them.
+
+A formula takes the input, examples first and channels last, its parameters, the weights `n` (1 is valid, 0 is not; of
+the shape of the input), the running state, and whether it trains. It returns the output, and what the running state
+would be with a momentum of zero.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+
+class Row(NamedTuple):
+    formula: Callable[..., Any]
+    options: Mapping[str, Any] = MappingProxyType({})  # of function and modules
+    inputs: Callable[[int], dict] = lambda n: {}  # of a call, besides the input
+
+
+def wide(tree):
+    return jax.tree.map(lambda t: np.asarray(t, np.float64), tree)
+
+
+def differences(loss, arguments, h=1e-5):
+    """The gradients of `loss`, good to 1e-9, by central differences."""
+    gradients = jax.tree.map(np.zeros_like, arguments)
+    for t, slope in zip(jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True):
+        for i in np.ndindex(t.shape):
+            here, ends = t[i], []
+            for t[i] in (here - h, here + h):
+                ends.append(loss(*arguments))
+            t[i], slope[i] = here, (ends[1] - ends[0]) / (2 * h)
+    return gradients
+
+
+def assert_close(got, want, tolerance=5e-6):
+    """Each relative to its largest entry."""
+    got, want = dict(jax.tree_util.tree_leaves_with_path(got)), dict(jax.tree_util.tree_leaves_with_path(want))
+    for path, w in want.items():
+        t = np.asarray(got[path], np.float64)
+        np.testing.assert_allclose(
+            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
+        )
+
+
+def mean_var(x, n, axes):
+    k = np.maximum(n.sum(axes, keepdims=True), 1)
+    mean = (x * n).sum(axes, keepdims=True) / k
+    return mean, ((x - mean) ** 2 * n).sum(axes, keepdims=True) / k
+
+
+def mean_square(x, n, axes):
+    return (x**2 * n).sum(axes, keepdims=True) / np.maximum(n.sum(axes, keepdims=True), 1)
+
+
+def batch(x):
+    return tuple(range(x.ndim - 1))
+
+
+def space(x):
+    return tuple(range(1, x.ndim - 1))
+
+
+def flat(t):
+    return {name: v.reshape(-1) for name, v in t.items()}
+
+
+def affine(y, p):
+    y = y * p["scale"] if "scale" in p else y
+    return y + p["bias"] if "bias" in p else y
+
+
+def measured_or_kept(x, n, state, train):
+    """Mean and variance of the batch, or those kept."""
+    return mean_var(x, n, batch(x)) if train else (state["mean"], state["var"])
+
+
+def batch_norm(x, p, n, state, train, eps=1e-5, **_):
+    mean, var = measured_or_kept(x, n, state, train)
+    return affine((x - mean) / np.sqrt(var + eps), p), flat({"mean": mean, "var": var})
+
+
+def ghost(x, p, n, state, train, virtual_batch_size, **_):
+    if not train:
+        return batch_norm(x, p, n, state, train)
+    parts = [slice(i, i + virtual_batch_size) for i in range(0, len(x), virtual_batch_size)]
+    ys = [batch_norm(x[s], p, n[s], state, train)[0] for s in parts]
+    mean, var = mean_var(x, n, batch(x))
+    return np.concatenate(ys), flat({"mean": mean, "var": var})
+
+
+def corrections(mean, var, state, r_max, d_max, eps=1e-3):
+    """r and d of batch renormalization, which are constants to the derivative: computed by numpy, or given."""
+    s = np.sqrt(state["var"] + eps)
+    return np.clip(np.sqrt(var + eps) / s, 1 / r_max, r_max), np.clip((mean - state["mean"]) / s, -d_max, d_max)
+
+
+def renorm(x, p, n, state, train, r_max, d_max, eps=1e-3, **_):
+    if not train:
+        return batch_norm(x, p, n, state, train, eps)
+    mean, var = mean_var(x, n, batch(x))
+    root = np.sqrt(var + eps)
+    r, d = state["corrections"] if "corrections" in state else corrections(mean, var, state, r_max, d_max, eps)
+    return affine((x - mean) / root * r + d, p), flat({"mean": mean, "var": var})
+
+
+def layer_norm(x, p, n, *_, eps=1e-6, **__):
+    mean, var = mean_var(x, n, -1)
+    return affine((x - mean) / np.sqrt(var + eps), p), {}
+
+
+def rms_norm(x, p, n, *_, eps=1e-6, **__):
+    return affine(x / np.sqrt(mean_square(x, n, -1) + eps), p), {}
+
+
+def grouped(x, groups):
+    return x.reshape(*x.shape[:-1], groups, -1)
+
+
+def group_var(x, n, groups):
+    axes = (*space(x), x.ndim)
+    mean, var = mean_var(grouped(x, groups), grouped(n, groups), axes)
+    return tuple(np.broadcast_to(t, grouped(x, groups).shape).reshape(x.shape) for t in (mean, var))
+
+
+def group_norm(x, p, n, *_, num_groups, **__):
+    mean, var = group_var(x, n, num_groups)
+    return affine((x - mean) / np.sqrt(var + 1e-6), p), {}
+
+
+def instance_norm(x, p, n, *_, **__):
+    mean, var = mean_var(x, n, space(x))
+    return affine((x - mean) / np.sqrt(var + 1e-6), p), {}
+
+
+def filter_response(x, p, n, *_, **__):
+    y = affine(x / np.sqrt(mean_square(x, n, space(x)) + 1e-6), p)
+    return np.maximum(y, p["threshold"]), {}
+
+
+def evo_b0(x, p, n, state, train, **_):
+    mean, var = measured_or_kept(x, n, state, train)
+    own = mean_var(x, n, space(x))[1]
+    y = x / np.maximum(np.sqrt(var + 1e-5), p["v"] * x + np.sqrt(own + 1e-5))
+    return affine(y, p), flat({"mean": mean, "var": var})
+
+
+def evo_s0(x, p, n, *_, num_groups, **__):
+    return affine(x / (1 + np.exp(-p["v"] * x)) / np.sqrt(group_var(x, n, num_groups)[1] + 1e-5), p), {}
+
+
+def local_response(x, p, n, *_, size, **__):
+    c = x.shape[-1]
+    near = [[float(-(size // 2) <= j - i <= (size - 1) // 2) for i in range(c)] for j in range(c)]
+    total = (x**2 * n) @ np.asarray(near, x.dtype)
+    return x / (2 + 1e-4 * total) ** 0.75, {}
+
+
+def global_response(x, p, n, *_, **__):
+    length = np.sqrt((x**2 * n).sum(space(x), keepdims=True))
+    return affine(x * (length / (length.mean(-1, keepdims=True) + 1e-6)), p) + x, {}
+
+
+def partial_rms(x, p, n, *_, fraction, **__):
+    k = int(fraction * x.shape[-1])
+    return affine(x / np.sqrt(mean_square(x[..., :k], n[..., :k], -1) + 1e-6), p), {}
+
+
+def scale_norm(x, p, n, *_, **__):
+    return affine(x / np.sqrt((x**2 * n).sum(-1, keepdims=True)), p), {}
+
+
+def dynamic_tanh(x, p, n, *_, **__):
+    return affine(np.tanh(p["alpha"] * x), p), {}
+
+
+def with_epsilon(formula, eps):
+    return lambda *args, **options: formula(*args, **options, eps=eps)
+
+
+def example_weighted(x, p, n, state, train, example_weight, **_):
+    if train:
+        return batch_norm(x, p, n, state, train)
+    mean, square = mean_var(x, n, space(x))[0], mean_square(x, n, space(x))
+    mean, square = (
+        (1 - example_weight) * a + example_weight * b
+        for a, b in ((state["mean"], mean), (state["var"] + state["mean"] ** 2, square))
+    )
+    return affine((x - mean) / np.sqrt(square - mean**2 + 1e-5), p), {}
+
+
+def domain_norm(x, p, n, state, train, domain=None, **_):
+    """Each domain alone, the others' examples masked out."""
+    domain = (np.arange(len(x)) * 2 // len(x) if train else np.zeros(len(x), int)) if domain is None else domain
+    y, kept = 0 * x, {"mean": [], "var": []}
+    for d in range(2):
+        own = np.asarray(domain == d, x.dtype).reshape((-1,) + (1,) * (x.ndim - 1))
+        mine = {k: v[d] if v.ndim == 2 else v for k, v in p.items()}
+        out, new = batch_norm(x, mine, n * own, {k: v[d] for k, v in state.items()}, train)
+        y = y + own * out
+        kept = {k: [*kept[k], new[k]] for k in kept}
+    return y, {k: np.stack(v) for k, v in kept.items()}
+
+
+def switchable(x, p, n, state, train, **_):
+    batch_mean, batch_var = measured_or_kept(x, n, state, train)
+    parts = [mean_var(x, n, space(x)), mean_var(x, n, tuple(range(1, x.ndim))), (batch_mean, batch_var)]
+    shares = [np.exp(w) / np.exp(w).sum() for w in (p["mean_weight"], p["var_weight"])]
+    mean, var = (sum(s[i] * part[k] for i, part in enumerate(parts)) for k, s in enumerate(shares))
+    return affine((x - mean) / np.sqrt(var + 1e-5), p), flat({"mean": batch_mean, "var": batch_var})
+
+
+def batch_channel(x, p, n, state, train, num_groups, **_):
+    z, new = batch_norm(x, p, n, state, train)
+    mean, var = group_var(z, n, num_groups)
+    gamma, beta = (np.repeat(p[k], x.shape[-1] // num_groups) for k in ("channel_scale", "channel_bias"))
+    return (z - mean) / np.sqrt(var + 1e-5) * gamma + beta, new
+
+
+def whitened(x, p, n, state, train, root, group_size, **_):
+    rows, w = x.reshape(-1, x.shape[-1]), n.reshape(-1, x.shape[-1])[:, :1]
+    mean, new = state["mean"], {}
+    matrices = state["matrix"]
+    if train:
+        mean = (rows * w).sum(0) / w.sum()
+        d = rows - mean
+        parts = [d[:, i : i + group_size] for i in range(0, x.shape[-1], group_size)]
+        matrices = np.stack([root((t * w).T @ t / w.sum() + 1e-5 * np.eye(group_size)) for t in parts])
+        new = {"mean": mean, "matrix": matrices}
+    d = (rows - mean).reshape(len(rows), -1, group_size)
+    return affine(np.einsum("ngi,gij->ngj", d, matrices).reshape(x.shape), p), new
+
+
+def zca(cov):
+    values, vectors = np.linalg.eigh(cov)
+    return (vectors / np.sqrt(values)) @ vectors.T
+
+
+def newton(cov):
+    trace = np.trace(cov)
+    root = np.eye(len(cov))
+    for _ in range(3):
+        root = 1.5 * root - 0.5 * root @ root @ root @ (cov / trace)
+    return root / np.sqrt(trace)
+
+
+def halves(n):
+    return {"domain": np.arange(n) % 2}
+
+
+MOMENTUM = {"momentum": 0.9}
+ROWS = {
+    "batch": Row(batch_norm, MOMENTUM),
+    "ghost": Row(ghost, MOMENTUM | {"virtual_batch_size": 2}),
+    "renorm": Row(renorm, MOMENTUM | {"r_max": 1.1, "d_max": 0.2}),
+    "layer": Row(layer_norm),
+    "rms": Row(rms_norm),
+    "group": Row(group_norm, {"num_groups": 2}),
+    "instance": Row(instance_norm),
+    "frn": Row(filter_response),
+    "evonorm_b0": Row(evo_b0, MOMENTUM),
+    "evonorm_s0": Row(evo_s0, {"num_groups": 2}),
+    "lrn": Row(local_response, {"size": 4}),
+    "grn": Row(global_response),
+    "positional": Row(with_epsilon(layer_norm, 1e-5)),
+    "prms": Row(partial_rms, {"fraction": 0.5}),
+    "scale": Row(scale_norm),
+    "pixel": Row(with_epsilon(rms_norm, 1e-8)),
+    "dyt": Row(dynamic_tanh),
+    "example_weighted": Row(example_weighted, MOMENTUM | {"example_weight": 0.3}),
+    "domain": Row(domain_norm, MOMENTUM, halves),
+    "split": Row(domain_norm, MOMENTUM),
+    "switchable": Row(switchable, MOMENTUM),
+    "bcn": Row(batch_channel, MOMENTUM | {"num_groups": 2}),
+    "dbn": Row(partial(whitened, root=zca), MOMENTUM | {"group_size": 3}),
+    "iternorm": Row(partial(whitened, root=newton), MOMENTUM | {"group_size": 3, "steps": 3}),
+}

@@ -1,0 +1,282 @@
+"""One battery for all norms: each does what its formula says, in every dtype, mask, API and transformation."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx, serialization
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import bnjax.linen
+import bnjax.nnx
+from bnjax import NORMS
+from tests import family
+from tests.family import ROWS, assert_close, differences, wide
+
+SHAPE, SHAPES = (4, 3, 2, 6), [(4, 3, 2, 6), (8, 6)]
+STATEFUL = [name for name in ROWS if NORMS[name].takes_running_average]
+MASKED = [name for name in ROWS if NORMS[name].mask.startswith("yes")]
+SYNCED = [name for name in ROWS if NORMS[name].sync == "yes"]
+CHANNELS_TOGETHER = ("dbn", "iternorm")  # masks may not vary over channels
+each = pytest.mark.parametrize("name", ROWS)
+
+
+def module(name, /, **more):
+    return bnjax.linen.make_norm(name, **ROWS[name].options, **more)()
+
+
+def nnx_module(name, features=6, **more):
+    return bnjax.nnx.make_norm(name, features, **ROWS[name].options, rngs=nnx.Rngs(0), **more)
+
+
+def inputs(name, x):
+    return ROWS[name].inputs(len(x))
+
+
+def when(name, train):
+    """What the call of a module is told."""
+    return {"use_running_average": not train} if NORMS[name].takes_running_average else {}
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def run(name, x, variables, mask, more, train=True):
+    """The norm, by its linen module: output and new state."""
+    own = {"mask": mask} if mask is not None else {}
+    y, new = module(name).apply(variables, x, **when(name, train), **own, **more, mutable="batch_stats")
+    return y, new.get("batch_stats", {})
+
+
+@partial(jax.jit, static_argnums=0)
+def gradients(name, x, g, variables, mask, more):
+    """Output, new state, and the gradients of (y * g).sum() to x and the parameters."""
+
+    def loss(x, params):
+        y, new = run(name, x, variables | {"params": params}, mask, more)
+        return (y * g).sum(), (y, new)
+
+    grads, (y, new) = jax.grad(loss, (0, 1), has_aux=True)(x, variables["params"])
+    return y, new, *grads
+
+
+def sample(name, shape=SHAPE, seed=0, mean=0.5):
+    """An input, a cotangent, and variables, none at its start."""
+    rng = np.random.default_rng(seed)
+    x, g = (rng.normal(size=shape) + mean).astype(np.float32), rng.normal(size=shape).astype(np.float32)
+    shapes = jax.eval_shape(partial(module(name).init, **when(name, True)), jax.random.key(0), x)
+
+    def away(path, t):
+        if t.dtype == np.int32:
+            return np.asarray(3, np.int32)
+        value = rng.random(t.shape) + 0.5 if path[-1].key != "mean" else rng.normal(size=t.shape)
+        return np.asarray(value, np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(away, shapes)
+    return x, g, {"params": {}, "batch_stats": {}} | variables
+
+
+def mask_of(name, n):
+    return n[..., :1] if name in CHANNELS_TOGETHER else n
+
+
+def formula(name, x, variables, n=None, train=True):
+    row, n = ROWS[name], np.ones(x.shape) if n is None else n
+    p, state = variables["params"], variables["batch_stats"]
+    return row.formula(x, p, n, state, train, **row.options, **inputs(name, x))
+
+
+def kept(name, variables, new):
+    """The state after a step, if `new` is that of the batch."""
+    old = variables["batch_stats"]
+    if name == "renorm":  # the root is what is averaged
+        root = 0.9 * np.sqrt(old["var"] + 1e-3) + 0.1 * np.sqrt(new["var"] + 1e-3)
+        return {"mean": 0.9 * old["mean"] + 0.1 * new["mean"], "var": root**2 - 1e-3, "step": old["step"] + 1}
+    return {k: 0.9 * old[k] + 0.1 * np.asarray(new[k]) for k in old}
+
+
+def expected(name, x, g, variables, n=None):
+    """In float64, by numpy: output and state from the formula, and gradients by finite differences of it."""
+    n = np.ones(x.shape) if n is None else n
+    x, g, variables = wide((x, g, variables))
+    y, new = formula(name, x, variables, n)
+    state = variables["batch_stats"]
+    if name == "renorm":  # whose correction is a constant to the derivative
+        limits = {k: ROWS[name].options[k] for k in ("r_max", "d_max")}
+        moments = family.mean_var(x, n, family.batch(x))
+        state = state | {"corrections": family.corrections(*moments, state, **limits)}
+
+    def loss(x, params):
+        return (formula(name, x, {"params": params, "batch_stats": state}, n)[0] * g).sum()
+
+    return y, kept(name, variables, new), *differences(loss, (x, variables["params"]))
+
+
+@each
+def test_output_state_and_gradients(name):
+    x, g, variables = sample(name)
+    got = gradients(name, x, g, variables, None, inputs(name, x))
+    assert_close(got, expected(name, x, g, variables))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_out_is_not_there(name):
+    x, g, variables = sample(name)
+    n = np.random.default_rng(1).random(SHAPE) < 0.7
+    n[..., 0] = n[:, 0, 0] = True  # something everywhere
+    if name in CHANNELS_TOGETHER:
+        n = np.broadcast_to(n[..., :1], SHAPE)  # the formula's; the norm takes one for all channels
+    y, state, dx, dparams = expected(name, np.where(n, x, 0), g * n, variables, n.astype(float))
+    got = gradients(name, np.where(n, x, np.nan), g * n, variables, mask_of(name, n), inputs(name, x))
+    assert_close((np.where(n, got[0], 0), *got[1:]), (y * n, state, dx, dparams))
+    gone = np.arange(SHAPE[1]) < SHAPE[1] - 1  # the last row, taken away
+    mask = mask_of(name, np.broadcast_to(gone[:, None, None], SHAPE))
+    got = gradients(name, x, g, variables, mask, inputs(name, x))
+    y, new = formula(name, *wide((x[:, gone], variables)))
+    assert_close((got[0][:, gone], got[1]), (y, kept(name, wide(variables), new)))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_where_nothing_is_valid(name):
+    """All is finite, and the state is kept; NaN included."""
+    x, g, variables = sample(name)
+    nothing = mask_of(name, np.zeros(SHAPE, bool))
+    _, state, dx, dparams = gradients(name, np.full_like(x, np.nan), 0 * g, variables, nothing, inputs(name, x))
+    assert not any(t.any() for t in jax.tree.leaves((dx, dparams)))
+    got = gradients(name, x, g, variables, nothing, inputs(name, x))
+    assert all(np.isfinite(t).all() for t in jax.tree.leaves(got))
+    kept = {k: v for k, v in variables["batch_stats"].items() if k != "step"}
+    for new in (state, got[1]):
+        assert_close({k: new[k] for k in kept}, wide(kept), 1e-6)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_short_floats_are_rounded_once(name, dtype):
+    """Statistics and arithmetic in float32: the result is that of float64, rounded to the dtype."""
+    x, _, variables = sample(name)
+    short = jnp.asarray(x, dtype)
+    y, state = jax.jit(
+        lambda x: module(name, dtype=dtype).apply(
+            variables, x, **when(name, True), **inputs(name, x), mutable="batch_stats"
+        )
+    )(short)
+    want, new = formula(name, *wide((np.asarray(short), variables)))
+    assert y.dtype == dtype
+    np.testing.assert_allclose(np.asarray(y, np.float64), want, rtol=0.51 * float(jnp.finfo(dtype).eps), atol=1e-5)
+    assert_close(state.get("batch_stats", {}), kept(name, wide(variables), new))
+
+
+@pytest.mark.parametrize(
+    "name", ["batch", "renorm", "evonorm_s0", "domain", "iternorm"]
+)  # of each make one: it is slow
+def test_without_jit(name):
+    x, _, variables = sample(name)
+    got, want = (f(name, x, variables, None, inputs(name, x)) for f in (run.__wrapped__, run))
+    assert_close(got, wide(want))
+
+
+@each
+def test_under_vmap(name):
+    a, b = sample(name), sample(name, seed=1)
+    xs, variables, more = np.stack([a[0], b[0]]), a[2], inputs(name, a[0])
+    want = [run(name, x, variables, None, more) for x in xs]
+    got = jax.jit(jax.vmap(lambda x: run(name, x, variables, None, more)))(xs)
+    assert_close(got, wide(jax.tree.map(lambda *t: np.stack(t), *want)))
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_evaluation(name):
+    """By the running state; where that is the state of the batch, what training gives."""
+    x, _, variables = sample(name)
+    y, state = run(name, x, variables, None, inputs(name, x), train=False)
+    assert_close(y, formula(name, *wide((x, variables)), train=False)[0])
+    assert_close(state, wide(variables["batch_stats"]), 0)
+    new = formula(name, *wide((x, variables)))[1]
+    settled = variables | {"batch_stats": variables["batch_stats"] | {k: np.float32(v) for k, v in new.items()}}
+    if name not in ("ghost", "example_weighted", "split"):  # which train and evaluate by different statistics
+        train, again = (run(name, x, settled, None, inputs(name, x), train)[0] for train in (True, False))
+        assert_close(train, wide(again), 1e-5)
+
+
+@pytest.mark.parametrize("name", SYNCED)
+def test_eight_devices_are_one(name):
+    x, _, variables = sample(name, (16, 3, 6))
+    n = (np.random.default_rng(2).random(x.shape) < 0.7).astype(np.float32)
+    n = mask_of(name, n)
+    # The parts are of each device's batch, so they are named.
+    more = inputs(name, x) | ({"domain": np.arange(16) // 8} if name == "split" else {})
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
+
+    def f(x, n, more):
+        layer = module(name, axis_name="d")
+        y, new = layer.apply(variables, x, **when(name, True), mask=n, **more, mutable="batch_stats")
+        return y, new["batch_stats"]
+
+    specs = (P("d"), P("d"), P("d"))
+    got = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=(P("d"), P())))(x, n, more)
+    assert_close(got, wide(run(name, x, variables, n, more)))
+
+
+@each
+def test_nnx_is_linen(name):
+    x, _, variables = sample(name)
+    layer = nnx_module(name)
+    nnx.update(layer, jax.tree.map(jnp.asarray, variables["params"] | variables["batch_stats"]))
+    graph, state = nnx.split(layer)  # a round trip, and what of it can be written to a file
+    again = nnx.merge(graph, nnx.to_pure_dict(state))
+
+    @nnx.jit
+    def f(layer, x):
+        return layer(x, **when(name, True), **inputs(name, x))
+
+    y, new = f(again, x), nnx.to_pure_dict(nnx.state(again, nnx.BatchStat))
+    assert_close((y, new), wide(run(name, x, variables, None, inputs(name, x))), 1e-6)
+
+
+@each
+def test_under_scan_and_remat(name):
+    """Two layers, scanned: each has its own parameters and state."""
+    x, _, _ = sample(name)
+    more = inputs(name, x)
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return module(name, name="norm")(x, **when(name, True), **more), None
+
+    axes = {"params": 0, "batch_stats": 0}
+    stack = nn.scan(nn.remat(Block, prevent_cse=False), axes, split_rngs={"params": True}, length=2)(name="block")
+    both = [sample(name, seed=seed)[2] for seed in (0, 1)]
+    variables = {k: {"norm": jax.tree.map(lambda *t: np.stack(t), *(one[k] for one in both))} for k in both[0]}
+    (y, _), new = jax.jit(partial(stack.apply, mutable="batch_stats"))(variables, x, None)
+    for i, own in enumerate(both):
+        x, state = run(name, x, own, None, more)
+        assert_close(jax.tree.map(lambda t, i=i: t[i], new.get("batch_stats", {}).get("norm", {})), wide(state), 1e-5)
+    assert_close(y, wide(x), 1e-5)
+
+
+@each
+def test_serialization(name):
+    variables = sample(name)[2]
+    read = serialization.from_bytes(jax.tree.map(np.zeros_like, variables), serialization.to_bytes(variables))
+    jax.tree.map(np.testing.assert_array_equal, read, variables)
+
+
+@each
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(st.sampled_from(SHAPES), st.integers(0, 2**16), st.floats(-100, 100))
+def test_any_input(name, shape, seed, mean):
+    if name == "ghost" and len(shape) == 2:
+        shape = SHAPE  # not two numbers, whose variance may be small beside their distance to the pivot
+    x, _, variables = sample(name, shape, seed, mean)
+    if "mean" in variables["batch_stats"]:  # the pivot of one-pass statistics
+        old = variables["batch_stats"]["mean"]
+        variables["batch_stats"]["mean"] = np.broadcast_to(x.mean(tuple(range(x.ndim - 1))), old.shape)
+    y, _ = run(name, x, variables, None, inputs(name, x))
+    want = formula(name, *wide((x, variables)))[0]
+    assert_close(y, want, 3e-6 * (1 + abs(mean)))

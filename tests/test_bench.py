@@ -1,0 +1,315 @@
+"""The benchmark: that all compute the same, that what it says adds up, and what it says when something is missing."""
+
+import doctest
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import experiments.bench
+from experiments.bench import (
+    contenders,
+    documents,
+    imports,
+    model,
+    op,
+    options,
+    pytorch,
+    resnet,
+    run,
+    step,
+    tables,
+    work,
+)
+from experiments.bench.__main__ import main
+from experiments.bench.options import Arguments
+from experiments.bench.targets import target_of
+from experiments.errors import UserError
+
+IMAGE, ROWS, GROUPED = (4, 3, 3, 8), (6, 16), (2, 3, 3, 64)
+CASES = [
+    work.Case(work.BATCH[1], IMAGE, "float32"),
+    work.Case(work.BATCH[2], ROWS, "float32"),
+    work.Case(work.SAMPLE[0], ROWS, "float32"),
+    work.Case(work.SAMPLE[1], ROWS, "float32"),
+    work.Case(work.SAMPLE[2], GROUPED, "float32"),
+]
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_run(monkeypatch):
+    """Peers do not expect the strictness of this suite, and Keras has to run on JAX."""
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def computed(contender, case, operands):
+    """The output, the gradients to input and residual in channels last, and whether the running state moved."""
+    layer = contender.build(case)
+    mine = operands.channels_first() if layer.channels_first else operands
+    run_ = contenders.program(layer, case.work.training)
+    out = jax.jit(run_)(layer.variables, layer.state, *mine)
+    y, state, grads = out if case.work.training else (out, layer.state, (None, None, None))
+    big = [t for t in (y, *grads[1:]) if t is not None]
+    moved = [not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (layer.state, state)), strict=True)]
+    return [np.moveaxis(t, 1, -1) if layer.channels_first else t for t in big], any(moved), jax.tree.leaves(grads[0])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_all_contenders_compute_what_flax_does(case):
+    operands = work.random_tensors(case)
+    by_name = {c.name: c for c in contenders.CONTENDERS if c.installed}
+    want, _, want_params = computed(by_name["flax.linen"], case, operands)
+    checked = 0
+    for name, contender in by_name.items():
+        if contender.build(case) is None:
+            continue
+        got, moved, params = computed(contender, case, operands)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5, err_msg=name)  # equinox 9e-6, the others less
+        assert moved == (case.work.norm == "batch" and case.work.training), name
+        sums = (sorted(float(np.abs(p).sum()) for p in leaves) for leaves in (params, want_params))
+        np.testing.assert_allclose(*sums, rtol=1e-4, err_msg=name)
+        checked += 1
+    assert checked >= 5
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[4]], ids=str)
+def test_pytorch_computes_what_flax_does_in_both_layouts(case):
+    pytest.importorskip("torch")
+    operands = work.random_tensors(case)
+    flax = next(c for c in contenders.CONTENDERS if c.name == "flax.linen")
+    (want, *_), _, _ = computed(flax, case, operands)
+    for layout in pytorch.EAGER:
+        call = pytorch.build(layout, case, operands)
+        if call is None:
+            assert len(case.shape) == 2
+            continue
+        y = call()[0] if case.work.training else call()
+        y = y.movedim(1, -1) if y.ndim > 2 else y
+        np.testing.assert_allclose(y.numpy(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_floor_counts_reads_and_writes():
+    passes = {w.name: w.passes for w in (*work.BATCH, *work.SAMPLE)}
+    forward, backward = 2 + 1, 4 + 1
+    assert passes["norm + relu"] == forward + backward
+    assert passes["norm + residual + relu"] == forward + 1 + backward + 1
+    assert passes["norm + relu, evaluation"] == 1 + 1
+    assert passes["layer norm"] == (1 + 1) + (2 + 1)
+
+
+def test_the_copy_is_another_tensor_of_the_same_size():
+    for dtype in ("float32", "bfloat16"):
+        x = jax.numpy.arange(1.0, 5.0, dtype=dtype)
+        copied = work.copied(x)
+        assert copied.dtype == x.dtype
+        assert not np.array_equal(copied, x)
+        np.testing.assert_array_equal(work.copied(copied), x)
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory):
+    """A run of everything that is quick, at sizes that are nothing, with plain output."""
+    workdir = tmp_path_factory.mktemp("bench") / "run"
+    document = workdir.parent / "performance.md"
+    document.write_text(documents.DOCUMENT.read_text())
+    arguments = Arguments(
+        parts=("op", "step"), rounds=2, shapes=("4x3x3x8", "6x16"), dtypes=("float32",),
+        contenders=("bnjax, relu", "flax.linen"), workdir=str(workdir), write_docs=True, quick=True,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
+        patch.setattr(documents, "DOCUMENT", document)
+        patch.setattr(step, "SMALL", {"batch": 2, "size": 16, "stages": (1,), "filters": 2})
+        found = run.bench(arguments)
+    return found, workdir, document
+
+
+def test_a_run_writes_its_results_and_they_add_up(tiny_run):
+    found, workdir, _ = tiny_run
+    text = (workdir / "bench.json").read_text()
+    assert json.loads(text) == json.loads(json.dumps(found))
+    assert [tuple(r["shape"]) for r in found["op"]] == [(4, 3, 3, 8), (6, 16)] * 2
+    for record in found["op"]:
+        names = set(record["contenders"])
+        assert names == {"bnjax, relu inside", "bnjax, relu outside", "flax.linen"}
+        assert record["floor_seconds"] == record["floor_passes"] / 2 * record["copy_seconds"]
+        flax = record["contenders"]["flax.linen"]
+        assert flax["against_best_jax_peer"] == 1  # the only peer
+        for c in record["contenders"].values():
+            assert 0 < c["min_seconds"] <= c["median_seconds"]
+            assert c["over_floor"] == c["min_seconds"] / record["floor_seconds"]
+            assert c["against_best_jax_peer"] == flax["min_seconds"] / c["min_seconds"]
+    assert {r["contender"] for r in found["step"]} == {"flax.linen", "bnjax, relu inside"}
+    assert found["machine"]["versions"]["jax"] == jax.__version__
+    assert found["machine"]["cores"] >= 1
+    assert platform.node() not in text
+    assert str(workdir) not in text
+    assert found["left_out"] == []
+
+
+def test_a_run_draws_a_picture(tiny_run):
+    data = (tiny_run[1] / "bench.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20]) > 500  # pixels wide
+
+
+def test_a_run_writes_into_the_document_between_its_markers_alone(tiny_run):
+    found, _, document = tiny_run
+    before, after = documents.DOCUMENT.read_text(), document.read_text()
+    for table in (*tables.op_tables(found["op"]), *tables.step_tables(found["step"])):
+        assert table.markdown() in after
+        assert table.markdown() not in before
+    for part in ("model", "import"):
+        marker = f"<!-- bench: {part} -->"
+        assert after[after.index(marker) :].split("<!-- bench: end -->")[0] in before
+    head = before.split("<!-- bench: op -->")[0]
+    assert after.startswith(head)
+
+
+def test_the_document_has_a_place_for_every_part():
+    text = documents.DOCUMENT.read_text()
+    for part in tables.TABLES:
+        assert f"<!-- bench: {part} -->\nX\n<!-- bench: end -->" in documents.put(text, part, "X")
+    with pytest.raises(UserError, match="`<!-- bench: other -->` once"):
+        documents.put(text, "other", "X")
+
+
+def test_a_table_is_the_same_in_a_terminal():
+    table = tables.Table("t", ["", "a"], [["x", "1"]])
+    assert table.markdown() == "t:\n\n|  | a |\n| --- | ---: |\n| x | 1 |"
+    assert [c.header for c in table.rich().columns] == ["", "a"]
+    assert list(table.rich().columns[1].cells) == ["1"]
+
+
+def test_a_run_does_not_overwrite_another(tiny_run):
+    with pytest.raises(UserError, match="already holds a run; name another `--workdir`"):
+        run.claim(Arguments(workdir=str(tiny_run[1])))
+
+
+def test_norms_take_part_as_soon_as_bnjax_has_them(monkeypatch):
+    everything = Arguments(dtypes=("float32",))
+    for name in ("layer_norm", "rms_norm", "group_norm"):
+        monkeypatch.delattr(f"bnjax.{name}", raising=False)
+    assert {c.work.norm for c in op.cases(everything)} == {"batch"}
+    monkeypatch.setattr("bnjax.layer_norm", len, raising=False)
+    assert {c.work.norm for c in op.cases(everything)} == {"batch", "layer"}
+
+
+def test_what_is_not_installed_is_left_out_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(contenders, "importable", lambda package: package in ("bnjax", "flax"))
+    sentences = list(op.absent(Arguments()))
+    assert [s.split(":")[0] for s in sentences] == ["haiku", "equinox", "keras", "PyTorch"]
+    assert all("pip install" in s for s in sentences)
+    timed, peers = op.entrants(CASES[1], Arguments(), work.random_tensors(CASES[1]))
+    assert peers == ["flax.linen", "flax.nnx"]
+    assert all(name.startswith(("bnjax", "flax")) for name in timed)
+
+
+def test_an_import_is_timed_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setattr(imports, "STATEMENTS", {"bnjax": "import bnjax, sys; assert 'experiments' not in sys.modules"})
+    (record,) = imports.measure(Arguments(quick=True))
+    assert 0 < record["min_seconds"] <= record["median_seconds"] < 60
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--target", "tpu"], "`--target` must be `cpu`"),
+        (["--target", "gpu:a100"], "`gpu:h100`, but it is 'gpu:a100'"),
+        (["--shapes", "32x0"], "'32x0' is not"),
+        (["--shapes", "8"], "two to four sizes"),
+        (["--rounds", "0"], "`--rounds` must be at least 1, but it is 0"),
+    ],
+)
+def test_a_value_that_is_not_right_is_a_sentence(argv, words):
+    with pytest.raises(UserError, match=words):
+        options.parse(argv)
+
+
+def test_the_program_starts_again_with_the_environment_it_needs(monkeypatch):
+    started = []
+
+    def execve(path, arguments, env):
+        started.append((path, arguments, env))
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--buffers", "kept"])
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
+    with pytest.raises(SystemExit):
+        main(sys.argv[1:])
+    ((path, arguments, env),) = started
+    assert (path, arguments) == (sys.executable, [sys.executable, "-m", "experiments.bench", *sys.argv[1:]])
+    assert env["MALLOC_MMAP_MAX_"] == "0"
+    assert env["KERAS_BACKEND"] == "jax"
+    assert "MALLOC_MMAP_THRESHOLD_" not in env
+    monkeypatch.setattr(os, "environ", env)
+    options.restart("kept")  # does nothing now
+    assert len(started) == 1
+
+
+def test_models_compute_the_same_loss_and_gradients_with_every_norm():
+    losses, params = {}, {}
+    images, _labels = resnet.images_and_labels(4, 32, np.float32)
+    data = np.random.default_rng(0).standard_normal(images.shape, np.float32), np.arange(4)
+    for name, attributes in resnet.models(memory_switch=False).items():
+        net = resnet.ResNet(**attributes, stages=(1, 1), filters=2, classes=5)
+        state = resnet.initial(net, images)
+        # The last norm of a block begins with a scale of zero, which would hide the block.
+        state = (jax.tree.map(lambda p: p + 0.1, state[0]), *state[1:])
+        params[name], _stats, _, losses[name] = jax.jit(resnet.step_of(net))(*state, *data)
+    for name, loss in losses.items():
+        np.testing.assert_allclose(loss, losses["flax.linen"], rtol=1e-5, err_msg=name)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), params[name], params["flax.linen"]
+        )
+        assert jax.tree.structure(params[name]) == jax.tree.structure(params["flax.linen"])
+    assert len(losses) == 3
+
+
+def test_the_model_is_resnet_50():
+    net = resnet.ResNet(**resnet.models(memory_switch=False)["bnjax, relu inside"])
+    params, stats, _ = jax.eval_shape(lambda: resnet.initial(net, resnet.images_and_labels(1, 64, np.float32)[0]))
+    assert sum(p.size for p in jax.tree.leaves(params)) == 25_557_032  # as torchvision.models.resnet50 has
+    assert sum(s.size for s in jax.tree.leaves(stats)) == 2 * 26_560
+
+
+@pytest.mark.parametrize("target", ["tpu:v5e:2x2", "gpu:h100"])
+def test_a_missing_compiler_is_a_sentence_that_says_how_to_get_it(target, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "this environment has no compiler" in target_of(target).missing
+    assert "pip install" in target_of(target).missing
+    assert not target_of("cpu").missing
+
+
+def test_a_compiler_that_fails_is_a_sentence(tmp_path):
+    said = []
+    arguments = Arguments(gpu_python="/bin/false", tpu_python=str(tmp_path / "python"))
+    log = tmp_path / "log"
+    assert list(model.measure(target_of("gpu:h100"), "bfloat16", arguments, log, said.append)) == []
+    assert list(model.measure(target_of("tpu:v5e:2x2"), "bfloat16", arguments, log, said.append)) == []
+    assert "ended with 1 (nothing was said)" in said[0]
+    assert "`--tpu-python` must be an interpreter" in said[1]
+
+
+def test_accelerators_are_compiled_for_in_bfloat16_alone():
+    arguments = Arguments(target=("cpu", "gpu:h100"))
+    assert [(str(t), d) for t, d in model.tasks(arguments)] == [
+        ("cpu", "float32"), ("cpu", "bfloat16"), ("gpu:h100", "bfloat16"),
+    ]  # fmt: skip
+
+
+def test_its_examples_are_right():
+    for found in pkgutil.iter_modules(experiments.bench.__path__):
+        if found.name != "__main__":
+            assert doctest.testmod(importlib.import_module(f"experiments.bench.{found.name}")).failed == 0
+    assert Path(documents.DOCUMENT).exists()
