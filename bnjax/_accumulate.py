@@ -131,7 +131,8 @@ def _times(w: Array, t: ArrayLike) -> Array:
 
 def _zeros(t: Any) -> Array:
     """Zeros of a type: shape, dtype, sharding, and the named axes along which it differs."""
-    return lax.pcast(jnp.zeros_like(t), tuple(varying(t)), to="varying")
+    zeros = jnp.zeros_like(t)  # of its type, perhaps, as far as that goes
+    return lax.pcast(zeros, tuple(varying(t) - varying(zeros)), to="varying")
 
 
 def _rounded(t: Array, dtype: Any) -> Array:

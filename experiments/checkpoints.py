@@ -4,6 +4,7 @@ from pathlib import Path
 from types import TracebackType
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.steps import TrainState
@@ -36,3 +37,13 @@ class Checkpoints:
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self._manager.close()
+
+
+def last_arrays(directory: Path) -> dict[str, np.ndarray]:
+    """The arrays of the last whole checkpoint in a folder by their paths, whatever devices they were saved from."""
+    steps = [int(f.name) for f in directory.iterdir() if f.name.isdecimal()]
+    path = directory.absolute() / str(max(steps)) / "default"
+    handler = ocp.PyTreeCheckpointHandler()
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
+    arrays = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    return {jax.tree_util.keystr(name): leaf for name, leaf in jax.tree_util.tree_leaves_with_path(arrays)}

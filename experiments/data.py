@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from experiments.config import Config, DataConfig
 from experiments.errors import UserError
 from experiments.idx import read_pair
+from experiments.parallel import Share
 
 Batch = dict[str, np.ndarray]  # image (n, height, width, 1), label (n,), mask (n,): false where there is no example
 
@@ -84,14 +85,6 @@ def steps_per_epoch(config: Config, data: Data) -> int:
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order of the examples in an epoch, from its number alone: an epoch can be taken up without the others."""
     return np.random.default_rng((seed, epoch)).permutation(n)
-
-
-class Share(NamedTuple):
-    """What one process holds of a batch: the rows from `start` to `stop`, of `rows` in all processes together."""
-
-    rows: int
-    start: int
-    stop: int
 
 
 def batches(

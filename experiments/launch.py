@@ -36,7 +36,8 @@ class Arguments:
 class Group:
     """Processes that live and die together, each the leader of a process group of its own."""
 
-    def __init__(self, commands: Sequence[Sequence[str]]):
+    def __init__(self, commands: Sequence[Sequence[str]], out: IO[str] | None = None, errors: IO[str] | None = None):
+        """Starts them. What they say goes to `out` and `errors`, by default where this process says it."""
         self._ended: queue.Queue[int] = queue.Queue()
         self.processes = [
             subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -45,7 +46,7 @@ class Group:
         self._forwarders = [
             threading.Thread(target=_forward, args=(f"[{i}] ", source, target), daemon=True)
             for i, p in enumerate(self.processes)
-            for source, target in ((p.stdout, sys.stdout), (p.stderr, sys.stderr))
+            for source, target in ((p.stdout, out or sys.stdout), (p.stderr, errors or sys.stderr))
         ]
         watchers = [threading.Thread(target=self._watch, args=(i,), daemon=True) for i in range(len(commands))]
         for thread in (*self._forwarders, *watchers):
@@ -94,12 +95,16 @@ def _forward(prefix: str, source: IO[str], target: IO[str]) -> None:
                 target.flush()
 
 
+def commands(processes: int, arguments: Sequence[str]) -> list[list[str]]:
+    """The command of every process of a new group that trains."""
+    train = [sys.executable, "-m", "experiments.train", *arguments]
+    group = [f"--distributed.coordinator=127.0.0.1:{free_port()}", f"--distributed.num_processes={processes}"]
+    return [[*train, *group, f"--distributed.process_id={i}"] for i in range(processes)]
+
+
 def run(processes: int, arguments: Sequence[str]) -> int:
     """Trains with so many processes and returns the status: 0, or that of the first one that failed."""
-    address = f"127.0.0.1:{free_port()}"
-    train = [sys.executable, "-m", "experiments.train", *arguments]
-    common = [f"--distributed.coordinator={address}", f"--distributed.num_processes={processes}"]
-    group = Group([[*train, *common, f"--distributed.process_id={i}"] for i in range(processes)])
+    group = Group(commands(processes, arguments))
     print(f"Process ids: {', '.join(str(p.pid) for p in group.processes)}", flush=True)
     try:
         failed = group.wait()

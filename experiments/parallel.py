@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -15,14 +15,25 @@ from jax.sharding import PartitionSpec as P
 import bnjax
 from bnjax import Moments
 from experiments.config import Config
-from experiments.data import Share
 from experiments.errors import UserError
 from experiments.models import hands_out_moments
 
-AXES = ("group", "member")  # of the mesh: the members of a group measure together
-_WHOLE, _SPLIT = P(), P(AXES)
+AXES = {  # of the mesh: the members of a group measure together
+    "global": ("member",),
+    "device": ("group",),
+    "group": ("group", "member"),
+}
+_WHOLE = P()
 
 Step = Callable[[Any, Mapping[str, Array]], Any]  # of the state and one part of the batch; results alike in all parts
+
+
+class Share(NamedTuple):
+    """What one process holds of a batch: the rows from `start` to `stop`, of `rows` in all processes together."""
+
+    rows: int
+    start: int
+    stop: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +58,30 @@ class Layout:
         """How a batch lies on the devices."""
         return bnjax.batch_sharding(self.mesh)
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The names of the mesh's axes."""
+        return self.mesh.axis_names
+
     def norm(self, rows: int) -> dict[str, Any]:
         """The arguments with which a norm measures the group and no more, in batches of so many rows."""
-        if self.kind != "jit":
-            return self._along("member")
-        groups = self.mesh.shape["group"]
-        return {"virtual_batch_size": rows // self.accumulate // groups} if groups > 1 else {}
+        if self.kind == "jit":
+            sliced = "group" in self.axes
+            return {"virtual_batch_size": rows // self.accumulate // self.mesh.shape["group"]} if sliced else {}
+        if "member" not in self.axes:
+            return {}
+        if self.kind != "pmap":
+            return {"axis_name": "member"}
+        table = np.arange(self.mesh.size).reshape(-1, self.mesh.shape["member"])
+        return {"axis_name": "device", "axis_index_groups": tuple(tuple(map(int, row)) for row in table)}
 
     def total(self, tree: Any) -> Any:
         """Sums over all parts."""
-        return tree if self.kind == "jit" else lax.psum(tree, "device" if self.kind == "pmap" else AXES)
+        return tree if self.kind == "jit" else lax.psum(tree, "device" if self.kind == "pmap" else self.axes)
 
     def own(self, tree: Any) -> Any:
         """What is alike in all parts, as each part's own: gradients to it are of that part alone."""
-        return lax.pcast(tree, AXES, to="varying") if self.kind == "shard_map" else tree
+        return lax.pcast(tree, self.axes, to="varying") if self.kind == "shard_map" else tree
 
     def accumulated(self, f: Callable[[Any], Any], batch: Any) -> Any:
         """`f(batch)`, sums and `Moments`, from one micro-batch after the other."""
@@ -72,22 +93,21 @@ class Layout:
         )
 
     def pooled(self, moments: Any) -> Any:
-        """The moments of every norm, of the group's examples, merged into those of all examples."""
-        if self.kind == "jit":
+        """The moments of every norm, of the group's examples, merged into those of all examples: two all-reduces."""
+        if self.kind == "jit" or "group" not in self.axes:
             return moments
+        plain = jax.tree.map(lambda m: Moments(m.count, m.mean, m.var), moments, is_leaf=_is_moments)
+        # `pmap` has all devices in a line, and groups have equally many: each counts as often.
+        merged = bnjax.sync_batch_stats(plain, "device" if self.kind == "pmap" else "group")
+        return jax.tree.map(lambda m, new: dataclasses.replace(m, **vars(new)), moments, merged, is_leaf=_is_moments)
 
-        def merged(m: Moments) -> Moments:
-            return dataclasses.replace(m, **vars(bnjax.all_reduce(m, **self._along("group"))))
-
-        return jax.tree.map(merged, moments, is_leaf=_is_moments)
-
-    def spread(self, step: Step, donate: bool = False) -> Callable[..., Any]:
+    def spread(self, step: Step, donate: bool = False) -> Any:
         """`step`, compiled for all devices: of the state, whole on each of them, and of what `place` makes."""
         donated = (0,) if donate else ()
         if self.kind == "pmap":
             return self._pmap(step, donated)
         if self.kind == "shard_map":
-            step = jax.shard_map(step, mesh=self.mesh, in_specs=(_WHOLE, _SPLIT), out_specs=_WHOLE)
+            step = jax.shard_map(step, mesh=self.mesh, in_specs=(_WHOLE, self.split.spec), out_specs=_WHOLE)
         elif self.kind == "vmap":
             step = self._vmap(step)
         return jax.jit(step, in_shardings=(self.whole, self.split), out_shardings=self.whole, donate_argnums=donated)
@@ -111,17 +131,9 @@ class Layout:
         """The devices in a line, as `pmap` has them."""
         return Mesh(self.mesh.devices.reshape(-1), "device")
 
-    def _along(self, axis: str) -> dict[str, Any]:
-        """How a function of bnjax is told of an axis of the mesh; `pmap` has one axis, and knows groups along it."""
-        if self.kind != "pmap":
-            return {"axis_name": axis}
-        table = np.arange(self.mesh.size).reshape(self.mesh.devices.shape)
-        groups = table if axis == "member" else table.T
-        return {"axis_name": "device", "axis_index_groups": tuple(tuple(map(int, row)) for row in groups)}
-
     def _vmap(self, step: Step) -> Step:
         """The parts are rows of a table, and the compiler puts them on devices."""
-        for axis in reversed(AXES):
+        for axis in reversed(self.axes):
             step = jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=axis)
         table = self.mesh.devices.shape
         return lambda state, batch: step(state, {k: t.reshape(*table, -1, *t.shape[1:]) for k, t in batch.items()})
@@ -151,17 +163,18 @@ def make_layout(config: Config, devices: Sequence[jax.Device] | None = None) -> 
     """
     parallel, accumulate = config.parallel, config.train.accumulate
     devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
-    members = {"global": len(devices), "device": 1, "group": parallel.group_size}[parallel.sync]
     if (parallel.sync == "group") != (parallel.group_size is not None):
         raise UserError(
             "`config.parallel.group_size`, the number of devices that are measured together, belongs to "
             f"`--config.parallel.sync=group`; it is {parallel.group_size} with `sync={parallel.sync}`."
         )
-    if members is None or len(devices) % members:
+    if parallel.group_size is not None and len(devices) % parallel.group_size:
         raise UserError(
-            f"`config.parallel.group_size` must divide the number of devices, {len(devices)}, but it is {members}."
+            "`config.parallel.group_size` must divide the number of devices, "
+            f"{len(devices)}, but it is {parallel.group_size}."
         )
-    layout = Layout(parallel.layout, Mesh(np.array(devices).reshape(-1, members), AXES), accumulate)
+    shape = (len(devices),) if parallel.group_size is None else (-1, parallel.group_size)
+    layout = Layout(parallel.layout, Mesh(np.array(devices).reshape(shape), AXES[parallel.sync]), accumulate)
     _check_rows(layout, config)
     return layout
 
@@ -170,8 +183,9 @@ def _check_rows(layout: Layout, config: Config) -> None:
     size, accumulate = config.train.batch_size, layout.accumulate
     if accumulate > size:
         raise UserError(f"`config.train.accumulate` must be at most the batch size, {size}, but it is {accumulate}.")
-    rows = layout.share(size, accumulate).rows // accumulate // layout.mesh.shape["group"]
-    if not hands_out_moments(config.model) and (accumulate > 1 or layout.mesh.shape["group"] > 1):
+    groups = layout.mesh.shape.get("group", 1)
+    rows = layout.share(size, accumulate).rows // accumulate // groups
+    if not hands_out_moments(config.model) and (accumulate > 1 or groups > 1):
         raise UserError(
             f"`config.model.norm={config.model.norm}` keeps more than moments: `--config.train.accumulate=1` and "
             "`--config.parallel.sync=global` are all it can do."
@@ -184,6 +198,6 @@ def _check_rows(layout: Layout, config: Config) -> None:
     if config.model.norm != "none" and rows < 2:
         raise UserError(
             f"`config.train.batch_size` must leave two examples to be measured together, but {size} in "
-            f"{accumulate} micro-batches on {layout.mesh.shape['group']} groups of devices leave {rows}; use a larger "
+            f"{accumulate} micro-batches on {groups} groups of devices leave {rows}; use a larger "
             "batch, fewer micro-batches, or `--config.parallel.sync=global`."
         )

@@ -11,9 +11,8 @@ from jax import Array
 
 import bnjax
 from experiments.config import Config, OptimizerConfig
-from experiments.data import Share
 from experiments.models import Network, Shape, Tree, make_network
-from experiments.parallel import Layout, make_layout
+from experiments.parallel import Layout, Share, make_layout
 
 Sums = dict[str, Array]  # over the examples that count: "loss", "correct", and "count", how many they are
 

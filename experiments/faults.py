@@ -1,0 +1,137 @@
+"""Kills training processes at random moments, and sees that no run is lost: `python -m experiments.faults --kills 20`.
+
+A run is trained undisturbed first. Then others like it are trained by groups of processes of which one is killed with
+SIGKILL after a random time, at the start, in a step or in a save, and continued, until there were so many kills. Every
+run must end with the same metrics and the same state as the undisturbed one, to the last bit.
+"""
+
+import dataclasses
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Annotated
+
+import numpy as np
+import tyro
+
+from experiments import launch
+from experiments.checkpoints import last_arrays
+from experiments.cli import run_main
+from experiments.config import Config, Count, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from experiments.configfile import to_json
+from experiments.errors import UserError
+from experiments.files import write_text
+from experiments.schema import Range, rebuild
+
+CONFIG = Config(  # saves take as long as steps
+    data=DataConfig(train_examples=200, eval_examples=50),
+    model=ModelConfig(widths=(4, 8, 16)),
+    optimizer=OptimizerConfig(learning_rate=0.01),
+    parallel=ParallelConfig(fake_devices=2),
+    train=TrainConfig(epochs=40, batch_size=64),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Kill training processes at random moments, and see that no run is lost."""
+
+    kills: Count = 20
+    processes: Annotated[int, Range(low=1, high=64)] = 2
+    epochs: Count = CONFIG.train.epochs  # of every run; a checkpoint after each
+    seed: Annotated[int, Range(low=0)] = 0  # of the moments, and of who is killed
+    workdir: str = ""  # a new folder under `runs/` by default
+
+
+class LostError(Exception):
+    """A run that does not end as it should."""
+
+
+class Trial:
+    """The runs of one kind, the first of them undisturbed."""
+
+    def __init__(self, arguments: Arguments, workdir: Path, log: IO[str]):
+        self._processes, self._workdir, self._log = arguments.processes, workdir, log
+        self._random = random.Random(arguments.seed)
+        self.kills = self.saves = self.runs = 0
+        config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, epochs=arguments.epochs))
+        self._config = workdir / "faults.json"
+        write_text(self._config, to_json(config))
+        began = time.monotonic()
+        if self._group(workdir / "undisturbed").wait() is not None:
+            raise LostError(f"the undisturbed run failed; see {log.name}")
+        self.seconds = time.monotonic() - began
+        self._expected = result(workdir / "undisturbed")
+
+    def train(self, kills: int) -> None:
+        """One run, disturbed until there were so many kills in all, and then compared."""
+        self.runs += 1
+        folder = self._workdir / f"run{self.runs}"
+        while not self._disturbed(folder, kill=self.kills < kills):
+            pass
+        made = result(folder)
+        if made.keys() != self._expected.keys() or any(
+            not np.array_equal(made[name], value) for name, value in self._expected.items()
+        ):
+            raise LostError(f"{folder} does not end as {self._workdir / 'undisturbed'}")
+
+    def _group(self, folder: Path) -> launch.Group:
+        known = ["--resume"] if (folder / "config.json").exists() else [f"--config={self._config}"]
+        commands = launch.commands(self._processes, [*known, f"--workdir={folder}"])
+        return launch.Group(commands, self._log, self._log)
+
+    def _disturbed(self, folder: Path, kill: bool) -> bool:
+        """Starts or continues a run, and whether it was done before one of its processes was to be killed."""
+        group, number = self._group(folder), self._random.randrange(self._processes)
+        victim = group.processes[number]
+        try:
+            if kill:
+                end = time.monotonic() + self._random.uniform(0, self.seconds)
+                while time.monotonic() < end and all(p.poll() is None for p in group.processes):
+                    time.sleep(0.005)
+                if victim.poll() is None:
+                    os.kill(victim.pid, signal.SIGKILL)
+            failed = group.wait()
+        finally:
+            group.kill()
+        if failed is None:
+            return True
+        if not kill or failed != (number, -signal.SIGKILL):
+            raise LostError(f"process {failed[0]} in {folder} ended with {failed[1]}; see {self._log.name}")
+        self.kills += 1
+        self.saves += any((folder / "checkpoints").glob("*tmp*"))
+        return False
+
+
+def result(folder: Path) -> dict[str, np.ndarray]:
+    """All numbers that a run ends with: those of its checkpoint, and the text of its metrics."""
+    metrics = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    return {**last_arrays(folder / "checkpoints"), "metrics": np.asarray(metrics)}
+
+
+def main(argv: Sequence[str]) -> None:
+    parsed = tyro.cli(Arguments, args=argv, prog="python -m experiments.faults", description=__doc__)
+    arguments = rebuild(parsed, "")
+    workdir = Path(arguments.workdir or f"runs/faults-{time.strftime('%Y%m%d-%H%M%S')}")
+    if (workdir / "faults.json").exists():
+        raise UserError(f"`{workdir}` already holds a run; name another `--workdir`.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "log.txt").open("w", encoding="utf-8") as log:
+        try:
+            trial = Trial(arguments, workdir, log)
+            print(f"Undisturbed, a run of {arguments.processes} processes takes {trial.seconds:.0f} s.", flush=True)
+            while trial.kills < arguments.kills:
+                trial.train(arguments.kills)
+                print(f"{trial.kills} kills, {trial.runs} runs ended as the undisturbed one.", flush=True)
+        except LostError as lost:
+            print(f"LOST: {lost}.", file=sys.stderr)
+            raise SystemExit(1) from lost
+    print(f"{trial.kills} kills, {trial.saves} of them in the middle of a save: of {trial.runs} runs none was lost.")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,117 @@
+"""One step compiled for devices that need not be there: a program of its own, started by `experiments.scale`.
+
+It needs the environment of its target, so nothing but JAX, Flax, Optax and bnjax is imported here. It reads what to do
+as JSON from its argument and prints what it finds as JSON.
+"""
+
+import functools
+import json
+import re
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from bnjax import linen as bnn
+from experiments.bench import resnet
+from experiments.bench.hlo import bytes_of
+from experiments.bench.targets import devices, target_of
+from experiments.config import Config, ParallelConfig, TrainConfig
+from experiments.models import Network
+from experiments.parallel import Layout, make_layout
+from experiments.steps import init_state, train_step
+
+EACH = 32  # examples for each device
+MODELS: dict[str, dict[str, Any]] = {  # by name: the size of the images, the attributes of `ResNet`
+    "ResNet-50": {"size": 224, "stages": resnet.FIFTY, "dtype": jnp.bfloat16},
+    "one block": {"size": 16, "stages": (1,), "filters": 4, "classes": 10, "dtype": jnp.float32},
+}
+_COLLECTIVE = re.compile(
+    r"= (\(.*?\)|\S+) ((?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?)\((.*?)\)"
+)
+_RESULT = re.compile(r"%?([\w.\-]+) = (\(.*?\)|\S+) [\w\-]+\(")
+
+
+class Collectives(NamedTuple):
+    """The collectives of a compiled program: how many of each kind, and the sizes of all operands together."""
+
+    counts: dict[str, int]
+    operand_bytes: int
+
+
+def collectives(text: str) -> Collectives:
+    r"""Of the text of a compiled program; one that starts and is done later counts once.
+
+    >>> collectives("%a = f32[8] add(%b, %c)\n%d = f32[8] all-reduce(%a), to_apply=%add")
+    Collectives(counts={'all-reduce': 1}, operand_bytes=32)
+    """
+    sizes = {name: bytes_of(type_) for name, type_ in _RESULT.findall(text)}
+    counts: dict[str, int] = {}
+    total = 0
+    for _, kind, operands in _COLLECTIVE.findall(text):
+        kind = kind.removesuffix("-start")
+        counts[kind] = counts.get(kind, 0) + 1
+        total += sum(sizes[name] for name in re.findall(r"%([\w.\-]+)", operands))
+    return Collectives(counts, total)
+
+
+def compile_step(model: str, layout: Layout) -> tuple[Any, float]:
+    """The compiled training step of a ResNet, and the seconds that it took."""
+    arguments = dict(MODELS[model])
+    size, rows = arguments.pop("size"), EACH * layout.mesh.size
+    network = _network(resnet.ResNet(norm=functools.partial(bnn.BatchNorm, **layout.norm(rows)), **arguments), size)
+    state = jax.eval_shape(functools.partial(init_state, network, resnet.OPTIMIZER, "float32"), jax.random.key(0))
+    image, label = resnet.images_and_labels(rows, size, arguments["dtype"])
+    batch = {"image": image, "label": label, "mask": jax.ShapeDtypeStruct((rows,), bool)}
+    step = layout.spread(functools.partial(train_step, network, resnet.OPTIMIZER, layout), donate=True)
+    began = time.perf_counter()
+    return step.lower(state, batch).compile(), time.perf_counter() - began
+
+
+def _network(model: resnet.ResNet, size: int) -> Network:
+    """As the training step takes it; all examples count."""
+
+    def init(key: Any) -> Any:
+        variables = model.init(key, jnp.zeros((1, size, size, 3), model.dtype), train=False)
+        return variables["params"], variables["batch_stats"]
+
+    def measure(params: Any, stats: Any, x: Any, *, mask: Any) -> Any:
+        variables = {"params": params, "batch_stats": stats}
+        logits, new = model.apply(variables, x.astype(model.dtype), mutable=["batch_moments"])
+        return logits.astype(jnp.float32), new["batch_moments"]
+
+    return Network(init, measure, measure)
+
+
+def facts(model: str, layout: Layout) -> dict[str, Any]:
+    """What one step needs, on each device."""
+    compiled, seconds = compile_step(model, layout)
+    counts, operand_bytes = collectives(compiled.as_text())
+    return {
+        "devices": layout.mesh.size, "counts": counts, "operand_bytes": operand_bytes,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes, "seconds": seconds,
+    }  # fmt: skip
+
+
+def main(task: dict[str, Any]) -> dict[str, Any]:
+    """The facts for the `target`, the `model`, and what goes into a `ParallelConfig`."""
+    platform, _, kind = task["target"].partition(":")
+    if platform == "cpu":
+        jax.config.update("jax_num_cpu_devices", int(kind))
+        on = jax.devices()
+    else:
+        target = target_of(task["target"])
+        if target.missing:
+            return {"skipped": target.missing}
+        on = devices(target)
+    config = Config(
+        parallel=ParallelConfig(layout=task["layout"], sync=task["sync"], group_size=task["group_size"]),
+        train=TrainConfig(batch_size=EACH * len(on)),
+    )
+    return facts(task["model"], make_layout(config, on))
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
