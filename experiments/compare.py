@@ -8,13 +8,14 @@ from typing import Annotated, cast
 import tyro
 from rich.table import Table
 
-from experiments import run
+from experiments import distributed, run
 from experiments.cli import parse, run_main
 from experiments.config import Config, Norm
 from experiments.data import Data, load_data
 from experiments.errors import UserError
 from experiments.files import Record
 from experiments.page import save_page, save_picture
+from experiments.parallel import make_layout
 from experiments.report import Report, reporting
 from experiments.schema import Range, choices
 from experiments.summary import TARGET, Summary, summarize
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, "python -m experiments.compare")
     norms, config, workdir = split(arguments.norms), arguments.config, Path(arguments.workdir)
     seeds = range(config.seed, config.seed + arguments.seeds)
+    distributed.start(config)
+    make_layout(config)  # what does not fit the devices is refused before any work
     data = load_data(config.data)
     run.claim(workdir, config, arguments.resume)
     runs: dict[Norm, list[list[Record]]] = {norm: [] for norm in norms}
