@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from experiments import run
+from experiments import distributed, run
 from experiments.cli import parse, run_main
 from experiments.config import Config, Norm
 from experiments.data import Data, load_data
@@ -43,10 +43,11 @@ def main(argv: Sequence[str]) -> None:
     norms, config, workdir = split(arguments.norms), arguments.config, Path(arguments.workdir)
     configs = of_sizes(config, split_sizes(arguments.batch_sizes)) or {config.train.batch_size: config}
     seeds = range(config.seed, config.seed + arguments.seeds)
-    data = load_data(config.data)
+    distributed.start(config)
     for norm in norms:
         for sized in configs.values():
             make_layout(with_norm(sized, norm))  # says what does not fit, before any work
+    data = load_data(config.data)
     run.claim(workdir, config, arguments.resume)
     found: dict[int, dict[str, list[list[Record]]]] = {size: {norm: [] for norm in norms} for size in configs}
     steps = sum(run.total_steps(c, data) for c in configs.values())

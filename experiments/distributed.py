@@ -25,19 +25,23 @@ class Distributed:
     detect: bool = False  # join the group that JAX detects: TPU pods, Kubernetes
 
 
-def start(config: Config, group: Distributed = Distributed()) -> None:
-    """Sets JAX up as it is told, before its first use, and joins the other processes if there are any.
+def start(config: Config, group: Distributed | None = None) -> None:
+    """Sets JAX up as it is told, before its first use, and joins the other processes of the group, if there are any.
 
     Raises:
       UserError: a group that is not all said, or not found; devices when it is too late for them.
     """
-    _check(group)
+    if group is not None:
+        _check(group)
     if config.model.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     if config.parallel.fake_devices is not None:
         _fake(config.parallel.fake_devices)
-    if not (group.coordinator or group.detect or _tasks() > 1):
-        return
+    if group is not None and (group.coordinator or group.detect or _tasks() > 1):
+        _join(group)
+
+
+def _join(group: Distributed) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # or SIGTERM would be swallowed
     try:
         jax.distributed.initialize(

@@ -1,8 +1,8 @@
 """Kills training processes at random moments, and sees that no run is lost: `python -m experiments.faults --kills 20`.
 
 A run is trained undisturbed first. Then others like it are trained by groups of processes of which one is killed with
-SIGKILL after a random time, at the start, in a step or in a save, and continued, until there were so many kills. Every
-run must end with the same metrics and the same state as the undisturbed one, to the last bit.
+SIGKILL after a random time, half of the times in the save that comes next, and continued, until there were so many
+kills. Every run must end with the same metrics and the same state as the undisturbed one, to the last bit.
 """
 
 import dataclasses
@@ -90,11 +90,12 @@ class Trial:
         victim = group.processes[number]
         try:
             if kill:
-                end = time.monotonic() + self._random.uniform(0, self.seconds)
-                while time.monotonic() < end and all(p.poll() is None for p in group.processes):
-                    time.sleep(0.005)
-                if victim.poll() is None:
-                    os.kill(victim.pid, signal.SIGKILL)
+                end, in_save = time.monotonic() + self._random.uniform(0, self.seconds), self._random.random() < 0.5
+                while all(p.poll() is None for p in group.processes):
+                    if time.monotonic() >= end and (not in_save or saving(folder)):
+                        os.kill(victim.pid, signal.SIGKILL)
+                        break
+                    time.sleep(0.002)
             failed = group.wait()
         finally:
             group.kill()
@@ -103,8 +104,13 @@ class Trial:
         if not kill or failed != (number, -signal.SIGKILL):
             raise LostError(f"process {failed[0]} in {folder} ended with {failed[1]}; see {self._log.name}")
         self.kills += 1
-        self.saves += any((folder / "checkpoints").glob("*tmp*"))
+        self.saves += saving(folder)
         return False
+
+
+def saving(folder: Path) -> bool:
+    """Whether there is a checkpoint that is not whole."""
+    return any((folder / "checkpoints").glob("*tmp*"))
 
 
 def result(folder: Path) -> dict[str, np.ndarray]:

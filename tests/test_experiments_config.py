@@ -7,7 +7,7 @@ import pytest
 
 from experiments import compare, train
 from experiments.cli import parse, run_main
-from experiments.config import Config, ModelConfig, OptimizerConfig
+from experiments.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from experiments.configfile import load, to_json
 from experiments.schema import build, differences, rebuild
 
@@ -55,6 +55,14 @@ def refused(monkeypatch, capsys):
             "`config.model.momentum` must be at least 0 and at most 1",
         ),
         (["--config", DIGITS, "--config.train.epochs=2.5"], "--config.train.epochs: invalid literal for int()"),
+        (
+            ["--config", DIGITS, "--config.parallel.layout=gspmd"],
+            "Expected one of ('jit', 'shard_map', 'pmap', 'vmap')",
+        ),
+        (["--config", DIGITS, "--config.parallel.sync=group"], "`config.parallel.group_size`, the number of devices"),
+        (["--config", DIGITS, "--config.train.accumulate=0"], "`config.train.accumulate` must be at least 1"),
+        (["--config", DIGITS, "--distributed.process_id=-1"], "`distributed.process_id` must be at least 0"),
+        (["--config", DIGITS, "--distributed.process_id=0"], "`--distributed.num_processes` and"),
         (["--config", DIGITS, "--resume"], "`--resume` needs `--workdir`"),
         (["--resume", "--workdir=nowhere"], "There is no config file `nowhere/config.json`."),
     ],
@@ -71,6 +79,7 @@ def test_a_wrong_command_line_is_refused_with_a_way_out(refused, argv, expected)
         (["--norms", ""], "`--norms` must be names among"),
         (["--seeds", "0"], "`seeds` must be at least 1"),
         (["--config.train.epochs=-1"], "`config.train.epochs` must be at least 1"),
+        (["--config.parallel.group_size=2"], "belongs to `--config.parallel.sync=group`"),
     ],
 )
 def test_a_wrong_comparison_is_refused(refused, argv, expected):
@@ -131,7 +140,12 @@ def test_overrides_go_over_the_file(config):
 
 
 def test_a_saved_config_is_accepted_again(tmp_path):
-    config = Config(seed=3, model=ModelConfig(widths=(1, 2, 3)), optimizer=OptimizerConfig(learning_rate=1.0))
+    config = Config(
+        seed=3,
+        model=ModelConfig(widths=(1, 2, 3)),
+        optimizer=OptimizerConfig(learning_rate=1.0),
+        parallel=ParallelConfig(sync="group", group_size=2),
+    )
     file = tmp_path / "config.json"
     file.write_text(to_json(config))
     assert load(str(file)) == config

@@ -129,8 +129,8 @@ def test_every_layout_computes_the_same(layout, case, x64):
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_every_layout_computes_the_same_in_float32(layout):
     case = ("group", 2, "float32")
-    assert distance(trained(config(layout, *case), 1), reference(1, *case)) < 2e-5
-    # Later on rounding grows as the training itself makes it grow; docs/training.md has the figures.
+    for count in (1, 50):  # 1e-6 and 3e-7; with another network or learning rate it may grow, see docs/training.md
+        assert distance(trained(config(layout, *case), count), reference(count, *case)) < 2e-5
 
 
 def test_the_layouts_run_nnx():

@@ -194,5 +194,5 @@ def test_tasks_of_slurm_and_open_mpi_are_found_by_jax(monkeypatch, variables, ex
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    distributed.start(Config())
+    distributed.start(Config(), Distributed())
     assert called == ([] if expected is None else [(None, None, None)])

@@ -67,14 +67,19 @@ def test_growth_is_said():
 def test_the_document_is_written_from_a_process_of_its_own(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scale, "DOCUMENT", tmp_path / "docs" / "scale.md")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    scale.main(["--model", "one block", "--targets", "cpu:2", "--syncs", "device", "--layouts", "jit", "--write"])
+    argv = ["--model", "one block", "--targets", "cpu:2", "--syncs", "device", "--layouts", "jit", "--write"]
+    scale.main([*argv, f"--found={tmp_path}/found.json"])
     said = capsys.readouterr().out
     assert said.startswith("cpu:2: each device, `jit`; 2; ")
     assert "What is sent is the same for every number of devices." in (tmp_path / "docs" / "scale.md").read_text()
+    monkeypatch.setattr(scale, "compiled", None)  # what is found is not compiled again
+    scale.main([*argv, f"--found={tmp_path}/found.json"])
+    assert capsys.readouterr().out == said
 
 
-def test_what_cannot_be_compiled_is_left_out(monkeypatch, capsys):
+def test_what_cannot_be_compiled_is_left_out(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scale, "compiled", lambda python, task: {"skipped": f"{task['target']}: no compiler"})
+    argv = ["--targets", "tpu:v5e:2x2", "--syncs", "global", "--layouts", "jit", f"--found={tmp_path}/found.json"]
     with pytest.raises(SystemExit):
-        scale.main(["--targets", "tpu:v5e:2x2", "--syncs", "global", "--layouts", "jit"])
+        scale.main(argv)
     assert "Left out: tpu:v5e:2x2: no compiler" in capsys.readouterr().out

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "scale.md"
 TPUS = ("tpu:v5e:2x2", "tpu:v5e:8x8", "tpu:v5e:16x16")
 CPUS = ("cpu:4", "cpu:64", "cpu:256")
-HEAD = ("statistics of", "devices", "collectives", "operand bytes", "temporary MB", "compile s")
+HEAD = ("statistics of", "devices", "collectives", "operand bytes", "temporary MB", "compile, CPU s")
 GROUP = 2  # devices, in the groups of `sync=group`
 
 NEWLINE = "\n"  # which f-strings of Python 3.11 do not take
@@ -45,6 +45,8 @@ class Arguments:
     or as many CPU devices where there is no compiler for TPUs."""
     tpu_python: str = sys.executable
     """The interpreter of an environment with `jax[tpu]`."""
+    found: str = "runs/scale.json"
+    """What has been found: a step that is there is not compiled again."""
     write: bool = False
     """Write docs/scale.md."""
 
@@ -117,16 +119,23 @@ Made by `python -m experiments.scale --write`, `--tpu_python` naming the interpr
 
 
 def measure(arguments: Arguments, targets: Sequence[str]) -> list[Row]:
-    """The facts of every step, said as they are found."""
+    """The facts of every step, said and saved as they are found."""
+    file = Path(arguments.found)
+    found: list[Row] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     rows: list[Row] = []
     for layout, sync, target in itertools.product(arguments.layouts, arguments.syncs, targets):
         task = {"target": target, "model": arguments.model, "layout": layout, "sync": sync}
-        row = compiled(arguments.tpu_python, task | {"group_size": GROUP if sync == "group" else None})
-        if "skipped" in row:
-            print(f"Left out: {row['skipped']}", flush=True)
-        else:
-            rows.append(task | row)
-            print(f"{target}: {'; '.join(cells(rows[-1]))}", flush=True)
+        row = next((r for r in found if task.items() <= r.items()), None)
+        if row is None:
+            row = task | compiled(arguments.tpu_python, task | {"group_size": GROUP if sync == "group" else None})
+            if "skipped" in row:
+                print(f"Left out: {row['skipped']}", flush=True)
+                continue
+            found.append(row)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps(found, indent=1) + "\n")
+        rows.append(row)
+        print(f"{target}: {'; '.join(cells(row))}", flush=True)
     return rows
 
 

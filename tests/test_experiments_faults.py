@@ -1,0 +1,61 @@
+"""The trial of faults, with programs in the place of training that are as quick as they are simple."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import faults, launch
+from experiments.errors import UserError
+
+# Counts to thirty in a file, which is all its state; the other process waits until it is done.
+TRAINING = """
+import pathlib, time
+folder, number = pathlib.Path({folder!r}), {number}
+folder.mkdir(exist_ok=True)
+file = folder / "config.json"
+while number == 1 and not (file.exists() and file.read_text() == "30"):
+    time.sleep(0.01)
+done = int(file.read_text() or 0) if file.exists() else 0
+while number == 0 and done < 30:
+    time.sleep(0.01)
+    done += 1
+    new = folder / "new"
+    new.write_text(str(done))
+    new.replace(file)
+"""
+LOSES = "if {number} == 0 and file.exists(): (folder / 'mark').touch()"
+
+
+def simulate(monkeypatch, program):
+    def commands(processes, arguments):
+        folder = arguments[-1].removeprefix("--workdir=")
+        return [[sys.executable, "-c", program.format(folder=folder, number=i)] for i in range(processes)]
+
+    monkeypatch.setattr(launch, "commands", commands)
+    monkeypatch.setattr(faults, "result", lambda folder: {"marks": np.asarray(len([*folder.glob("mark")]))})
+
+
+def test_kills_are_counted_and_no_run_is_lost(monkeypatch, tmp_path, capsys):
+    simulate(monkeypatch, TRAINING)
+    faults.main(["--kills=3", f"--workdir={tmp_path}/trial"])
+    said = capsys.readouterr().out
+    assert "3 kills, 0 of them in the middle of a save: of " in said
+    assert "none was lost" in said
+    with pytest.raises(UserError, match="already holds a run"):
+        faults.main([f"--workdir={tmp_path}/trial"])
+
+
+def test_a_run_that_ends_otherwise_is_lost(monkeypatch, tmp_path, capsys):
+    simulate(monkeypatch, TRAINING.replace("done = ", LOSES + "\ndone = "))
+    with pytest.raises(SystemExit, match="1"):
+        faults.main(["--kills=3", "--seed=1", f"--workdir={tmp_path}/trial"])
+    assert "LOST: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["raise SystemExit(3)", "{number} or [].pop()"])
+def test_a_program_that_fails_by_itself_is_no_kill(monkeypatch, tmp_path, capsys, program):
+    simulate(monkeypatch, program)
+    with pytest.raises(SystemExit, match="1"):
+        faults.main(["--kills=1", f"--workdir={tmp_path}/trial"])
+    assert "the undisturbed run failed" in capsys.readouterr().err
