@@ -47,9 +47,9 @@ def save_errors(path: Path, errors: Errors) -> None:
     ax = picture.subplots()
     markers = "osD^vPX*"
     for i, (norm, of_size) in enumerate(errors.items()):
-        colour, dash = STYLES[i % len(STYLES)]
+        colour, dash = STYLES[i % len(STYLES)][0], STYLES[(i + i // len(STYLES)) % len(STYLES)][1]
         means = [np.mean(values) for values in of_size.values()]
-        spread = [[m - min(v), max(v) - m] for m, v in zip(means, of_size.values(), strict=True)]
+        spread = [np.abs([m - min(v), max(v) - m]) for m, v in zip(means, of_size.values(), strict=True)]  # not -1e-16
         ax.errorbar(
             list(of_size), means, np.transpose(spread), color=colour, linestyle=dash, marker=markers[i % len(markers)],
             markersize=5, capsize=2, linewidth=1.6, label=norm,
