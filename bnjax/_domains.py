@@ -40,8 +40,9 @@ def domain_batch_norm(
       running: the state, with a leading axis of domains before that of the features.
       scale: of the features' shape, shared, or with a leading axis of domains.
       bias: likewise.
-      domain: the index in `domains` of each example, or one index or name for all. `None`: in training contiguous parts
-        of this device's batch, one a domain and as equal as can be; at evaluation the first domain.
+      domain: the index in `domains` of each example, or one index or name for all; what is traced is not checked.
+        `None`: in training contiguous parts of this device's batch, one a domain and as equal as can be; at evaluation
+        the first domain.
       domains: their names.
       axis: the feature axes, not the first.
       momentum: the fraction of the running state that is kept; a domain without examples keeps it all.
@@ -107,6 +108,8 @@ def _index(domain: ArrayLike | str | None, domains: Sequence[str], examples: int
             f"`domain` must be a name, an integer or an integer for each of {examples} examples, but it is of shape "
             f"{domain.shape} and dtype {domain.dtype}."
         )
+    if not isinstance(domain, jax.core.Tracer) and examples and not 0 <= domain.min() <= domain.max() < len(domains):
+        raise ValueError(f"`domain` must be from 0 to {len(domains) - 1}, but it is {domain}.")
     return jnp.broadcast_to(domain, (examples,))
 
 

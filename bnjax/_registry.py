@@ -52,6 +52,11 @@ class Norm(NamedTuple):
         """Whether the call takes `use_running_average`."""
         return self.state.startswith("mean")
 
+    @property
+    def wraps(self) -> bool:
+        """Whether the module wraps a layer, whose weights it normalizes."""
+        return self.mask == WEIGHTS
+
 
 YES, EXAMPLE = "yes", "no: each example by itself"
 POINTWISE, WEIGHTS = "no: element by element", "no: weights, not activations"

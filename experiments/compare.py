@@ -1,9 +1,13 @@
-"""Trains norms side by side: `python -m experiments.compare --config=configs/digits_cnn.py --norms none,batch`."""
+"""Trains norms side by side: `python -m experiments.compare --config=configs/digits_cnn.py --norms none,batch`.
+
+With `--batch-sizes 4,16,64` each norm is trained with each of them, as in figure 1 of Wu and He, Group Normalization.
+"""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -16,9 +20,10 @@ from experiments.errors import UserError
 from experiments.files import Record
 from experiments.page import save_page, save_picture
 from experiments.parallel import make_layout
+from experiments.plots import Errors, save_errors
 from experiments.report import Report, reporting
 from experiments.schema import Range, choices
-from experiments.summary import TARGET, Summary, summarize
+from experiments.summary import TARGET, Summary, errors_of, mean_and_deviation, summarize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Arguments:
     config: tyro.conf.FlagConversionOff[Config]
     norms: str = "none,batch"  # values of `config.model.norm`, with commas between them
     seeds: Annotated[int, Range(low=1, high=1000)] = 3  # how many, counted from `config.seed`
+    batch_sizes: str = ""  # with each of these, commas between them: learning rate in proportion, one picture of all
     workdir: str = ""  # where the runs and the page go; a new folder under `runs/` by default
     resume: bool = False  # keep what is finished in `workdir`, and continue
 
@@ -35,46 +41,90 @@ class Arguments:
 def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, "python -m experiments.compare")
     norms, config, workdir = split(arguments.norms), arguments.config, Path(arguments.workdir)
+    configs = of_sizes(config, split_sizes(arguments.batch_sizes)) or {config.train.batch_size: config}
     seeds = range(config.seed, config.seed + arguments.seeds)
     distributed.start(config)
-    make_layout(config)  # what does not fit the devices is refused before any work
+    for norm in norms:
+        for sized in configs.values():
+            make_layout(with_norm(sized, norm))  # says what does not fit, before any work
     data = load_data(config.data)
     run.claim(workdir, config, arguments.resume)
-    runs: dict[Norm, list[list[Record]]] = {norm: [] for norm in norms}
-    with reporting(len(norms) * len(seeds) * run.total_steps(config, data)) as report:
+    found: dict[int, dict[str, list[list[Record]]]] = {size: {norm: [] for norm in norms} for size in configs}
+    steps = sum(run.total_steps(c, data) for c in configs.values())
+    with reporting(len(norms) * len(seeds) * steps) as report:
         try:
-            for norm in norms:
-                train_norm(config, norm, seeds, data, workdir, arguments.resume, runs[norm], report)
+            for size, sized in configs.items():
+                for norm, runs in found[size].items():
+                    folder = workdir / (f"{norm}-batch{size}" if arguments.batch_sizes else norm)
+                    train_norm(with_norm(sized, norm), seeds, data, folder, arguments.resume, runs, report)
         except KeyboardInterrupt:
-            same = f"--workdir={workdir} --norms={','.join(norms)} --seeds={len(seeds)}"
-            report.line(f"{sum(map(len, runs.values()))} of {len(norms) * len(seeds)} runs are finished.")
+            sizes = f" --batch_sizes={arguments.batch_sizes}" if arguments.batch_sizes else ""
+            same = f"--workdir={workdir} --norms={','.join(norms)} --seeds={len(seeds)}{sizes}"
+            done = sum(len(runs) for of_size in found.values() for runs in of_size.values())
+            report.line(f"{done} of {len(norms) * len(seeds) * len(configs)} runs are finished.")
             report.line(f"To continue: python -m experiments.compare --resume {same}")
             raise
-    summaries = [summarize(norm, runs[norm]) for norm in norms]
+    show(workdir, config, found, seeds, report, sizes=bool(arguments.batch_sizes))
+
+
+def show(
+    workdir: Path,
+    config: Config,
+    found: dict[int, dict[str, list[list[Record]]]],
+    seeds: Sequence[int],
+    report: Report,
+    *,
+    sizes: bool,
+) -> None:
+    """Pictures, page and tables of what was found: over the batch sizes, or of the one size over the steps."""
+    if sizes:
+        errors = {n: {size: errors_of(of_size[n]) for size, of_size in found.items()} for n in found[min(found)]}
+        save_errors(workdir / "batch_sizes.png", errors)
+        report.show(size_table(errors))
+        report.line(f"Error against batch size: {workdir / 'batch_sizes.png'}")
+        return
+    (runs,) = found.values()
+    summaries = [summarize(norm, runs[norm]) for norm in runs]
     save_picture(workdir / "compare.png", runs)
     save_page(workdir / "compare.html", runs, summaries, seeds, config)
     report.show(table(summaries))
     report.line(f"Curves and table: {workdir / 'compare.html'}")
 
 
+def with_norm(config: Config, norm: str) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, norm=norm))
+
+
+def of_sizes(config: Config, sizes: Sequence[int]) -> dict[int, Config]:
+    """The config with each batch size, the learning rate in proportion, and ghost batches that divide it."""
+    rate, base = config.optimizer.learning_rate, config.train.batch_size
+    return {
+        size: dataclasses.replace(
+            config,
+            train=dataclasses.replace(config.train, batch_size=size, eval_every=0),
+            optimizer=dataclasses.replace(config.optimizer, learning_rate=rate * size / base),
+            model=dataclasses.replace(config.model, ghost_size=math.gcd(size, config.model.ghost_size)),
+        )
+        for size in sizes
+    }
+
+
 def train_norm(
-    base: Config,
-    norm: Norm,
+    config: Config,
     seeds: Sequence[int],
     data: Data,
-    workdir: Path,
+    folder: Path,
     resume: bool,
     runs: list[list[Record]],
     report: Report,
 ) -> None:
     """Adds to `runs` the records of every seed; what is compiled for the norm serves all of them."""
-    config = dataclasses.replace(base, model=dataclasses.replace(base.model, norm=norm))
     program = run.program_of(config, data)
     for seed in seeds:
-        folder, seeded = workdir / f"{norm}-seed{seed}", dataclasses.replace(config, seed=seed)
-        run.claim(folder, seeded, resume)
-        report.title(f"{norm}, seed {seed}")
-        runs.append(run.train(seeded, data, program, folder, report))
+        own, seeded = folder.with_name(f"{folder.name}-seed{seed}"), dataclasses.replace(config, seed=seed)
+        run.claim(own, seeded, resume)
+        report.title(f"{folder.name}, seed {seed}")
+        runs.append(run.train(seeded, data, program, own, report))
 
 
 def split(norms: str) -> list[Norm]:
@@ -90,7 +140,32 @@ def split(norms: str) -> list[Norm]:
             raise UserError(f"`--norms` must be names among {valid}, with commas between, but there is {name!r}.")
         if names.count(name) > 1:
             raise UserError(f"`--norms` must name each norm once, but `{name}` is there {names.count(name)} times.")
-    return cast(list[Norm], names)
+    return names
+
+
+def split_sizes(text: str) -> list[int]:
+    """The sizes in the argument `--batch_sizes`.
+
+    >>> split_sizes("4, 16")
+    [4, 16]
+    """
+    sizes = [word.strip() for word in text.split(",")] if text else []
+    for size in sizes:
+        if not size.isdecimal() or int(size) < 2 or sizes.count(size) > 1:
+            raise UserError(
+                f"`--batch_sizes` must be several numbers above 1, with commas between, but it is {text!r}."
+            )
+    return [int(size) for size in sizes]
+
+
+def size_table(errors: Errors) -> Table:
+    made = Table(title="Error on held-out examples, %: mean ± standard deviation")
+    made.add_column("norm")
+    for size in next(iter(errors.values())):
+        made.add_column(f"batch {size}", justify="right")
+    for norm, of_size in errors.items():
+        made.add_row(norm, *(mean_and_deviation(values, digits=2) for values in of_size.values()))
+    return made
 
 
 def table(summaries: Sequence[Summary]) -> Table:

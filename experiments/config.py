@@ -1,12 +1,18 @@
 """The types of an experiment's config. The limits stand beside the types and are checked by `experiments.schema`."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import bnjax
 from experiments.schema import Range
 
 Count = Annotated[int, Range(low=1)]
-Norm = Literal["batch", "none"]
+# All norms of activations that need nothing at the call but the input; `ghost` is `batch` measured in slices.
+NORMS = tuple(n for n, row in bnjax.NORMS.items() if n not in ("domain", "split") and not row.wraps)
+if TYPE_CHECKING:
+    Norm = str
+else:
+    Norm = Literal[("none", *NORMS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +33,8 @@ class ModelConfig:
     api: Literal["linen", "nnx"] = "linen"  # the same network, layer by layer
     norm: Norm = "batch"
     momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
+    groups: Count = 8  # of channels (`group`, `evonorm_s0`, `bcn`); what does not divide them becomes what does
+    ghost_size: Annotated[int, Range(low=2)] = 16  # examples in a slice (`ghost`)
     widths: tuple[Count, Count, Count] = (32, 64, 128)  # of two convolutions and the dense layer
     dtype: Literal["float32", "float64"] = "float32"  # of everything, the running statistics included
 

@@ -1,5 +1,6 @@
 """The article's network, once for linen and nnx, and both of them as a pair of pure functions."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,11 +10,15 @@ from flax import linen as nn
 from flax import nnx
 from jax import Array
 
+import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from experiments.config import ModelConfig
 
 Tree = Mapping[str, Any]
+ACTIVE = ("frn", "evonorm_b0", "evonorm_s0")  # have an activation of their own: no relu before them
+OF_IMAGES = ("instance", "frn", "evonorm_b0", "evonorm_s0", "grn", "switchable")  # measure an image's height and width
+OF_CHANNELS = ("positional", "scale", "pixel", "prms", "grn")  # measure the channels of a position
 Shape = tuple[int, int, int]
 
 
@@ -24,14 +29,17 @@ class Network(NamedTuple):
     """`init(key)`: parameters and statistics."""
     apply: Callable[..., tuple[Array, Tree]]
     """`apply(params, stats, x, *, train, mask)`: logits and statistics; `mask` (n,) says which examples count."""
-    measure: Callable[..., tuple[Array, Tree]]
-    """`measure(params, stats, x, *, mask)`: as `apply` in training, but the moments in the place of the statistics."""
+    measure: Callable[..., tuple[Array, Tree]] | None
+    """`measure(params, stats, x, *, mask)`: as `apply` in training, but the moments in the place of the statistics.
+
+    Without, where the norm keeps more than moments: its statistics are what `apply` returns.
+    """
 
 
 class Layers(NamedTuple):
-    """How a library makes its layers, from the numbers of input and output features."""
+    """How a library makes its layers: from the numbers of input and output features, and the rank of the input."""
 
-    norm: Callable[[int], Any]
+    norm: Callable[[int, int], Any]
     conv: Callable[[int, int], Any]
     dense: Callable[[int, int], Any]
 
@@ -40,13 +48,15 @@ def add_layers(net: Any, layers: Layers, config: ModelConfig, shape: Shape, clas
     """Gives `net` the layers of the article, for images of `shape` (height, width, channels)."""
     height, width, channels = shape
     one, two, wide = config.widths
-    net.norm0 = layers.norm(channels)
+    net.takes_state = config.norm != "none" and bnjax.NORMS[config.norm].takes_running_average
+    net.relu = (lambda x: x) if config.norm in ACTIVE else jax.nn.relu
+    net.norm0 = layers.norm(channels, 4)
     net.conv1 = layers.conv(channels, one)
-    net.norm1 = layers.norm(one)
+    net.norm1 = layers.norm(one, 4)
     net.conv2 = layers.conv(one, two)
-    net.norm2 = layers.norm(two)
+    net.norm2 = layers.norm(two, 4)
     net.dense = layers.dense(height // 4 * (width // 4) * two, wide)
-    net.norm3 = layers.norm(wide)
+    net.norm3 = layers.norm(wide, 2)
     net.head = layers.dense(wide, classes)
 
 
@@ -54,13 +64,14 @@ def forward(net: Any, x: Array, *, train: bool, mask: Array) -> Array:
     """The logits (n, classes) of images (n, height, width, channels)."""
 
     def norm(layer: Callable[..., Array], x: Array) -> Array:
-        return layer(x, use_running_average=not train, mask=mask.reshape((-1,) + (1,) * (x.ndim - 1)))
+        state = {"use_running_average": not train} if net.takes_state else {}
+        return layer(x, mask=mask.reshape((-1,) + (1,) * (x.ndim - 1)), **state)
 
     x = norm(net.norm0, x)
-    x = _pool(norm(net.norm1, jax.nn.relu(net.conv1(x))))
-    x = _pool(norm(net.norm2, jax.nn.relu(net.conv2(x))))
+    x = _pool(norm(net.norm1, net.relu(net.conv1(x))))
+    x = _pool(norm(net.norm2, net.relu(net.conv2(x))))
     x = x.reshape(x.shape[0], -1)
-    x = norm(net.norm3, jax.nn.relu(net.dense(x)))
+    x = norm(net.norm3, net.relu(net.dense(x)))
     return net.head(x)
 
 
@@ -72,6 +83,29 @@ def _no_norm(x: Array, **_: Any) -> Array:
     return x
 
 
+def norm_arguments(config: ModelConfig, features: int, ndim: int, batch: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the norm of a config is made with, for an input of so many features and that rank; None: left out.
+
+    A norm that would measure one number alone, and so return nothing of it, is left out: one of channels where there
+    is one, one of images where there is none.
+    """
+    name = config.norm
+    if name == "none" or (ndim == 2 and name in OF_IMAGES) or (features == 1 and name in OF_CHANNELS):
+        return None
+    row = bnjax.NORMS[name]
+    arguments: dict[str, Any] = {"momentum": config.momentum} if row.takes_running_average else {}
+    if name in ("batch", "ghost"):
+        arguments |= {"virtual_batch_size": config.ghost_size} if name == "ghost" else {}
+        arguments |= batch
+    elif row.takes_running_average:
+        arguments |= {k: v for k, v in batch.items() if k == "axis_name"}
+    if name in ("group", "evonorm_s0", "bcn"):
+        arguments["num_groups"] = math.gcd(config.groups, features)
+    if name in ("layer", "rms"):
+        arguments["reduction_axes"] = tuple(range(1, ndim))  # of the whole example, as Group Norm's paper compares
+    return arguments
+
+
 class LinenCNN(nn.Module):
     """The article's network for linen."""
 
@@ -81,10 +115,12 @@ class LinenCNN(nn.Module):
     norm: Mapping[str, Any]
 
     def setup(self) -> None:
-        arguments = {"momentum": self.config.momentum, **self.norm}
-        norms = {"none": lambda _: _no_norm, "batch": lambda _: bnn.BatchNorm(**arguments)}
+        def norm(features: int, ndim: int) -> Any:
+            arguments = norm_arguments(self.config, features, ndim, self.norm)
+            return _no_norm if arguments is None else bnn.make_norm(self.config.norm, **arguments)()
+
         layers = Layers(
-            norm=norms[self.config.norm],
+            norm=norm,
             conv=lambda _, features: nn.Conv(features, (3, 3)),
             dense=lambda _, features: nn.Dense(features),
         )
@@ -98,10 +134,12 @@ class NnxCNN(nnx.Module):
     """The article's network for nnx."""
 
     def __init__(self, config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any], *, rngs: nnx.Rngs):
-        arguments = {"momentum": config.momentum, **norm, "rngs": rngs}
-        norms = {"none": lambda _: _no_norm, "batch": lambda features: bnnx.BatchNorm(features, **arguments)}
+        def make(features: int, ndim: int) -> Any:
+            arguments = norm_arguments(config, features, ndim, norm)
+            return _no_norm if arguments is None else bnnx.make_norm(config.norm, features, **arguments, rngs=rngs)
+
         layers = Layers(
-            norm=norms[config.norm],
+            norm=make,
             conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), rngs=rngs),
             dense=lambda inputs, features: nnx.Linear(inputs, features, rngs=rngs),
         )
@@ -112,9 +150,16 @@ class NnxCNN(nnx.Module):
 
 
 def make_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any] | None = None) -> Network:
-    """The network of a config, for images of `shape`; `norm` are arguments of every `BatchNorm`."""
+    """The network of a config, for images of `shape`; `norm` are arguments of every norm of the batch."""
     make = {"linen": _linen_network, "nnx": _nnx_network}
-    return make[config.api](config, shape, classes, norm or {})
+    network = make[config.api](config, shape, classes, norm or {})
+    return network if hands_out_moments(config) else network._replace(measure=None)
+
+
+def hands_out_moments(config: ModelConfig) -> bool:
+    """Whether moments are all that the norm's running statistics are stepped with."""
+    stateless = config.norm == "none" or not bnjax.NORMS[config.norm].takes_running_average
+    return stateless or config.norm in ("batch", "ghost")
 
 
 def _linen_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:

@@ -16,6 +16,7 @@ import bnjax
 from bnjax import Moments
 from experiments.config import Config
 from experiments.errors import UserError
+from experiments.models import hands_out_moments
 
 AXES = {  # of the mesh: the members of a group measure together
     "global": ("member",),
@@ -184,6 +185,16 @@ def _check_rows(layout: Layout, config: Config) -> None:
         raise UserError(f"`config.train.accumulate` must be at most the batch size, {size}, but it is {accumulate}.")
     groups = layout.mesh.shape.get("group", 1)
     rows = layout.share(size, accumulate).rows // accumulate // groups
+    if not hands_out_moments(config.model) and (accumulate > 1 or groups > 1):
+        raise UserError(
+            f"`config.model.norm={config.model.norm}` keeps more than moments: `--config.train.accumulate=1` and "
+            "`--config.parallel.sync=global` are all it can do."
+        )
+    if config.model.norm == "ghost" and (layout.share(size, accumulate).rows // accumulate) % config.model.ghost_size:
+        raise UserError(
+            f"`config.model.ghost_size` must divide what is measured, {size} examples in {accumulate} micro-batches, "
+            f"but it is {config.model.ghost_size}."
+        )
     if config.model.norm != "none" and rows < 2:
         raise UserError(
             f"`config.train.batch_size` must leave two examples to be measured together, but {size} in "

@@ -1,6 +1,6 @@
 """Pictures of runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,38 @@ class Panel(NamedTuple):
     lines: Sequence[Line]
     log: bool = False
     target: float | None = None
+
+
+Errors = Mapping[str, Mapping[int, Sequence[float]]]  # in percent: by norm, by batch size, of every seed
+
+
+def save_errors(path: Path, errors: Errors) -> None:
+    """Error against batch size, a line for every norm: the mean of the seeds, and a bar over all of them."""
+    picture = Figure(figsize=(6.4, 4.4), layout="constrained")
+    ax = picture.subplots()
+    markers = "osD^vPX*"
+    for i, (norm, of_size) in enumerate(errors.items()):
+        colour, dash = STYLES[i % len(STYLES)]
+        means = [np.mean(values) for values in of_size.values()]
+        spread = [[m - min(v), max(v) - m] for m, v in zip(means, of_size.values(), strict=True)]
+        ax.errorbar(
+            list(of_size), means, np.transpose(spread), color=colour, linestyle=dash, marker=markers[i % len(markers)],
+            markersize=5, capsize=2, linewidth=1.6, label=norm,
+        )  # fmt: skip
+    ax.set_title("Error on held-out examples, %", loc="left", fontsize="medium")
+    ax.set_xlabel("batch size")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    sizes = list(next(iter(errors.values())))
+    ax.set_xticks(sizes, [str(size) for size in sizes])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(color="#888888", alpha=0.3, linewidth=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, ncols=2)
+    write_whole(path, lambda temporary: picture.savefig(temporary, dpi=150))
 
 
 def figure(panels: Sequence[Panel]) -> Figure:

@@ -37,6 +37,11 @@ def summarize(norm: str, runs: Sequence[Sequence[Record]]) -> Summary:
     return Summary(norm, [records[-1]["eval/accuracy"] for records in runs], steps)
 
 
+def errors_of(runs: Sequence[Sequence[Record]]) -> list[float]:
+    """Of every run, the error on the held-out examples at the end, in percent."""
+    return [100 * (1 - records[-1]["eval/accuracy"]) for records in runs]
+
+
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     """Mean ± sample standard deviation; of one value, that value.
 

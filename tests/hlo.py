@@ -16,16 +16,19 @@ class Collective(NamedTuple):
     groups: tuple[tuple[int, ...], ...]  # of devices
 
 
-def collectives(f, *args) -> list[Collective]:
-    """Of `f`, a function under `jit`, compiled for these arguments."""
-    program = f.lower(*args).compile()
+def compiled(f, *args):
+    """A function under `jit` as a program for these arguments: to be counted, and called."""
+    return f.lower(*args).compile()
+
+
+def collectives(program) -> list[Collective]:
     devices = max(len(s.device_set) for s in jax.tree.leaves(program.input_shardings))
     found = re.finditer(rf"= (.*?) ({OPERATIONS})(?:-start)?\(.*?replica_groups=(.*)", program.as_text())
     return [Collective(m[2], _size(m[1]), _groups(m[3], devices)) for m in found]
 
 
-def operations(f, *args) -> list[str]:
-    return [c.operation for c in collectives(f, *args)]
+def operations(program) -> list[str]:
+    return [c.operation for c in collectives(program)]
 
 
 def _size(shapes: str) -> int:

@@ -27,7 +27,7 @@ class Mutant(NamedTuple):
 
 
 RULE = "count, s1, s2 = _combine(sets, (count, s1, s2), c)"
-BACK = "t1, t2 = _combine(sets, recomputed(partial(_sums, form, sets), x, c, dx, mask))"
+BACK = "t1, t2 = _combine(sets, recomputed(form, partial(_sums, form, sets), x, c, dx, mask))"
 
 MUTANTS = [
     Mutant(
@@ -123,7 +123,7 @@ MUTANTS = [
     ),
     Mutant(
         "tangent: the variance about the pivot", "_normalize.py",
-        "dvar = 2 * (t2 / k - dot(delta, ddelta))", "dvar = 2 * (t2 / k)",
+        "return ddelta, 2 * (t2 / k - dot(delta, ddelta))", "return ddelta, 2 * (t2 / k)",
         "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",
     ),
     Mutant(
@@ -183,6 +183,42 @@ MUTANTS = [
         "recurrent: padding counts as seen", "nnx/_recurrent.py",
         "jnp.where(mask.any(), now + 1, 0)", "now + 1",
         "test_family_recurrent.py::test_steps_past_the_longest_seen_reuse_the_last[nnx]",
+    ),
+    Mutant(
+        "ghost: the shared state without the variance between slices", "_batch.py",
+        "slices.var + abs_sq(d))]", "slices.var + 0 * abs_sq(d))]",
+        "test_sync.py::test_ghost_batches_stay_on_their_device_and_the_state_is_of_all[vmap]",
+    ),
+    Mutant(
+        "pivot: the guard of those that differ is off", "_devices.py",
+        "jnp.where(total == n * mark, t, jnp.nan)", "jnp.where(total == total, t, jnp.nan)",
+        "test_sync.py::test_running_means_that_differ_raise_or_are_nan_and_never_numbers[vmap]",
+    ),
+    Mutant(
+        "pool: devices weigh the same", "_state.py",
+        "jnp.maximum(jnp.asarray(count, float), weight * NEXT_TO_NOTHING)", "weight",
+        "test_pooling.py::test_the_pool_is_of_all_data[0.0-vmap]",
+    ),
+    Mutant(
+        "pool: who has seen nothing weighs as who has", "_state.py",
+        "jnp.maximum(jnp.asarray(counts, float), NEXT_TO_NOTHING)", "jnp.maximum(jnp.asarray(counts, float), 1)",
+        "test_pooling.py::test_who_has_seen_nothing_weighs_nothing",
+    ),
+    Mutant(
+        "accumulation: the last micro-batch's moments stand for all", "_accumulate.py",
+        "**vars(reduce(m))", "**vars(jax.tree.map(lambda t: t[-1], m))",
+        "test_accumulate.py::test_it_is_a_loop_with_one_step_of_the_state[linen-masked]",
+    ),
+    Mutant(
+        "accumulation: contiguous micro-batches", "_accumulate.py",
+        "lax.reshape(t, (n, k, *t.shape[1:]), out_sharding=spec).swapaxes(0, 1)", "t.reshape((k, n, *t.shape[1:]))",
+        "test_accumulate.py::test_micro_batches_are_strided",
+    ),
+    Mutant(
+        "accumulation: what weighs nothing is multiplied by zero", "_accumulate.py",
+        "return jnp.where(w > 0, w.astype(dtype) * jnp.asarray(t, dtype), jnp.zeros((), dtype))",
+        "return w.astype(dtype) * jnp.asarray(t, dtype)",
+        "test_accumulate.py::test_means_over_the_valid_are_weighed",
     ),
 ]  # fmt: skip
 

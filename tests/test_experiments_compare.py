@@ -2,6 +2,7 @@
 
 import functools
 import html.parser
+import json
 import math
 import re
 import struct
@@ -13,6 +14,7 @@ import pytest
 from experiments import compare
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.configfile import to_json
+from experiments.errors import UserError
 from experiments.files import KEYS, read_metrics
 from experiments.page import save_page, save_picture
 from experiments.summary import summarize
@@ -154,3 +156,23 @@ def test_a_norm_that_diverges_or_never_errs_can_be_drawn(tmp_path):
     assert_self_contained(text)
     assert "&lt;b&gt;&amp;" in text
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.html", "a.png"]
+
+
+def test_norms_over_batch_sizes_end_in_a_table_and_a_picture(compile_quickly, tmp_path, capsys):
+    folder = tmp_path / "sizes"
+    small = ["--config.data.train_examples=48", "--config.data.eval_examples=20", "--config.train.epochs=1"]
+    argv = ["--config=configs/digits_cnn.py", "--norms=none,ghost", "--seeds=1", "--batch_sizes=8,24", *small]
+    compare.main([*argv, f"--workdir={folder}"])
+    said = capsys.readouterr().out
+    assert "batch 8" in said
+    assert "batch 24" in said
+    assert (folder / "batch_sizes.png").read_bytes().startswith(b"\x89PNG")
+    saved = json.loads((folder / "ghost-batch8-seed0" / "config.json").read_text())
+    assert saved["train"]["batch_size"] == saved["model"]["ghost_size"] == 8
+    assert saved["optimizer"]["learning_rate"] == pytest.approx(0.1 * 8 / 64)
+
+
+@pytest.mark.parametrize("sizes", ["1", "8,8", "8,x"])
+def test_batch_sizes_that_are_not_right_are_a_sentence(sizes, tmp_path):
+    with pytest.raises(UserError, match="several numbers above 1"):
+        compare.main(["--config=configs/digits_cnn.py", f"--batch_sizes={sizes}", f"--workdir={tmp_path}"])

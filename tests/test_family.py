@@ -287,7 +287,9 @@ def test_domains_by_name():
     np.testing.assert_array_equal(layer.mean[0], 0)
     assert_close(layer.mean[1], wide(x).mean(0))
     assert_close(layer(x, True, domain="adversarial"), wide(standardized(x, 0, 1e-5)))
-    np.testing.assert_allclose(layer(x, True), x / np.sqrt(1 + 1e-5), rtol=1e-6)
+    layer.eval()
+    np.testing.assert_allclose(layer(x), x / np.sqrt(1 + 1e-5), rtol=1e-6)
+    np.testing.assert_array_equal(nnx.view(layer, use_running_average=False)(x, domain=1), layer(x, False, domain=1))
 
 
 def test_whitening_is_differentiable_where_eigenvalues_are_equal():
@@ -342,6 +344,7 @@ RUNNING = Moments(jnp.zeros(()), jnp.zeros(6), jnp.ones(6))
             lambda: bnnx.DomainBatchNorm(6, rngs=RNGS())(X, domain=jnp.zeros(3, int)),
             "an integer for each of 4 examples",
         ),
+        (lambda: bnnx.DomainBatchNorm(6, rngs=RNGS())(X, domain=2), "`domain` must be from 0 to 1"),
         (lambda: bnjax.switchable_norm(X, RUNNING, mean_weight=X[0]), r"`mean_weight` must have the shape \(3,\)"),
         (lambda: bnjax.batch_channel_norm(X, RUNNING, num_groups=4), "`num_groups` must be a positive divisor"),
         (

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from bnjax import Moments, batch_norm, data_mesh
 from tests import references
 from tests.apis import APIS
-from tests.hlo import Collective, collectives
+from tests.hlo import Collective, collectives, compiled, operations
 
 DEVICES, EXAMPLES, C = 4, 16, 8
 EVERYONE = ((0, 1, 2, 3),)
@@ -63,12 +63,12 @@ def counted(layout, f, total, *args):
     on = data_mesh(DEVICES, "d")
     if layout == "jit":
         put = lambda t: t if t is None else jax.device_put(t, NamedSharding(on, P("d")))  # noqa: E731
-        return collectives(jax.jit(f), args[0], *map(put, args[1:]))
+        return collectives(compiled(jax.jit(f), args[0], *map(put, args[1:])))
     check = layout == "shard_map"
     f = partial(f, axis_name="d", **({"total": None if check else "d"} if total else {}))
     out = P() if total else (P("d"), P())
     f = jax.shard_map(f, mesh=on, in_specs=(P(), P("d"), P("d")), out_specs=out, check_vma=check)
-    return collectives(jax.jit(f), *args)
+    return collectives(compiled(jax.jit(f), *args))
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -111,8 +111,8 @@ def test_gradients_taken_outside_of_shard_map_need_no_sum(check_vma):
         specs = {"in_specs": (P("d"), P(), P()), "out_specs": P("d"), "check_vma": check_vma}
         return jax.shard_map(local, mesh=data_mesh(DEVICES, "d"), **specs)(x, scale, bias)
 
-    f = jax.jit(jax.grad(lambda *args: (synced(*args) * g).sum(), (0, 1, 2)))
-    assert [c.operation for c in collectives(f, x, scale, bias)] == ["all-reduce"] * 2
+    f = compiled(jax.jit(jax.grad(lambda *args: (synced(*args) * g).sum(), (0, 1, 2))), x, scale, bias)
+    assert operations(f) == ["all-reduce"] * 2
     want = references.batch_norm(x, g, scale, bias, relu=True)
     for got, w in zip(f(x, scale, bias), want[1:4], strict=True):
         assert references.relative(got, w) < 2e-5
@@ -143,11 +143,9 @@ def test_with_features_sharded_nothing_goes_over_their_axis(kind, api):
     running = Moments(put(jnp.zeros(())), put(jnp.zeros(C), "model"), put(jnp.ones(C), "model"))
     with jax.set_mesh(two):
         args = put(x, *full), put(g, *full), put(mask, "data"), put(scale, "model"), put(bias, "model"), running
-        f = jax.jit(training(api))
+        f = compiled(jax.jit(training(api)), *args)
         y, dx, dscale, dbias, new = f(*args)
-        assert collectives(f, *args) == [
-            Collective("all-reduce", size, ((0, 2), (1, 3))) for size in (2 * C // 2 + 1, 2 * C // 2)
-        ]
+    assert collectives(f) == [Collective("all-reduce", size, ((0, 2), (1, 3))) for size in (C + 1, C)]
     want = references.batch_norm(x, g, scale, bias, where=mask, relu=True)
     for got, w in zip((y, dx, dscale, dbias, new.mean, new.var), (*want[:4], *want.batch[1:]), strict=True):
         assert references.relative(got, w) < 2e-5
@@ -171,13 +169,13 @@ def test_per_device_statistics_under_jit_stay_on_the_device(kind, api, mask):
     run = training(api, virtual_batch_size=each)
     with jax.set_mesh(one):
         args = put(x), put(g), put(where), *params, fresh()
-        normalized = jax.jit(lambda *a: run(*a)[:2])
-        assert collectives(normalized, *args) == []
-        for more, size in (
-            (lambda out: out[4], FORWARD[mask] + (mask == "over examples")),
-            (lambda out: out[2:4], 2 * C),
-        ):
-            [c] = collectives(jax.jit(lambda *a, more=more: (run(*a)[:2], more(run(*a)))), *args)
+        normalized = compiled(jax.jit(lambda *a: run(*a)[:2]), *args)
+        assert collectives(normalized) == []
+        more = {"state": (lambda *a: (run(*a)[:2], run(*a)[4]), FORWARD[mask] + (mask == "over examples"))}
+        if mask == "no mask":
+            more["parameters"] = lambda *a: run(*a)[:4], 2 * C
+        for f, size in more.values():
+            [c] = collectives(compiled(jax.jit(f), *args))
             assert c.operation == "all-reduce"
             assert c.size <= size
         y, dx = map(np.asarray, normalized(*args))
@@ -193,7 +191,7 @@ def test_ghost_batches_may_span_shards_of_an_auto_mesh_and_not_of_an_explicit_on
     run = training("core", virtual_batch_size=8)
     one = mesh(AxisType.Auto, DEVICES)
     args = (*jax.device_put((x, g), NamedSharding(one, P("data"))), None, *params, fresh())
-    pairs = collectives(jax.jit(lambda *a: run(*a)[:2]), *args)
+    pairs = collectives(compiled(jax.jit(lambda *a: run(*a)[:2]), *args))
     assert [c.groups for c in pairs] == [((0, 1), (2, 3))] * 2
     one = mesh(AxisType.Explicit, DEVICES)
     with (
@@ -210,5 +208,5 @@ def test_groups_by_a_mesh_of_two_axes_talk_among_themselves(check_vma):
     two = jax.make_mesh((2, 2), ("group", "member"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:DEVICES])
     both = P(("group", "member"))
     f = jax.jit(jax.shard_map(local, mesh=two, in_specs=both, out_specs=both, check_vma=check_vma))
-    [c] = collectives(f, x)
+    [c] = collectives(compiled(f, x))
     assert c.groups == ((0, 1), (2, 3))
