@@ -46,6 +46,7 @@ def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[
     Raises:
       ValueError: `k` that does not divide the batch, or leaves less of it to a device than one example each.
 
+    >>> from bnjax import moments
     >>> x = jnp.arange(6.0)
     >>> mean, m = accumulate(lambda x: (x.mean(), moments(x, 0)), x, 3)
     >>> print(mean, m.count, m.mean, m.var.round(4))

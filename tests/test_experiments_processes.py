@@ -140,12 +140,15 @@ def test_a_group_is_ended_by_the_first_that_fails_and_says_what_its_members_say(
     assert said.err == "[1] fails\n"
 
 
-def test_a_group_that_succeeds_and_one_that_is_interrupted():
+def test_a_group_that_succeeds_and_one_that_is_interrupted(tmp_path):
     group = Group([python(""), python("")])
     assert group.wait() is None
     group.kill()
-    group = Group([python("import time\ntry: print(flush=True), time.sleep(60)\nexcept KeyboardInterrupt: exit(7)")])
-    time.sleep(0.5)
+    ready = tmp_path / "ready"
+    sleeper = f"import time\ntry: open({str(ready)!r}, 'w'), time.sleep(60)\nexcept KeyboardInterrupt: exit(7)"
+    group = Group([python(sleeper)])
+    while not ready.exists():
+        time.sleep(0.05)
     group.interrupt()
     assert group.processes[0].returncode == 7
 
