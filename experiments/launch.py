@@ -118,10 +118,14 @@ def run(processes: int, arguments: Sequence[str]) -> int:
     i, status = failed
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
     print(
-        f"error: process {i} of {processes} (pid {group.processes[i].pid}) {how}; the others were ended. Give the "
-        "same command with `--resume` and its `--workdir` to continue from the last checkpoint.",
+        f"error: process {i} of {processes} (pid {group.processes[i].pid}) {how}; the others were ended.",
         file=sys.stderr,
     )
+    if status != 2:  # not by the user's hand
+        print(
+            "Give the same command with `--resume` and its `--workdir` to go on from the last checkpoint.",
+            file=sys.stderr,
+        )
     return 128 - status if status < 0 else status
 
 

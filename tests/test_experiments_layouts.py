@@ -223,6 +223,13 @@ def test_a_layout_that_does_not_fit_is_refused(parallel, train, expected):
         make_layout(wrong, jax.devices()[:4])
 
 
+def test_a_run_may_go_on_in_another_layout_but_not_with_other_statistics(tmp_path):
+    run.claim(tmp_path, config("jit"), resume=False)
+    run.claim(tmp_path, config("pmap"), resume=True)
+    with pytest.raises(UserError, match=r"other values for `config.parallel.sync`\."):
+        run.claim(tmp_path, config("pmap", "device"), resume=True)
+
+
 @pytest.mark.parametrize(("size", "accumulate"), [(91, 1), (7, 3), (24, 2)])
 def test_what_the_processes_hold_is_the_batch(size, accumulate):
     """Two processes' shares, told apart by the number of their process."""

@@ -75,10 +75,10 @@ def ended(tmp_path_factory):
         assert any("epoch   1" in line for line in group.stdout), group.stderr.read()
         began = time.monotonic()
         os.kill(pid, signal.SIGKILL)
-        said = group.communicate(timeout=60)[1]
+        said = group.communicate(timeout=300)[1]
         seconds = time.monotonic() - began
     with start(command("--resume", f"--workdir={folder}/run")) as again:
-        out, errors = again.communicate(timeout=120)
+        out, errors = again.communicate(timeout=300)
     assert again.returncode == 0, out + errors
     return Ended(folder / "run", group.returncode, said, pid, seconds, out)
 
