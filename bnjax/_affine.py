@@ -88,11 +88,11 @@ def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Arra
 
 def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu: bool) -> Array:
     x, affine, c, delta, var = primals
-    daffine, d = tangents[1], centre(form, x, c, mask)
+    daffine = tangents[1]
     if affine.scale is not None and any(s > v for s, v in zip(affine.scale.shape, var.shape, strict=True)):
         dz = _of_parts(form, primals, tangents, mask)
     else:
-        dz = _of_line(form, d, primals, tangents, gpu)
+        dz = _of_line(form, primals, tangents, mask, gpu)
     if mask is not None:  # the transpose drops the cotangents of what is not finite, which may not be finite either
         dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
     if affine.residual is not None:
@@ -104,9 +104,9 @@ def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu
     return dz
 
 
-def _of_line(form: Form, d: Array, primals: Any, tangents: Any, gpu: bool) -> Array:
+def _of_line(form: Form, primals: Any, tangents: Any, mask: Array | None, gpu: bool) -> Array:
     """The tangent of `a * d + shift`: with features that are measured one by one, a and shift are small."""
-    x, affine, _, delta, var = primals
+    x, affine, c, delta, var = primals
     dx, daffine, dmean, dvar = tangents
     r = lax.rsqrt(var + affine.epsilon)
     a = _times(r, affine.scale)
@@ -118,7 +118,7 @@ def _of_line(form: Form, d: Array, primals: Any, tangents: Any, gpu: bool) -> Ar
         shift = shift + daffine.bias
     if gpu:
         shift, da = _as_complex(shift, da, x.shape)
-    return dx.astype(form.wide) * a + d * da + shift
+    return dx.astype(form.wide) * a + centre(form, x, c, mask) * da + shift
 
 
 def _of_parts(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:

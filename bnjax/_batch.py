@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._affine import Activation, activate, affine_of, form_of
 from bnjax._devices import AxisName, Groups, num_shards
-from bnjax._moments import Moments, about_pivot, abs_sq, all_reduce, reduce
+from bnjax._moments import Moments, all_reduce, of_features, of_sums, reduce, sums_about
 from bnjax._normalize import Sets, pivot_of, standardize
 from bnjax._state import check_momentum, next_state
 
@@ -141,7 +141,7 @@ def normalize_by_batch(
         y, batch = y.reshape(x.shape), reduce(slices) if common is None else _reduce_about(common, slices)
         if axis_name is not None:
             batch = all_reduce(batch, axis_name, pivot=common, axis_index_groups=axis_index_groups)
-    return activate(y, activation), _of_features(batch, jnp.shape(running.mean))
+    return activate(y, activation), of_features(batch, jnp.shape(running.mean))
 
 
 def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:
@@ -194,19 +194,10 @@ def _check_several_values(x: Array, measured: Sequence[int], size: int | None) -
         )
 
 
-def _of_features(m: Moments, shape: Sequence[int]) -> Moments:
-    """Moments with axes kept, in the shape of the features."""
-    count = m.count.reshape(()) if m.count.size == 1 else jnp.broadcast_to(m.count, m.mean.shape).reshape(shape)
-    return Moments(count, m.mean.reshape(shape), m.var.reshape(shape))
-
-
 def _reduce_about(c: Array, slices: Moments) -> Moments:
     """`reduce(slices)`, in sums about c: one all-reduce where slices lie on several devices, not two."""
-    d = slices.mean - c[None]
-    total = [(slices.count * t).sum(0) for t in (d, slices.var + abs_sq(d))]
-    count = slices.count.sum(0) if slices.count.ndim else slices.count * len(d)
-    delta, var = about_pivot(count, *total)
-    return Moments(count, c + delta, jnp.maximum(var, 0))
+    count, s1, s2 = sums_about(c[None], slices)
+    return of_sums(c, count.sum(0) if count.ndim else count * len(s1), s1.sum(0), s2.sum(0))
 
 
 def _slices(tree: Any, batch: int, size: int) -> Any:

@@ -5,7 +5,7 @@ number cannot be looked at and passes.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, overload
 
 import jax
@@ -175,6 +175,13 @@ def choice(value: Any, name: str, choices: Sequence[Any], hint: str = "") -> Non
     if not any(value is c or (isinstance(c, str) and value == c) for c in choices):
         known = ", ".join(repr(c) for c in choices)
         raise ValueError(f"`{name}` must be one of {known}{hint}, but it is {value!r}.")
+
+
+def known_arguments(of: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises where an argument is given that `of` does not take; says which it takes."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"`{name}` is no argument of {of}, which takes {', '.join(f'`{k}`' for k in known)}.")
 
 
 def _scalar(value: Any, name: str) -> None:

@@ -7,16 +7,16 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._devices import AxisName
-from bnjax._moments import Moments, ema
+from bnjax._moments import Moments, ema, of_features
 from bnjax._normalize import normalize
 from bnjax._parts import (
     at_rank,
-    of_features,
     one_channel_axis,
     operands,
     over_batch,
     over_groups,
     per_example,
+    scaled,
     where_seen,
     wide,
 )
@@ -79,9 +79,8 @@ def evo_norm_b0(
     t = wide(x)
     right = (t if v is None else t * v) + jnp.sqrt(own.var + epsilon)
     y = t / jnp.maximum(jnp.sqrt(m.var + epsilon), right)
-    y = y if scale is None else y * scale
-    y = (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x))
-    return y, lax.stop_gradient(ema(running, of_features(m, running), momentum)) if train else running
+    y = scaled(y, scale, bias, checks.output_dtype(dtype, x))
+    return y, lax.stop_gradient(ema(running, of_features(m, jnp.shape(running.mean)), momentum)) if train else running
 
 
 def evo_norm_s0(

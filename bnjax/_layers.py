@@ -197,7 +197,5 @@ def checked_options(module: str, layer: Layer, options: Options) -> dict[str, An
         known |= {f"use_{name}": True, f"{name}_init": None}
     if layer.state:
         known["use_running_average"] = False
-    for name in options:
-        if name not in known:
-            raise ValueError(f"`{name}` is no argument of {module}, which takes {', '.join(f'`{k}`' for k in known)}.")
+    checks.known_arguments(module, options, known)
     return known | dict(options)

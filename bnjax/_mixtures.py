@@ -8,9 +8,17 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._batch import batch_norm
 from bnjax._devices import AxisName
-from bnjax._moments import Moments, ema, merge
+from bnjax._moments import Moments, ema, merge, of_features
 from bnjax._normalize import normalize
-from bnjax._parts import at_rank, merged, of_features, one_channel_axis, operands, over_batch, per_example
+from bnjax._parts import (
+    at_rank,
+    channels_per_group,
+    merged,
+    one_channel_axis,
+    operands,
+    over_batch,
+    per_example,
+)
 from bnjax._sample import group_norm
 
 
@@ -76,7 +84,9 @@ def switchable_norm(
     mean, var = _mixed(means, mean_weight, "mean_weight"), _mixed(variances, var_weight, "var_weight")
     m = Moments(jnp.ones(()), mean, var)
     y = normalize(x, m, scale, bias, axis=features, epsilon=epsilon, dtype=dtype)
-    return y, lax.stop_gradient(ema(running, of_features(batch, running), momentum)) if train else running
+    return y, lax.stop_gradient(
+        ema(running, of_features(batch, jnp.shape(running.mean)), momentum)
+    ) if train else running
 
 
 def _mixed(values: list[Array], weight: ArrayLike | None, name: str) -> Array:
@@ -142,11 +152,8 @@ def batch_channel_norm(
     """
     x, features, mask = operands(x, axis, where, epsilon)
     channels = x.shape[one_channel_axis(features, axis)]
-    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
-        raise ValueError(f"`num_groups` must be a positive divisor of {channels} channels, but it is {num_groups!r}.")
-    gamma, beta = (
-        t if t is None else jnp.repeat(jnp.asarray(t), channels // num_groups) for t in (channel_scale, channel_bias)
-    )
+    size = channels_per_group(channels, num_groups)
+    gamma, beta = (t if t is None else jnp.repeat(jnp.asarray(t), size) for t in (channel_scale, channel_bias))
     common = {"axis": features, "epsilon": epsilon, "dtype": checks.stat_dtype(x)}
     if train:
         z, running = batch_norm(

@@ -91,8 +91,8 @@ def moments(
         c = checks.pivot_array(pivot, x.shape, features).astype(dtype)
     c = lax.stop_gradient(c)
     d = valid(mask, x.astype(dtype) - c)
-    delta, var = about_pivot(count, d.sum(axes, keepdims=True), abs_sq(d).sum(axes, keepdims=True))
-    return _shaped(Moments(count, c + delta, jnp.maximum(var, 0)), axes, keepdims)
+    m = of_sums(c, count, d.sum(axes, keepdims=True), abs_sq(d).sum(axes, keepdims=True))
+    return _shaped(m, axes, keepdims)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -180,13 +180,11 @@ def all_reduce(
         c = lax.stop_gradient(total / at_least_one(n))
     else:
         c = lax.stop_gradient(jnp.asarray(pivot, mean.dtype))
-    d = mean - c
-    sums = (count, count * d, count * (var + abs_sq(d)))
+    sums = sums_about(c, Moments(count, mean, var))
     n, s1, s2 = (
         psum(sums, axis_name, axis_index_groups) if pivot is None else psum_about(c, sums, axis_name, axis_index_groups)
     )
-    delta, var = about_pivot(n, s1, s2)
-    return Moments(n, c + delta, jnp.maximum(var, 0))
+    return of_sums(c, n, s1, s2)
 
 
 def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
@@ -255,6 +253,24 @@ def about_pivot(count: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
     k = at_least_one(count)
     delta = s1 / k
     return delta, s2 / k - abs_sq(delta)
+
+
+def sums_about(c: Array, m: Moments) -> tuple[Array, Array, Array]:
+    """The count, and the sums of (x - c) and |x - c|^2, from moments."""
+    d = m.mean - c
+    return m.count, m.count * d, m.count * (m.var + abs_sq(d))
+
+
+def of_sums(c: Array, count: Array, s1: Array, s2: Array) -> Moments:
+    """The moments, from the sums of (x - c) and |x - c|^2."""
+    delta, var = about_pivot(count, s1, s2)
+    return Moments(count, c + delta, jnp.maximum(var, 0))
+
+
+def of_features(m: Moments, shape: Sequence[int]) -> Moments:
+    """Moments with axes kept, in the shape of the features."""
+    count = m.count.reshape(()) if m.count.size == 1 else jnp.broadcast_to(m.count, m.mean.shape).reshape(shape)
+    return Moments(count, m.mean.reshape(shape), m.var.reshape(shape))
 
 
 def _shaped(m: Moments, axes: Sequence[int], keepdims: bool) -> Moments:

@@ -5,7 +5,7 @@ small, over the batch and its devices or over groups of channels.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,14 +71,18 @@ def over_batch(m: Moments, axis_name: AxisName | None) -> Moments:
 
 def over_groups(m: Moments, channel: int, num_groups: int) -> Moments:
     """The moments of each group of neighbouring channels, at each of its channels."""
-    channels = m.mean.shape[channel]
+    size = channels_per_group(m.mean.shape[channel], num_groups)
+    split = jax.tree.map(lambda t: t.reshape((*t.shape[:channel], num_groups, size, *t.shape[channel + 1 :])), m)
+    return jax.tree.map(lambda t: jnp.repeat(t, size, channel), reduce(split, channel + 1))
+
+
+def channels_per_group(channels: int, num_groups: int) -> int:
+    """How many channels each group has."""
     if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
         raise ValueError(
             f"`num_groups` must be a positive divisor of the {channels} channels, but it is {num_groups!r}."
         )
-    size = channels // num_groups
-    split = jax.tree.map(lambda t: t.reshape((*t.shape[:channel], num_groups, size, *t.shape[channel + 1 :])), m)
-    return jax.tree.map(lambda t: jnp.repeat(t, size, channel), reduce(split, channel + 1))
+    return channels // num_groups
 
 
 def where_seen(m: Moments) -> Moments:
@@ -91,10 +95,10 @@ def mean_square(m: Moments) -> Moments:
     return where_seen(Moments(m.count, jnp.zeros_like(m.mean), m.var + m.mean * m.mean))
 
 
-def of_features(m: Moments, like: Moments) -> Moments:
-    """Moments with axes kept, in the shape of a running state."""
-    shape = jnp.shape(like.mean)
-    return Moments(m.count.reshape(shape), m.mean.reshape(shape), m.var.reshape(shape))
+def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any) -> Array:
+    """`y * scale + bias`, of what there is, in `dtype`."""
+    y = y if scale is None else y * scale
+    return (y if bias is None else y + bias).astype(dtype)
 
 
 def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:

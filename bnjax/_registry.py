@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from bnjax import _checks as checks
 from bnjax._batch import batch_norm
 from bnjax._domains import domain_batch_norm
 from bnjax._evo import evo_norm_b0, evo_norm_s0
@@ -194,9 +195,4 @@ def norm_named(name: str) -> Norm:
 
 def check_arguments(name: str, given: Iterable[str], known: Iterable[str]) -> None:
     """Raises where a norm does not take an argument; says which it takes."""
-    known = sorted(set(known))
-    for argument in given:
-        if argument not in known:
-            raise ValueError(
-                f"`{argument}` is no argument of {name!r}, which takes {', '.join(f'`{k}`' for k in known)}."
-            )
+    checks.known_arguments(repr(name), given, sorted(set(known)))

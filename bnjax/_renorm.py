@@ -7,9 +7,9 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._affine import affine_of, form_of
 from bnjax._devices import AxisName
-from bnjax._moments import Moments, ema
+from bnjax._moments import Moments, ema, of_features
 from bnjax._normalize import Sets, normalize, pivot_of, standardize
-from bnjax._parts import at_rank, of_features
+from bnjax._parts import at_rank
 
 
 def batch_renorm(
@@ -83,13 +83,11 @@ def batch_renorm(
     r, d, root = _corrections(old, batch, affine.epsilon, r_max, d_max)
     shift = d if affine.scale is None else d * affine.scale
     y = y * r + (shift if affine.bias is None else shift + affine.bias)
-    new = Moments(batch.count, batch.mean, root)
+    new = of_features(Moments(batch.count, batch.mean, root), jnp.shape(running.mean))
     roots = Moments(running.count, running.mean, jnp.sqrt(jnp.asarray(running.var, arithmetic) + epsilon))
-    state = ema(roots, of_features(_whole(new), running), momentum)
+    state = ema(roots, new, momentum)
     var = jnp.maximum(jnp.square(state.var) - epsilon, 0)
-    var = jnp.where(of_features(_whole(new), running).count > 0, var, running.var).astype(
-        jnp.asarray(running.var).dtype
-    )
+    var = jnp.where(new.count > 0, var, running.var).astype(jnp.asarray(running.var).dtype)
     return y.astype(out), lax.stop_gradient(Moments(state.count, state.mean, var))
 
 
@@ -103,10 +101,6 @@ def _corrections(
     r = jnp.where(seen, jnp.clip(root / s, 1 / jnp.asarray(r_max, s.dtype), r_max), 1)
     d = jnp.where(seen, jnp.clip((batch.mean - old.mean) / s, -jnp.asarray(d_max, s.dtype), d_max), 0)
     return r, d, root
-
-
-def _whole(m: Moments) -> Moments:
-    return Moments(jnp.broadcast_to(m.count, m.mean.shape), m.mean, m.var)
 
 
 def _check_limits(r_max: ArrayLike, d_max: ArrayLike) -> None:

@@ -8,7 +8,7 @@ from bnjax import _checks as checks
 from bnjax._affine import affine_of, form_of
 from bnjax._moments import valid
 from bnjax._normalize import Sets, standardize
-from bnjax._parts import one_channel_axis, operands, per_example, wide
+from bnjax._parts import one_channel_axis, operands, per_example, scaled, wide
 
 
 def filter_response_norm(
@@ -150,4 +150,4 @@ def global_response_norm(
     seen = jnp.maximum((m.count > 0).sum(channel, keepdims=True), 1)
     share = length / (length.sum(channel, keepdims=True) / seen + epsilon)
     y = wide(x) * (1 + (share if scale is None else share * scale))
-    return (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x))
+    return scaled(y, None, bias, checks.output_dtype(dtype, x))

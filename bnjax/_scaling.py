@@ -8,7 +8,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._moments import moments, valid
 from bnjax._normalize import normalize
-from bnjax._parts import mean_square, wide
+from bnjax._parts import mean_square, scaled, wide
 from bnjax._sample import layer_norm, rms_norm
 
 
@@ -186,8 +186,7 @@ def dynamic_tanh(
     features = checks.canonical_axes(axis, x.ndim)
     scale, bias = (checks.feature_array(v, n, x.shape, features) for v, n in ((scale, "scale"), (bias, "bias")))
     y = jnp.tanh(wide(x) * _one_number(alpha, "alpha"))
-    y = y if scale is None else y * scale
-    return (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x))
+    return scaled(y, scale, bias, checks.output_dtype(dtype, x))
 
 
 # 1 / the standard deviation of the activation of a standard normal number, by quadrature.

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._devices import AxisName, psum
 from bnjax._moments import Moments, all_reduce, at_least_one, ema, moments, valid
-from bnjax._parts import one_channel_axis, operands, wide
+from bnjax._parts import one_channel_axis, operands, scaled, wide
 
 
 class Whitening(NamedTuple):
@@ -156,9 +156,7 @@ def _whitened(
         state = lax.stop_gradient(Whitening(kept.mean, kept.var))
     d = (rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))).reshape(*rows.shape[:-1], -1, size)
     y = _dot("...gi,gij->...gj", d, m.matrix.astype(rows.dtype)).reshape(rows.shape)
-    y = jnp.moveaxis(y, -1, channel)
-    y = y if scale is None else y * scale
-    return (y if bias is None else y + bias).astype(checks.output_dtype(dtype, x)), state
+    return scaled(jnp.moveaxis(y, -1, channel), scale, bias, checks.output_dtype(dtype, x)), state
 
 
 def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | None) -> tuple[Array, Array, Array]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -29,11 +30,13 @@ class Network(NamedTuple):
     """`init(key)`: parameters and statistics."""
     apply: Callable[..., tuple[Array, Tree]]
     """`apply(params, stats, x, *, train, mask)`: logits and statistics; `mask` (n,) says which examples count."""
-    measure: Callable[..., tuple[Array, Tree]] | None
+    measure: Callable[..., tuple[Array, Tree]]
     """`measure(params, stats, x, *, mask)`: as `apply` in training, but the moments in the place of the statistics.
 
-    Without, where the norm keeps more than moments: its statistics are what `apply` returns.
+    Of a norm that keeps more than moments: the new statistics, as `apply` returns them.
     """
+    hands_out: bool = True
+    """Whether `measure` returns moments."""
 
 
 class Layers(NamedTuple):
@@ -153,7 +156,9 @@ def make_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[
     """The network of a config, for images of `shape`; `norm` are arguments of every norm of the batch."""
     make = {"linen": _linen_network, "nnx": _nnx_network}
     network = make[config.api](config, shape, classes, norm or {})
-    return network if hands_out_moments(config) else network._replace(measure=None)
+    if hands_out_moments(config):
+        return network
+    return network._replace(measure=partial(network.apply, train=True), hands_out=False)
 
 
 def hands_out_moments(config: ModelConfig) -> bool:

@@ -84,10 +84,7 @@ def train_step(
     total = jnp.maximum(layout.total(batch["mask"].sum(dtype=batch["image"].dtype)), 1)
 
     def share_of_loss(params: Tree, part: Mapping[str, Array]) -> tuple[Array, tuple[Sums, Tree]]:
-        if network.measure is None:
-            logits, moments = network.apply(params, state.batch_stats, part["image"], train=True, mask=part["mask"])
-        else:
-            logits, moments = network.measure(params, state.batch_stats, part["image"], mask=part["mask"])
+        logits, moments = network.measure(params, state.batch_stats, part["image"], mask=part["mask"])
         sums = measure(logits, part)
         return sums["loss"] / total, (sums, moments)
 
@@ -97,7 +94,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     stats = moments  # as the norms stepped them
-    if network.measure is not None:
+    if network.hands_out:
         stats = bnjax.update_batch_stats(state.batch_stats, layout.pooled(moments))
     return TrainState(state.step + 1, params, stats, opt_state), sums
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation
-from bnjax._modules import call_batch_norm, floating, handed_out, one_value, replaced, result_dtype
+from bnjax._modules import call_batch_norm, handed_out, not_widened, one_value, replaced, result_dtype
 from bnjax._moments import Moments
 
 
@@ -101,9 +101,7 @@ class BatchNorm(nnx.BatchNorm):
         mean, var = self.mean[...], self.var[...]
         # The running state is never rounded to `dtype`, and x is not widened: the rule does that, and keeps x.
         promoted, _, _, scale, bias = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
-        x = floating(x)
-        if jnp.promote_types(x.dtype, promoted.dtype) != promoted.dtype:
-            x = floating(promoted)
+        x = not_widened(x, promoted)
         shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
         counted = self.momentum is None and not use_running_average
         count = self.count[...] if counted else jnp.zeros(mean.shape)
