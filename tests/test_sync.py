@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax import Moments, all_reduce, batch_norm, moments
+from bnjax._devices import _fingerprint
 from tests import references
 from tests.apis import APIS
 
@@ -447,3 +448,45 @@ def test_where_jax_takes_no_groups_the_error_says_what_to_write(layout, api):
     f = program(layout, {"groups": {"api": APIS[api], "axis_index_groups": [[0, 1], [2, 3]]}})
     with pytest.raises(ValueError, match=r"`axis_index_groups` is taken by JAX under.*make_mesh.*axis_name='member'"):
         f({"groups": None}, sample(np.float32), state(np.float32))
+
+
+# Means of two devices: what differs may be one feature, and one bit.
+MEANS = {
+    "one feature": ([1.0], [1.25]),
+    "one feature, by little": ([1.0], [np.nextafter(np.float32(1), np.float32(2))]),
+    "the first feature only": ([1.0, 1, 1, 1], [1.25, 1, 1, 1]),
+    "the last feature only": ([1.0, 1, 1, 1], [1, 1, 1, 2]),
+    "two features, swapped": ([1.0, 2, 3, 4], [2.0, 1, 3, 4]),
+    "all features by as much": ([0.0] * 2048, [1.0] * 2048),
+}
+
+
+@pytest.mark.parametrize("means", MEANS)
+def test_no_difference_of_running_means_is_overlooked(means):
+    first, second = MEANS[means]
+    c = jnp.asarray([first, second, first, second], jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(DEVICES * 2, c.shape[1])), jnp.float32)
+    local = lambda x, c: batch_norm(x, Moments(jnp.zeros(()), c[0], jnp.ones(c[0].shape)), axis_name="d")[0]  # noqa: E731
+    f = jax.jit(jax.shard_map(local, mesh=mesh(), in_specs=P("d"), out_specs=P("d"), check_vma=False))
+    assert np.isnan(f(x, c)).all()
+
+
+@pytest.mark.parametrize("devices", [2, 4096])
+def test_a_difference_passes_by_chance_only(devices):
+    """Of many pairs of pivots, some in one feature, as few have one mark as bits allow; and marks add up exactly."""
+    bits = 24 - (devices - 1).bit_length()
+    pairs, rng = 20_000, np.random.default_rng(0)
+    a = rng.normal(size=(pairs, 3)).astype(np.float32)
+    b = a.copy()
+    b[::2, 0] += np.float32(2.0) ** rng.integers(-10, 3, pairs // 2)
+    b[1::2] += 1
+    marks = jax.jit(jax.vmap(partial(_fingerprint, bits=bits)))
+    one, other = np.asarray(marks(a)), np.asarray(marks(b))
+    assert one.max() * devices <= 2**24
+    assert len(np.unique(np.round(one))) > 0.9 * min(pairs, 2**bits) * (1 - np.exp(-1))
+    assert (one == other).sum() <= 5 + 2 * pairs / 2**bits
+
+
+def test_pivots_that_differ_beyond_float32_differ(x64):
+    marks = [_fingerprint(jnp.asarray([c]), bits=23) for c in (1.0, 1 + 1e-12, 1.0 + 1e-12j, -0.0, 0.0)]
+    assert len({float(m) for m in marks}) == 4
