@@ -59,8 +59,8 @@ def per_example(ops: Operands) -> Moments:
 
 
 def merged(m: Moments, axes: Sequence[int]) -> Moments:
-    """`reduce`, with the axes kept."""
-    return jax.tree.map(lambda t: jnp.expand_dims(t, axes), reduce(m, axes))
+    """`reduce`, with the axes kept; a count of one number is `()`."""
+    return jax.tree.map(lambda t: jnp.expand_dims(t, axes) if t.ndim else t, reduce(m, axes))
 
 
 def over_batch(m: Moments, axis_name: AxisName | None) -> Moments:

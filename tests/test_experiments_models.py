@@ -9,9 +9,10 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments.config import ModelConfig, OptimizerConfig
+from experiments.config import NORMS, Config, ModelConfig, OptimizerConfig, TrainConfig
 from experiments.models import make_network
-from experiments.steps import make_optimizer, measure
+from experiments.parallel import make_layout
+from experiments.steps import eval_step, init_state, make_optimizer, measure, train_step
 
 SHAPE, CLASSES, BATCH = (8, 12, 2), 5, 6
 
@@ -158,3 +159,20 @@ def test_adam_takes_its_first_step_of_the_learning_rate():
     optimizer = make_optimizer(OptimizerConfig(name="adam", learning_rate=0.5), 4)
     updates, _ = optimizer.update(jnp.asarray(3.0), optimizer.init(jnp.zeros(())), jnp.zeros(()))
     np.testing.assert_allclose(updates, -0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "api"), [(norm, "linen") for norm in ("none", *NORMS)] + [("renorm", "nnx"), ("switchable", "nnx")]
+)
+def test_every_norm_that_configs_offer_trains(norm, api, batch):
+    """From one example, which linen's parameters are made with, to a step; as far as shapes and dtypes tell."""
+    batch["image"] = batch["image"][..., :1]
+    model = ModelConfig(api=api, norm=norm, widths=(16, 16, 32), ghost_size=3, dtype="float64")
+    config = Config(model=model, train=TrainConfig(batch_size=BATCH))
+    layout = make_layout(config, jax.devices()[:1])
+    network = make_network(model, batch["image"].shape[1:], CLASSES, layout.norm(BATCH))
+    optimizer = make_optimizer(config.optimizer, 1)
+    state = jax.eval_shape(functools.partial(init_state, network, optimizer, model.dtype), jax.random.key(0))
+    new, sums = jax.eval_shape(functools.partial(train_step, network, optimizer, layout), state, batch)
+    assert new == state
+    assert jax.eval_shape(functools.partial(eval_step, network, layout), state, batch) == sums

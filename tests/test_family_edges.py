@@ -1,0 +1,59 @@
+"""All norms on inputs at the edge: a batch of one example, and of none."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import bnjax.linen
+import bnjax.nnx
+from bnjax import NORMS
+from tests.family import ROWS, assert_close, wide
+
+each = pytest.mark.parametrize("name", ROWS)
+
+
+def options(name, examples):
+    return dict(ROWS[name].options) | ({"virtual_batch_size": 1} if name == "ghost" and examples == 1 else {})
+
+
+def both(name, x, train=True):
+    """Output and new state by linen, the same by nnx, and the variables, none at its start."""
+    more, call = ROWS[name].inputs(len(x)), {}
+    if NORMS[name].takes_running_average:
+        call = {"use_running_average": not train}
+    linen = bnjax.linen.make_norm(name, **options(name, len(x)))()
+    rng = np.random.default_rng(1)
+    variables = jax.tree.map(
+        lambda t: np.asarray(rng.random(t.shape) + 0.5, t.dtype),
+        jax.eval_shape(partial(linen.init, **call), jax.random.key(0), x),
+    )
+    y, new = jax.jit(lambda v, x: linen.apply(v, x, **call, **more, mutable="batch_stats"))(variables, x)
+    model = bnjax.nnx.make_norm(name, x.shape[-1], **options(name, len(x)), rngs=nnx.Rngs(0))
+    nnx.update(model, jax.tree.map(jnp.asarray, {k: v for part in variables.values() for k, v in part.items()}))
+    again = nnx.jit(lambda model, x: model(x, **call, **more))(model, x)
+    state = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    return (y, new.get("batch_stats", {})), (again, state), {"params": {}, "batch_stats": {}} | variables
+
+
+def formula(name, x, variables, train):
+    more = options(name, len(x)) | ROWS[name].inputs(len(x))
+    x, p, kept = wide((x, variables["params"], variables["batch_stats"]))
+    y, new = ROWS[name].formula(x, p, np.ones(x.shape), kept, train, **more)
+    return y, {k: 0.9 * kept[k] + 0.1 * np.asarray(new[k]) for k in kept if k in new}
+
+
+@each
+def test_one_example(name):
+    """Is a batch, where a feature has more than one value."""
+    x = np.random.default_rng(0).normal(size=(1, 3, 2, 6)).astype(np.float32)
+    for train in (True, False) if NORMS[name].takes_running_average else (True,):
+        linen, model, variables = both(name, x, train)
+        y, state = formula(name, x, variables, train)
+        assert_close(linen[0], y)
+        if train and name not in ("renorm", "domain", "split"):  # which average roots, or see no example of a domain
+            assert_close(linen[1], state)
+        assert_close(model, wide(linen))
