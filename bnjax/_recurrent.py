@@ -12,12 +12,16 @@ ANY_LENGTH = 2**31 - 1
 
 
 def lstm_step(
-    c: Array, zx: Array, zh: Array, norm_x: NormFunction, norm_h: NormFunction, norm_c: NormFunction
+    carry: tuple[Array, Array], zx: Array, zh: Array, norm_x: NormFunction, norm_h: NormFunction, norm_c: NormFunction
 ) -> tuple[Array, Array]:
-    """The new memory and output, of the products of input and output with their weights (i, f, g, o side by side)."""
+    """The new memory and output, of the products of input and output with their weights (i, f, g, o side by side).
+
+    In the dtypes that they had, whatever that of the products: a scan over time takes nothing else.
+    """
+    c, h = carry
     i, f, g, o = jnp.split(norm_h(zh) + norm_x(zx), 4, -1)
-    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-    return c, jax.nn.sigmoid(o) * jnp.tanh(norm_c(c))
+    memory = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return memory.astype(c.dtype), (jax.nn.sigmoid(o) * jnp.tanh(norm_c(memory))).astype(h.dtype)
 
 
 def gru_step(
@@ -29,11 +33,11 @@ def gru_step(
     norm_x_new: NormFunction,
     norm_h_new: NormFunction,
 ) -> Array:
-    """The new output, of the products of input and output with their weights (r, z, new side by side)."""
+    """The new output, as `h`, of the products of input and output with their weights (r, z, new side by side)."""
     gates = 2 * h.shape[-1]
     r, z = jnp.split(jax.nn.sigmoid(norm_h(zh[..., :gates]) + norm_x(zx[..., :gates])), 2, -1)
     new = jnp.tanh(norm_x_new(zx[..., gates:]) + r * norm_h_new(zh[..., gates:]))
-    return (1 - z) * new + z * h
+    return ((1 - z) * new + z * h).astype(h.dtype)
 
 
 def side_by_side(init: Callable[..., Array], n: int) -> Callable[..., Array]:

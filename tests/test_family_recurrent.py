@@ -167,6 +167,27 @@ def test_steps_past_the_longest_seen_reuse_the_last(api):
     assert_close(y, want, 2e-5)
 
 
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_carry_keeps_its_dtype(name, dtype):
+    """That of parameters, as in Flax's cells, whatever that of the arithmetic: a scan wants it so."""
+    x, _, variables = sample(name)
+    wanted = FORMULAS[name](*wide((x, variables["params"]["cell"])))
+    layer = rnn(name, dtype=dtype)
+    y, _ = jax.jit(partial(layer.apply, mutable="batch_stats"))(variables, x)
+    more = {"max_steps": TIME} if "Batch" in name else {}
+    cell = getattr(bnnx, name)(INPUTS, FEATURES, dtype=dtype, rngs=nnx.Rngs(0), **more)
+    nnx.update(cell, jax.tree.map(jnp.asarray, variables["params"]["cell"]))
+    for got in (y, nnx.jit(lambda cell, x: nnx.RNN(cell)(x))(cell, x)):
+        assert got.dtype == jnp.float32
+        assert np.abs(np.asarray(got) - wanted).max() < 16 * float(jnp.finfo(dtype).eps)
+    short = jnp.zeros((BATCH, FEATURES), dtype)  # a carry of another make
+    carry = {"Batch": (short, short, jnp.zeros(BATCH, int), jnp.full(BATCH, 9)), "LSTM": (short, short), "GRU": short}
+    carry = next(c for kind, c in carry.items() if kind in name)
+    got, _ = jax.eval_shape(partial(rnn(name).apply, mutable="batch_stats"), variables, x, initial_carry=carry)
+    assert got.dtype == dtype
+
+
 def test_errors():
     with pytest.raises(ValueError, match="`lengths` must have the shape of the batch"):
         bnn.BatchNormLSTMCell(2).initialize_carry(None, (4, 2), np.ones(3))

@@ -68,9 +68,9 @@ class LayerNormLSTMCell(_Cell):
     @nn.compact
     def __call__(self, carry: tuple[Array, Array], inputs: Array) -> tuple[tuple[Array, Array], Array]:
         """One step: the new carry `(c, h)`, and the output h."""
-        c, h = carry
-        products = self.products(inputs, h, 4)
-        c, h = lstm_step(c, *products, self.norm("norm_x"), self.norm("norm_h", use_bias=False), self.norm("norm_c"))
+        products = self.products(inputs, carry[1], 4)
+        norms = self.norm("norm_x"), self.norm("norm_h", use_bias=False), self.norm("norm_c")
+        c, h = lstm_step(carry, *products, *norms)
         return (c, h), h
 
     @nn.nowrap
@@ -147,7 +147,7 @@ class BatchNormLSTMCell(_Cell):
             scale_init=nn.initializers.constant(0.1), dtype=self.dtype, param_dtype=self.param_dtype,
         )  # fmt: skip
         norms = (norm(name="norm_x"), norm(name="norm_h", use_bias=False), norm(name="norm_c"))
-        c, h = lstm_step(c, *self.products(inputs, h, 4), *(partial(n, mask=mask) for n in norms))
+        c, h = lstm_step((c, h), *self.products(inputs, h, 4), *(partial(n, mask=mask) for n in norms))
         return (c, h, step + 1, lengths), h
 
     @nn.nowrap

@@ -92,8 +92,7 @@ class LayerNormLSTMCell(_Cell):
         self, carry: tuple[Array, Array], inputs: Array
     ) -> tuple[tuple[Array, Array], Array]:
         """One step: the new carry `(c, h)`, and the output h."""
-        c, h = carry
-        c, h = lstm_step(c, self.i(inputs), self.h(h), self.norm_x, self.norm_h, self.norm_c)
+        c, h = lstm_step(carry, self.i(inputs), self.h(carry[1]), self.norm_x, self.norm_h, self.norm_c)
         return (c, h), h
 
     def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None) -> tuple[Array, Array]:  # type: ignore[override]
@@ -208,7 +207,7 @@ class BatchNormLSTMCell(_Cell):
             "epsilon": self.epsilon, "where": mask[..., None],
         }  # fmt: skip
         norms = (partial(norm, slot=slot, **options) for norm in (self.norm_x, self.norm_h, self.norm_c))
-        c, h = lstm_step(c, self.i(inputs), self.h(h), *norms)
+        c, h = lstm_step((c, h), self.i(inputs), self.h(h), *norms)
         return (c, h, step + 1, lengths), h
 
     def initialize_carry(  # type: ignore[override]
