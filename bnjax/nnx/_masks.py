@@ -5,8 +5,9 @@ from typing import Any
 from flax import nnx
 
 from bnjax.nnx._layers import Norm
+from bnjax.nnx._recurrent import StepNorm
 
-NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm, Norm)
+NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm, Norm, StepNorm)
 
 
 def norm_params_mask(model: nnx.Module, types: tuple[type, ...] = ()) -> nnx.State:

@@ -184,7 +184,7 @@ class BatchNormLSTMCell(_Cell):
     def _add_norms(self, rngs: nnx.Rngs) -> None:
         wide, own = 4 * self.hidden_features, self.hidden_features
         self.norm_x, self.norm_h, self.norm_c = (
-            _StepNorm(self.max_steps, n, bias, self.param_dtype)
+            StepNorm(self.max_steps, n, bias, self.param_dtype)
             for n, bias in ((wide, True), (wide, False), (own, True))
         )
 
@@ -222,7 +222,7 @@ class BatchNormLSTMCell(_Cell):
             self.use_running_average = use_running_average
 
 
-class _StepNorm(nnx.Module):
+class StepNorm(nnx.Module):
     """Batch norm with a running state for each of several steps, and one scale and bias for all."""
 
     def __init__(self, steps: int, features: int, use_bias: bool, param_dtype: Any):
