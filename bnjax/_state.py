@@ -218,10 +218,11 @@ def _flat(tree: Any) -> tuple[dict[Path, Any], Any]:
     """The leaves, `Update`s whole, by the names on their path, without that of the value in a Flax variable."""
     leaves, structure = tree_flatten_with_path(tree, is_leaf=lambda t: isinstance(t, Update))
     boxed = GetAttrKey("value")
-    return {tuple(map(_name, (k for k in path if k != boxed))): leaf for path, leaf in leaves}, structure
+    return {tuple(map(name_of, (k for k in path if k != boxed))): leaf for path, leaf in leaves}, structure
 
 
-def _name(key: Any) -> Any:
+def name_of(key: Any) -> Any:
+    """What a step of a path through a tree is called."""
     return next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field))
 
 

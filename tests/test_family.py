@@ -253,6 +253,40 @@ def test_norm_params_mask_of_nnx():
     ]
 
 
+@pytest.mark.parametrize("name", ["LayerNormLSTMCell", "LayerNormGRUCell", "BatchNormLSTMCell"])
+def test_norm_params_mask_of_recurrent_cells(name):
+    more = {"max_steps": 2} if "Batch" in name else {}
+    mask = nnx.to_pure_dict(bnnx.norm_params_mask(getattr(bnnx, name)(2, 3, rngs=RNGS(), **more)))
+    rnn = nn.RNN(getattr(bnn, name)(3), variable_axes={"batch_stats": 0} if "Batch" in name else {})
+    params = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((1, 2, 2)))["params"]["cell"]
+    want = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key.startswith("norm_"), params)
+    assert mask == bnn.norm_params_mask(params) == want
+
+
+def test_norm_params_mask_of_boxes_and_lists():
+    """Parameters that say how they are sharded, and modules in lists."""
+    part = lambda init, *names: nn.with_partitioning(init, names)  # noqa: E731
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(4, kernel_init=part(nn.initializers.lecun_normal(), None, "model"))(x)
+            return bnn.LayerNorm(scale_init=part(nn.initializers.ones, "model"))(x)
+
+    params = Model().init(jax.random.key(0), jnp.ones((2, 3)))["params"]
+    mask = bnn.norm_params_mask(params)
+    assert jax.tree.structure(mask) == jax.tree.structure(params)
+    norm, dense = {"scale": True, "bias": True}, {"kernel": False, "bias": False}
+    assert nn.unbox(mask) == {"Dense_0": dense, "LayerNorm_0": norm}
+    decay = optax.add_decayed_weights(1.0, jax.tree.map(lambda norm: not norm, mask))
+    update = nn.unbox(decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)[0])
+    assert update["Dense_0"]["kernel"].any()
+    assert not update["LayerNorm_0"]["scale"].any()
+    blocks = {"blocks": [{"scale": 1.0, "bias": 1.0}, ({"kernel": 1.0, "bias": 1.0}, {"shift": {"bias": 1.0}})]}
+    assert bnn.norm_params_mask(blocks) == {"blocks": [norm, (dense, {"shift": {"bias": False}})]}
+    assert bnn.norm_params_mask(blocks, "shift") == {"blocks": [norm, (dense, {"shift": {"bias": True}})]}
+
+
 def test_weight_decay_leaves_norms_alone():
     """With optax, in both APIs."""
     model = nnx.Dict(dense=nnx.Linear(2, 2, rngs=RNGS()), norm=bnnx.LayerNorm(2, rngs=RNGS()))
