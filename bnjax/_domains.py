@@ -38,7 +38,8 @@ def domain_batch_norm(
     Args:
       x: real, examples first. Statistics are float32 or wider.
       running: the state, with a leading axis of domains before that of the features.
-      scale: of the features' shape, shared, or with a leading axis of domains.
+      scale: of the features' shape, shared; with a leading axis of domains; or of the rank of `x` and broadcastable to
+        it (per example). Told by its shape; what can be both, of as many examples as domains, is of the domains.
       bias: likewise.
       domain: the index in `domains` of each example, or one index or name for all; what is traced is not checked.
         `None`: in training contiguous parts of this device's batch, one a domain and as equal as can be; at evaluation
@@ -79,11 +80,17 @@ def domain_batch_norm(
         places = [n if a in (0, *features) else 1 for a, n in enumerate(x.shape)]
         return jnp.asarray(t)[index].reshape(places)
 
-    def own(t: ArrayLike | None) -> ArrayLike | None:
-        return t if t is None or jnp.ndim(t) != jnp.ndim(running.mean) else of_example(t)
+    def own(t: ArrayLike | None, name: str) -> Array | None:
+        if t is not None and jnp.shape(t) == jnp.shape(running.mean):
+            return of_example(t)
+        try:
+            return checks.feature_array(t, name, x.shape, features)
+        except ValueError as error:
+            raise ValueError(f"{error} One for each domain has the shape {jnp.shape(running.mean)}.") from None
 
     mine = Moments(jnp.ones(()), of_example(m.mean), of_example(m.var))
-    return normalize(x, mine, own(scale), own(bias), axis=features, epsilon=epsilon, dtype=dtype), state
+    parameters = own(scale, "scale"), own(bias, "bias")
+    return normalize(x, mine, *parameters, axis=features, epsilon=epsilon, dtype=dtype), state
 
 
 def _by_domain(ops: Operands, index: Array, domains: int, axis_name: AxisName | None) -> Moments:

@@ -326,6 +326,27 @@ def test_domains_by_name():
     np.testing.assert_array_equal(nnx.view(layer, use_running_average=False)(x, domain=1), layer(x, False, domain=1))
 
 
+@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 3)])
+@pytest.mark.parametrize("name", ["domain", "split"])
+def test_what_domains_are_given_is_told_by_its_shape(name, shape):
+    """One for all, for each domain or for each example, also where that has the rank of one for each domain."""
+    rng = np.random.default_rng(0)
+    x, domain = rng.normal(size=shape).astype(np.float32), np.array([1, 0, 0, 1, 0, 1])
+    table = rng.normal(size=(2, 3)).astype(np.float32)
+    example = table[domain].reshape(6, *(1 for _ in shape[2:]), 3)
+    running = Moments(jnp.zeros(()), jnp.zeros((2, 3)), jnp.ones((2, 3)))
+    function = partial(bnjax.domain_batch_norm, x, running)
+    layer = bnnx.make_norm(name, 3, use_scale=False, use_bias=False, rngs=RNGS())
+    for f in (partial(function, domain=domain), lambda **t: (layer(x, domain=domain, **t),)):
+        plain = np.asarray(f()[0])
+        for given, want in ((table[0], table[0]), (table, example), (example, example), (example[:1], example[:1])):
+            assert_close(f(scale=given, bias=given)[0], plain * want + want)
+    for bad in ((5, 3), (2, 4)):
+        words = rf"`bias` must have .*\(3,\).*is \({bad[0]}, .*domain.*\(2, 3\)"
+        with pytest.raises(ValueError, match=words):
+            function(bias=jnp.ones(bad))
+
+
 def test_whitening_is_differentiable_where_eigenvalues_are_equal():
     x = np.concatenate([np.eye(3), -np.eye(3)]).astype(np.float32)
     g = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
