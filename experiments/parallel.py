@@ -190,14 +190,30 @@ def _check_rows(layout: Layout, config: Config) -> None:
             f"`config.model.norm={config.model.norm}` keeps more than moments: `--config.train.accumulate=1` and "
             "`--config.parallel.sync=global` are all it can do."
         )
-    if config.model.norm == "ghost" and (layout.share(size, accumulate).rows // accumulate) % config.model.ghost_size:
-        raise UserError(
-            f"`config.model.ghost_size` must divide what is measured, {size} examples in {accumulate} micro-batches, "
-            f"but it is {config.model.ghost_size}."
-        )
+    if config.model.norm == "ghost":
+        _check_slices(layout, config)
     if config.model.norm != "none" and rows < 2:
         raise UserError(
             f"`config.train.batch_size` must leave two examples to be measured together, but {size} in "
             f"{accumulate} micro-batches on {groups} groups of devices leave {rows}; use a larger "
             "batch, fewer micro-batches, or `--config.parallel.sync=global`."
+        )
+
+
+def _check_slices(layout: Layout, config: Config) -> None:
+    sync, size = config.parallel.sync, config.model.ghost_size
+    if sync != "global":
+        raise UserError(
+            "`config.model.norm=ghost` has slices of its own, in the place of which "
+            f"`sync={sync}` puts what its devices have. Write `--config.parallel.sync=global` for slices of "
+            f"{size} examples, or `--config.model.norm=batch` for those of `sync={sync}`."
+        )
+    parts = 1 if layout.kind == "jit" else layout.mesh.size  # by name, a slice stays on its device
+    rows = layout.share(config.train.batch_size, layout.accumulate).rows // layout.accumulate // parts
+    if rows % size:
+        where = "micro-batch" if layout.accumulate > 1 else "batch"
+        each = f" on each of {parts} devices" if parts > 1 else ""
+        instead = "; under `--config.parallel.layout=jit` slices may span devices" if parts > 1 else ""
+        raise UserError(
+            f"`config.model.ghost_size` must divide the {rows} examples of a {where}{each}, but it is {size}{instead}."
         )

@@ -1,6 +1,7 @@
 """The layouts compute the same: from one seed, whoever is measured together, on any number of devices."""
 
 import collections
+import dataclasses
 import functools
 from unittest import mock
 
@@ -221,6 +222,42 @@ def test_a_layout_that_does_not_fit_is_refused(parallel, train, expected):
     wrong = Config(parallel=ParallelConfig(**parallel), train=TrainConfig(**train))
     with pytest.raises(UserError, match=expected):
         make_layout(wrong, jax.devices()[:4])
+
+
+@pytest.mark.parametrize(
+    ("parallel", "train", "expected"),
+    [
+        (
+            {"sync": "device"},
+            {},
+            "`config.model.norm=ghost` .* `sync=device`.*`--config.parallel.sync=global`.*norm=batch",
+        ),
+        ({"sync": "group", "group_size": 2}, {}, "`config.model.norm=ghost` .* `sync=group`"),
+        ({}, {"batch_size": 60}, "`config.model.ghost_size` must divide the 60 examples of a batch, but it is 16"),
+        ({}, {"accumulate": 8}, "must divide the 8 examples of a micro-batch, but it is 16"),
+        (
+            {"layout": "shard_map"},
+            {"accumulate": 2},
+            "must divide the 8 examples of a micro-batch on each of 4 devices, .* 16; .*`--config.parallel.layout=jit`",
+        ),
+        ({"layout": "pmap"}, {"batch_size": 96}, "must divide the 24 examples of a batch on each of 4 devices"),
+        ({"layout": "vmap"}, {"batch_size": 32}, "must divide the 8 examples of a batch on each of 4 devices"),
+    ],
+)
+def test_ghost_batches_that_do_not_fit_are_refused(parallel, train, expected):
+    """Before anything is compiled, and not replaced by slices of another size."""
+    wrong = Config(model=ModelConfig(norm="ghost"), parallel=ParallelConfig(**parallel), train=TrainConfig(**train))
+    with pytest.raises(UserError, match=expected):
+        make_layout(wrong, jax.devices()[:4])
+
+
+def test_ghost_batches_are_the_same_in_every_layout():
+    def made(layout):
+        ghost = dataclasses.replace(config(layout, dtype="float32").model, norm="ghost", ghost_size=8)
+        of = dataclasses.replace(config(layout, dtype="float32"), model=ghost, train=TrainConfig(batch_size=96))
+        return trained(of, 1, make_network=steps.make_network)
+
+    assert distance(made("shard_map"), made("jit")) < 2e-5
 
 
 def test_a_run_may_go_on_in_another_layout_but_not_with_other_statistics(tmp_path):
