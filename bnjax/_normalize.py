@@ -260,7 +260,7 @@ def _pooled(axis: int, n: int, t: Array | float) -> Array | float:
     """The sum over each `n` neighbours along `axis`, at the place of each; what does not vary along it, `n` times."""
     if isinstance(t, float) or t.ndim == 0 or t.shape[axis] == 1:
         return t * n
-    split = t.reshape((*t.shape[:axis], -1, n, *t.shape[axis + 1 :]))
+    split = t.reshape((*t.shape[:axis], t.shape[axis] // n, n, *t.shape[axis + 1 :]))
     return jnp.broadcast_to(split.sum(axis + 1, keepdims=True), split.shape).reshape(t.shape)
 
 

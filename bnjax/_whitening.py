@@ -1,5 +1,6 @@
 """Whitening: decorrelated batch norm and iterative normalization, which divide by the root of the covariance."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -154,8 +155,9 @@ def _whitened(
         m = Whitening(mean, root(cov + epsilon * jnp.broadcast_to(jnp.eye(size, dtype=cov.dtype), cov.shape)))
         kept = ema(Moments(count, *running), Moments(count, *m), momentum)
         state = lax.stop_gradient(Whitening(kept.mean, kept.var))
-    d = (rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))).reshape(*rows.shape[:-1], -1, size)
-    y = _dot("...gi,gij->...gj", d, m.matrix.astype(rows.dtype)).reshape(rows.shape)
+    d = rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    groups = d.reshape(*d.shape[:-1], d.shape[-1] // size, size)
+    y = _dot("...gi,gij->...gj", groups, m.matrix.astype(rows.dtype)).reshape(rows.shape)
     return scaled(jnp.moveaxis(y, -1, channel), scale, bias, checks.output_dtype(dtype, x)), state
 
 
@@ -167,7 +169,7 @@ def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | 
     m = m if name is None else all_reduce(m, name)
     c = lax.stop_gradient(m.mean)
     d = valid(mask, rows - c.reshape((1,) * len(axes) + (-1,)))
-    groups = d.reshape(-1, rows.shape[-1] // size, size)
+    groups = d.reshape(math.prod(d.shape[:-1]), d.shape[-1] // size, size)
     s1, s2 = psum((groups.sum(0), _dot("ngi,ngj->gij", groups, groups)), name)
     n = at_least_one(m.count)
     delta = s1 / n

@@ -57,3 +57,15 @@ def test_one_example(name):
         if train and name not in ("renorm", "domain", "split"):  # which average roots, or see no example of a domain
             assert_close(linen[1], state)
         assert_close(model, wide(linen))
+
+
+@each
+def test_no_example(name):
+    """Is an empty result, as in Flax, and leaves the state as it is."""
+    x = np.zeros((0, 3, 2, 6), np.float32)
+    for train in (True, False) if NORMS[name].takes_running_average else (True,):
+        linen, model, variables = both(name, x, train)
+        assert linen[0].shape == model[0].shape == x.shape
+        kept = {k: v for k, v in variables["batch_stats"].items() if k != "step"}
+        for _, state in (linen, model):
+            assert_close({k: state[k] for k in kept}, wide(kept), 1e-6)
