@@ -120,6 +120,15 @@ def handed_out(module: BatchNormAttributes, batch: Moments) -> Update:
     return Update(batch.count, batch.mean, batch.var, momentum, module.unbiased)
 
 
+def no_moments(name: str, instead: str) -> ValueError:
+    """To be raised where the moments of the batch are asked of a module that steps its state with more than those."""
+    return ValueError(
+        f"`{name}` hands out no moments, so its running state could not make one step of several micro-batches. Write "
+        f"{instead} to have it make one with each batch; for `accumulate` take `BatchNorm`, or a norm without such a "
+        "state."
+    )
+
+
 def one_value(x: Array, axis: checks.Axes) -> bool:
     """Whether `x` has one value per feature."""
     features = checks.canonical_axes(axis, x.ndim)

@@ -302,6 +302,40 @@ def test_nnx_modules_are_as_before_outside_of_a_capture():
     assert not others
 
 
+STEPPED = [n for n, row in bnjax.NORMS.items() if row.takes_running_average and row.module != "BatchNorm"]
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_norms_that_hand_out_no_moments_say_so(name):
+    """And do not leave their running state as it is without a word."""
+    x, options = jnp.ones((2, 3, FEATURES)), {"num_groups": 2} if name == "bcn" else {}
+    words = f"`{bnjax.NORMS[name].module}` hands out no moments.*"
+    linen = bl.make_norm(name, **options)()
+    variables = jax.eval_shape(partial(linen.init, use_running_average=False), jax.random.key(0), x)
+    with pytest.raises(ValueError, match=words + 'mutable="batch_stats"'):
+        jax.eval_shape(partial(linen.apply, use_running_average=False, mutable="batch_moments"), variables, x)
+    jax.eval_shape(partial(linen.apply, use_running_average=True, mutable="batch_moments"), variables, x)
+    model = bx.make_norm(name, FEATURES, **options, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=words + "nnx.capture"):
+        nnx.capture(model, bx.BatchMoments)(x)
+    model.eval()
+    assert not nnx.capture(model, bx.BatchMoments)(x)[1]
+
+
+def test_the_recurrent_cell_hands_out_what_linen_lifts():
+    """In `nn.RNN` the moments of each step, if their collection is named too; in nnx none."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3, 2)), jnp.float32)
+    rnn = nn.RNN(bl.BatchNormLSTMCell(4), variable_axes={"batch_stats": 0, "batch_moments": 0})
+    variables = rnn.init(jax.random.key(0), x)
+    _, plain = rnn.apply(variables, x, mutable="batch_stats")
+    _, new = rnn.apply(variables, x, mutable="batch_moments")
+    stats = bnjax.update_batch_stats(variables["batch_stats"], new["batch_moments"])
+    assert_trees_close(stats, plain["batch_stats"], rtol=1e-6)
+    cell = bx.BatchNormLSTMCell(2, 4, max_steps=3, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"`BatchNormLSTMCell` hands out no moments.*nnx\.capture"):
+        nnx.capture(cell, bx.BatchMoments)(cell.initialize_carry((5, 2)), x[:, 0])
+
+
 def test_micro_batches_are_strided():
     parts = bnjax.micro_batches({"x": np.arange(24).reshape(12, 2), "key": jax.random.split(jax.random.key(0), 12)}, 4)
     np.testing.assert_array_equal(parts["x"][1], [[2, 3], [10, 11], [18, 19]])

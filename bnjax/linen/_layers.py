@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _layers as shared
-from bnjax._modules import floating, replaced, result_dtype
+from bnjax._modules import floating, no_moments, replaced, result_dtype
 
 
 class Norm(nn.Module):
@@ -29,6 +29,9 @@ class Norm(nn.Module):
         """The call of every module: reads the parameters, makes one call, and writes the state."""
         x, layer = floating(x), self.layer
         shared.check_given(layer, given)
+        kept = self.is_mutable_collection("batch_stats")
+        if layer.state and train and not kept and self.is_mutable_collection("batch_moments"):
+            raise no_moments(type(self).__name__, '`mutable="batch_stats"`')
         options = {name: getattr(self, name) for name in layer.defaults}
         features = shared.features_of(x, options.get("axis", -1))
         parameters = {name: self._parameter(name, features, options, given.get(name)) for name in layer.parameters}

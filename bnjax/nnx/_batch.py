@@ -116,10 +116,14 @@ class BatchNorm(nnx.BatchNorm):
             _write(self.var, new.var)
             if counted:
                 _write(self.count, new.count)
-            # What `nnx.capture` collects; elsewhere `sow` would add a variable to the module.
-            if any(isinstance(v, BatchMoments) for v in getattr(self, "__captures__", ())):
+            if asked_for_moments(self):
                 self.sow(BatchMoments, "batch", handed_out(self, batch))
         return y
+
+
+def asked_for_moments(module: nnx.Module) -> bool:
+    """Whether `nnx.capture` collects them; elsewhere `sow` would add a variable to the module."""
+    return any(isinstance(v, BatchMoments) for v in getattr(module, "__captures__", ()))
 
 
 def _write(variable: nnx.BatchStat, value: Array) -> None:

@@ -9,7 +9,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _layers as shared
-from bnjax._modules import floating, replaced, result_dtype
+from bnjax._modules import floating, no_moments, replaced, result_dtype
+from bnjax.nnx._batch import asked_for_moments
 
 
 class Norm(nnx.Module):
@@ -53,6 +54,8 @@ class Norm(nnx.Module):
         """The call of every module: reads the parameters, makes one call, and writes the state."""
         x, layer = floating(x), self.layer
         shared.check_given(layer, given)
+        if layer.state and train and asked_for_moments(self):
+            raise no_moments(type(self).__name__, "the call without `nnx.capture`")
         options = {name: getattr(self, name) for name in layer.defaults}
         parameters = {}
         for name in layer.parameters:

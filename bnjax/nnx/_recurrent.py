@@ -10,9 +10,11 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from bnjax._batch import batch_norm
+from bnjax._modules import no_moments
 from bnjax._moments import Moments
 from bnjax._normalize import normalize
 from bnjax._recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
+from bnjax.nnx._batch import asked_for_moments
 from bnjax.nnx._sample import LayerNorm
 
 
@@ -197,6 +199,8 @@ class BatchNormLSTMCell(_Cell):
         now = step.reshape(-1)[0]
         if self.use_running_average:
             slot = jnp.clip(now, 0, jnp.maximum(jnp.minimum(self.seen[...], self.max_steps) - 1, 0))
+        elif asked_for_moments(self):
+            raise no_moments(type(self).__name__, "the call without `nnx.capture`")
         else:
             slot = jnp.minimum(now, self.max_steps - 1)
             end = jnp.where(mask.any(), now + 1, 0)
