@@ -58,7 +58,8 @@ def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[
     def weighed(part: Any) -> tuple[list[Array], list[Moments]]:
         """The weight and all that is averaged, times the weight; and the moments."""
         leaves, structure = jax.tree.flatten(f(part), is_leaf=_is_moments)
-        seen[:] = structure, [None if _is_moments(t) else jnp.result_type(t) for t in leaves]
+        leaves = [t if _is_moments(t) else jnp.asarray(t) for t in leaves]
+        seen[:] = structure, [None if _is_moments(t) else t.dtype for t in leaves]
         w = _weight(weight, part)
         return [w, *(_times(w, t) for t in leaves if not _is_moments(t))], [t for t in leaves if _is_moments(t)]
 

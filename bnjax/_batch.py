@@ -147,12 +147,7 @@ def normalize_by_batch(
 def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:
     want = tuple(x.shape[a] for a in features)
     for name in ("mean", "var"):
-        value = getattr(running, name)
-        if jnp.shape(value) != want:
-            raise ValueError(
-                f"`running.{name}` must have the shape of the features, {want} (axes {tuple(features)} of an input "
-                f"of shape {x.shape}), but its shape is {jnp.shape(value)}."
-            )
+        checks.state_shape(getattr(running, name), f"running.{name}", x.shape, features)
     if jnp.shape(running.count) not in ((), want):
         raise ValueError(f"`running.count` must have the shape () or {want}, but it is {jnp.shape(running.count)}.")
     if jnp.issubdtype(wide, jnp.complexfloating) and not jnp.iscomplexobj(running.mean):

@@ -5,6 +5,7 @@ number cannot be looked at and passes.
 """
 
 import math
+import operator
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, overload
 
@@ -127,6 +128,16 @@ def feature_array(value: ArrayLike | None, name: str, shape: Sequence[int], feat
     )
 
 
+def state_shape(value: ArrayLike, name: str, shape: Sequence[int], features: Sequence[int]) -> None:
+    """Raises unless `value` has the shape of the features."""
+    want = tuple(shape[a] for a in features)
+    if jnp.shape(value) != want:
+        raise ValueError(
+            f"`{name}` must have the shape of the features, {want} (axes {tuple(features)} of an input of shape "
+            f"{tuple(shape)}), but its shape is {jnp.shape(value)}."
+        )
+
+
 def pivot_array(pivot: ArrayLike, shape: Sequence[int], features: Sequence[int]) -> Array:
     """`pivot`, broadcastable to the features' shape with or without the measured axes, at the rank of the input."""
     pivot = jnp.asarray(pivot)
@@ -168,6 +179,21 @@ def positive(value: Any, name: str) -> None:
     _scalar(value, name)
     if _known(value) and not 0 <= float(value) < math.inf:
         raise ValueError(f"`{name}` must be finite and not negative, but it is {value}.")
+
+
+def at_least(value: Any, name: str, least: float, hint: str = "") -> None:
+    """Raises unless `value` is finite and at least that."""
+    _scalar(value, name)
+    if _known(value) and not least <= float(value) < math.inf:
+        raise ValueError(f"`{name}` must be at least {least}, but it is {value}.{hint}")
+
+
+def positive_integer(value: Any) -> int:
+    """`value`, of Python, numpy or jax, or 0 where it is no positive integer."""
+    try:
+        return max(operator.index(value), 0)
+    except TypeError:  # of a float, and of what is traced
+        return 0
 
 
 def choice(value: Any, name: str, choices: Sequence[Any], hint: str = "") -> None:

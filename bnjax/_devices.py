@@ -66,7 +66,8 @@ def _check_same(pivot: Array, names: Sequence[Any]) -> None:
     if differing:
         raise ValueError(
             f"`running.mean`, the pivot, differs along {sorted(map(str, differing))}, so measurements about it cannot "
-            "be added up. Pool the running statistics of the devices first (`all_reduce`), or pass `pivot=None`."
+            "be added up. Pool the running statistics of the devices first (`sync_batch_stats`, `all_reduce`); where a "
+            "norm takes a `pivot`, `pivot=None` does without."
         )
 
 

@@ -72,7 +72,8 @@ def evo_norm_b0(
     ops = operands(x, axis, where, epsilon)
     x, features, _ = ops
     own = per_example(ops)
-    m = over_batch(own, axis_name) if train else at_rank(running, x, features)
+    kept = at_rank(running, x, features)
+    m = over_batch(own, axis_name) if train else kept
     scale, bias, v = (
         checks.feature_array(t, name, x.shape, features) for t, name in ((scale, "scale"), (bias, "bias"), (v, "v"))
     )

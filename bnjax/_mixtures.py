@@ -79,7 +79,8 @@ def switchable_norm(
     x, features, _ = ops
     instance = per_example(ops)
     layer = merged(instance, features)
-    batch = over_batch(instance, axis_name) if train else at_rank(running, x, features)
+    kept = at_rank(running, x, features)
+    batch = over_batch(instance, axis_name) if train else kept
     means, variances = ([getattr(m, name) for m in (instance, layer, batch)] for name in ("mean", "var"))
     mean, var = _mixed(means, mean_weight, "mean_weight"), _mixed(variances, var_weight, "var_weight")
     m = Moments(jnp.ones(()), mean, var)
@@ -153,7 +154,8 @@ def batch_channel_norm(
     x, features, mask = operands(x, axis, where, epsilon)
     channels = x.shape[one_channel_axis(features, axis)]
     size = channels_per_group(channels, num_groups)
-    gamma, beta = (t if t is None else jnp.repeat(jnp.asarray(t), size) for t in (channel_scale, channel_bias))
+    gamma = _at_channels(channel_scale, "channel_scale", channels, size)
+    beta = _at_channels(channel_bias, "channel_bias", channels, size)
     common = {"axis": features, "epsilon": epsilon, "dtype": checks.stat_dtype(x)}
     if train:
         z, running = batch_norm(
@@ -163,6 +165,15 @@ def batch_channel_norm(
         z = normalize(x, running, scale, bias, **common)
     common["dtype"] = checks.output_dtype(dtype, x)
     return group_norm(z, gamma, beta, num_groups=num_groups, where=mask, **common | {"axis": features[0]}), running
+
+
+def _at_channels(t: ArrayLike | None, name: str, channels: int, size: int) -> Array | None:
+    """What there is for each group, at its channels."""
+    if t is None:
+        return None
+    if jnp.shape(t) != (want := (channels // size,)):
+        raise ValueError(f"`{name}` must have the shape {want}, one for each group, but its shape is {jnp.shape(t)}.")
+    return jnp.repeat(jnp.asarray(t), size)
 
 
 def example_weighted_batch_norm(

@@ -71,18 +71,20 @@ def over_batch(m: Moments, axis_name: AxisName | None) -> Moments:
 
 def over_groups(m: Moments, channel: int, num_groups: int) -> Moments:
     """The moments of each group of neighbouring channels, at each of its channels."""
-    size = channels_per_group(m.mean.shape[channel], num_groups)
-    split = jax.tree.map(lambda t: t.reshape((*t.shape[:channel], num_groups, size, *t.shape[channel + 1 :])), m)
+    channels = m.mean.shape[channel]
+    size = channels_per_group(channels, num_groups)
+    split = jax.tree.map(lambda t: t.reshape((*t.shape[:channel], channels // size, size, *t.shape[channel + 1 :])), m)
     return jax.tree.map(lambda t: jnp.repeat(t, size, channel), reduce(split, channel + 1))
 
 
 def channels_per_group(channels: int, num_groups: int) -> int:
     """How many channels each group has."""
-    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
+    groups = checks.positive_integer(num_groups)
+    if not groups or channels % groups:
         raise ValueError(
             f"`num_groups` must be a positive divisor of the {channels} channels, but it is {num_groups!r}."
         )
-    return channels // num_groups
+    return channels // groups
 
 
 def where_seen(m: Moments) -> Moments:
@@ -102,7 +104,9 @@ def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any) -> Arr
 
 
 def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:
-    """A running state, at the rank of `x`."""
+    """A running state of the features' shape, at the rank of `x`."""
+    checks.state_shape(m.mean, "running.mean", x.shape, features)
+    checks.state_shape(m.var, "running.var", x.shape, features)
     mean = checks.feature_array(m.mean, "running.mean", x.shape, features)
     var = checks.feature_array(m.var, "running.var", x.shape, features)
     return Moments(jnp.ones_like(mean), mean, var)

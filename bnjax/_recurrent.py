@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from bnjax import _checks as checks
+
 NormFunction = Callable[[Array], Array]
 ANY_LENGTH = 2**31 - 1
 
@@ -73,7 +75,7 @@ def resize_steps(batch_stats: Any, steps: int, seen: int | None = None) -> Any:
     [1. 2. 2. 2.]
     """
     for name, value in (("steps", steps), ("seen", seen)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and not checks.positive_integer(value):
             raise ValueError(f"`{name}` must be a positive integer, but it is {value!r}.")
 
     def resized(t: Array) -> Array:

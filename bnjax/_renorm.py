@@ -104,7 +104,5 @@ def _corrections(
 
 
 def _check_limits(r_max: ArrayLike, d_max: ArrayLike) -> None:
-    checks.positive(r_max, "r_max")
+    checks.at_least(r_max, "r_max", 1, " r is clipped to 1 / r_max and r_max.")
     checks.positive(d_max, "d_max")
-    if isinstance(r_max, int | float) and r_max < 1:
-        raise ValueError(f"`r_max` must be at least 1, but it is {r_max}; r is clipped to 1 / r_max and r_max.")

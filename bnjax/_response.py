@@ -95,11 +95,12 @@ def local_response_norm(
     """
     x, features, mask = operands(x, axis, where)
     channel = one_channel_axis(features, axis)
-    if not isinstance(size, int) or size < 1:
+    number = checks.positive_integer(size)
+    if not number:
         raise ValueError(f"`size` must be a positive integer, but it is {size!r}.")
     square = jnp.square(valid(mask, wide(x)))
-    window = [size if a == channel else 1 for a in range(x.ndim)]
-    padding = [(size // 2, (size - 1) // 2) if a == channel else (0, 0) for a in range(x.ndim)]
+    window = [number if a == channel else 1 for a in range(x.ndim)]
+    padding = [(number // 2, (number - 1) // 2) if a == channel else (0, 0) for a in range(x.ndim)]
     total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * x.ndim, padding)
     return (x * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x))
 

@@ -220,25 +220,27 @@ def _measured(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim
 def _number_of_groups(num_groups: int | None, group_size: int | None, channels: int) -> int:
     """How many groups, by their number or their size."""
     if group_size is not None:
-        if not isinstance(group_size, int) or group_size <= 0 or channels % group_size:
+        size = checks.positive_integer(group_size)
+        if not size or channels % size:
             raise ValueError(
                 f"Number of channels ({channels}) is not multiple of the group size ({group_size}). "
                 "`group_size` must divide the channels."
             )
-        if num_groups not in (None, channels // group_size):
+        if num_groups not in (None, channels // size):
             raise ValueError(
                 "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
                 f"`num_groups=None`; it is {num_groups!r}, and `group_size` {group_size!r} of {channels} channels."
             )
-        return channels // group_size
+        return channels // size
     if num_groups is None:
         raise ValueError("Either `num_groups` or `group_size` should be specified, but both are None.")
-    if not isinstance(num_groups, int) or num_groups <= 0 or channels % num_groups:
+    groups = checks.positive_integer(num_groups)
+    if not groups or channels % groups:
         raise ValueError(
             f"Number of groups ({num_groups}) does not divide the number of channels ({channels}). "
             "`num_groups` must be a positive integer that does."
         )
-    return num_groups
+    return groups
 
 
 def _normalized(

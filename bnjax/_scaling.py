@@ -8,7 +8,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._moments import moments, valid
 from bnjax._normalize import normalize
-from bnjax._parts import mean_square, scaled, wide
+from bnjax._parts import mean_square, one_channel_axis, scaled, wide
 from bnjax._sample import layer_norm, rms_norm
 
 
@@ -76,7 +76,7 @@ def partial_rms_norm(
     [[1. 2. 3. 4.]]
     """
     x = checks.real_array(x)
-    (channel,) = checks.canonical_axes((axis,), x.ndim)
+    channel = one_channel_axis(checks.canonical_axes(axis, x.ndim), axis)
     n = int(fraction * x.shape[channel]) if 0 < fraction <= 1 else 0
     if n < 1:
         raise ValueError(

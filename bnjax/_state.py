@@ -132,6 +132,11 @@ def sync_batch_stats(batch_stats: Any, axis_name: AxisName, counts: ArrayLike | 
             f"`counts` must be a number, what this device weighs, but its shape is {jnp.shape(counts)}; under `pmap` "
             "or `vmap` map it over axis 0, under `shard_map` index it."
         )
+    if axis_name is None:
+        raise ValueError(
+            "`axis_name` must be a name, or a tuple of names, of `pmap`, `shard_map` or `vmap`, but it is None; under "
+            "plain `jit` running statistics are one set, and nothing is to be pooled."
+        )
     weight = jnp.asarray(1.0) if counts is None else jnp.maximum(jnp.asarray(counts, float), NEXT_TO_NOTHING)
     named, structure = _flat(batch_stats)
     axis_name = checks.hashable_name(axis_name)

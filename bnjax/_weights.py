@@ -182,5 +182,5 @@ def _check_spectral(w: Array, u: Array, n_steps: int) -> None:
         raise ValueError(
             f"`u` must be complex for a complex `w`, but its dtype is {u.dtype}; write `u.astype(w.dtype)`."
         )
-    if not isinstance(n_steps, int) or n_steps < 1:
+    if not checks.positive_integer(n_steps):
         raise ValueError(f"`n_steps` must be a positive integer, but it is {n_steps!r}.")

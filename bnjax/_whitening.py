@@ -122,7 +122,7 @@ def iterative_norm(
     [[1. 0.]
      [0. 1.]]
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not checks.positive_integer(steps):
         raise ValueError(f"`steps` must be a positive integer, but it is {steps!r}.")
     common = (axis, momentum, epsilon, where, axis_name, train, dtype)
     return _whitened(x, running, scale, bias, partial(_newton, steps), group_size, *common)
@@ -209,8 +209,8 @@ def _dot(subscripts: str, *factors: Array) -> Array:
 
 def group_of(channels: int, group_size: int) -> int:
     """How many channels are whitened together."""
-    size = min(group_size, channels) if isinstance(group_size, int) else 0
-    if size < 1 or channels % size:
+    size = min(checks.positive_integer(group_size), channels)
+    if not size or channels % size:
         raise ValueError(f"`group_size` must be a positive divisor of {channels} channels, but it is {group_size!r}.")
     return size
 

@@ -226,6 +226,11 @@ def test_dtypes_come_back_and_sums_are_wider():
     assert mean == 1.5
 
 
+def test_numbers_of_python_are_averaged_too():
+    mean = bnjax.accumulate(lambda x: {"rate": 0.5, "examples": len(x), "sum": x.sum()}, jnp.arange(6.0), 2)
+    assert jax.tree.map(float, mean) == {"rate": 0.5, "examples": 3.0, "sum": 7.5}
+
+
 def test_a_norm_called_twice_takes_two_steps_in_order():
     x = batch()
 

@@ -365,6 +365,10 @@ X = jnp.ones((4, 6))
 RUNNING = Moments(jnp.zeros(()), jnp.zeros(6), jnp.ones(6))
 
 
+def state(mean, var):
+    return Moments(jnp.zeros(()), jnp.zeros(mean), jnp.ones(var))
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -390,6 +394,28 @@ RUNNING = Moments(jnp.zeros(()), jnp.zeros(6), jnp.ones(6))
         (lambda: bnjax.partial_rms_norm(X, fraction=0.1), "`fraction` must be above 0"),
         (lambda: bnjax.scale_norm(X, X[0]), "`scale` must be one number"),
         (lambda: bnjax.batch_renorm(X, RUNNING, r_max=0.5), "`r_max` must be at least 1"),
+        (lambda: bnjax.batch_renorm(X, RUNNING, r_max=np.float32(0.5)), "`r_max` must be at least 1, but it is 0.5"),
+        (lambda: bnjax.batch_renorm(X, RUNNING, r_max=jnp.float32(0.5)), "`r_max` must be at least 1, but it is 0.5"),
+        (lambda: bnjax.batch_renorm(X, RUNNING, d_max=jnp.float32(-1)), "`d_max` must be finite and not negative"),
+        (lambda: bnjax.batch_renorm(X, state(5, 5)), r"`running.mean` must have .*\(6,\).*is \(5,\)"),
+        (lambda: bnjax.evo_norm_b0(X, state(5, 5)), r"`running.mean` must have .*\(6,\).*is \(5,\)"),
+        (lambda: bnjax.evo_norm_b0(X, state(6, 5)), r"`running.var` must have .*\(6,\).*is \(5,\)"),
+        (lambda: bnjax.evo_norm_b0(X, state((4, 6), (4, 6))), r"`running.mean` must have .*\(6,\).*is \(4, 6\)"),
+        (lambda: bnjax.switchable_norm(X, state(5, 5)), r"`running.mean` must have .*\(6,\).*is \(5,\)"),
+        (lambda: bnjax.switchable_norm(X, state(6, 5)), r"`running.var` must have .*\(6,\).*is \(5,\)"),
+        (lambda: bnjax.partial_rms_norm(X[None], axis=(1, 2)), r"`axis` must be one axis.* but it is \(1, 2\)"),
+        (
+            lambda: bnjax.batch_channel_norm(X, RUNNING, channel_scale=X[0], num_groups=2),
+            r"`channel_scale` must have the shape \(2,\), one for each group, .*\(6,\)",
+        ),
+        (
+            lambda: bnjax.batch_channel_norm(X, RUNNING, channel_bias=2.0, num_groups=2),
+            r"`channel_bias` must have the shape \(2,\), one for each group, .*\(\)",
+        ),
+        (lambda: bnjax.group_norm(X, num_groups=np.int64(4)), r"\(4\) does not divide .* \(6\)"),
+        (lambda: bnnx.FilterResponseNorm("a", rngs=RNGS()), "`num_features` must be a positive integer.*'a'"),
+        (lambda: bnnx.FilterResponseNorm((3, 0), rngs=RNGS()), r"`num_features` must be .*but it is \(3, 0\)"),
+        (lambda: bnjax.sync_batch_stats({}, None), "`axis_name` must be a name.* but it is None"),
         (lambda: bnjax.domain_batch_norm(X, RUNNING), r"`running.mean` must have the shape \(2, 6\)"),
         (
             lambda: bnnx.DomainBatchNorm(6, rngs=RNGS())(X, domain="other"),
@@ -415,3 +441,28 @@ RUNNING = Moments(jnp.zeros(()), jnp.zeros(6), jnp.ones(6))
 def test_errors(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("number", [np.int64, jnp.int32])
+def test_an_integer_of_any_make_is_one(number):
+    """Where Python's is."""
+    two, x = number(2), jnp.asarray(images(6))
+    same = [
+        lambda n: bnjax.group_norm(x, num_groups=n),
+        lambda n: bnjax.group_norm(x, num_groups=None, group_size=n),
+        lambda n: bnjax.evo_norm_s0(x, num_groups=n),
+        lambda n: bnjax.batch_channel_norm(x, RUNNING, num_groups=n)[0],
+        lambda n: bnjax.local_response_norm(x, size=n),
+        lambda n: bnjax.iterative_norm(x, Whitening(X[0], jnp.ones((3, 2, 2))), steps=n, group_size=n)[0],
+        lambda n: bnjax.spectral_norm(X, X[0], n_steps=n)[0],
+        lambda n: bnjax.resize_steps(X, n, seen=n),
+        lambda n: bnnx.FilterResponseNorm(3 * n, rngs=RNGS())(x),
+        lambda n: bnnx.BatchNormLSTMCell(2, 3, max_steps=n, rngs=RNGS()).norm_c.mean[...],
+    ]
+    for f in same:
+        np.testing.assert_array_equal(f(two), f(2))
+
+
+def test_one_axis_may_be_a_tuple_of_one():
+    x = jnp.asarray(images(6))
+    np.testing.assert_array_equal(*(bnjax.partial_rms_norm(x, fraction=0.5, axis=a) for a in (-1, (3,))))

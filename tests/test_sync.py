@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax import Moments, all_reduce, batch_norm, moments
+from bnjax import Moments, all_reduce, batch_norm, batch_renorm, moments
 from bnjax._devices import _fingerprint
 from tests import references
 from tests.apis import APIS
@@ -440,6 +440,17 @@ def test_running_means_that_differ_raise_or_are_nan_and_never_numbers(layout):
     for pivot in ("sample", None):
         want = references.batch_norm(sample(np.float32)[0], np.ones(SHAPE), np.ones(3), np.zeros(3)).y
         np.testing.assert_allclose(differing(layout, pivot=pivot), want, rtol=1e-5, atol=4e-6)
+
+
+def test_norms_that_take_no_pivot_are_not_told_to_change_it():
+    """Batch renormalization measures about the running mean, and nothing else."""
+
+    def local(x, mean):
+        return batch_renorm(x, Moments(jnp.zeros(()), mean[0], jnp.ones(3)), axis_name="d")[0]
+
+    f = jax.shard_map(local, mesh=mesh(), in_specs=P("d"), out_specs=P("d"))
+    with pytest.raises(ValueError, match=r"Pool .*`sync_batch_stats`.* where a norm takes a `pivot`, `pivot=None`"):
+        jax.eval_shape(f, jnp.ones(SHAPE), jnp.ones((DEVICES, 3)))
 
 
 @pytest.mark.parametrize("layout", ["vmap", "shard_map"])

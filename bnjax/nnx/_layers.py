@@ -1,6 +1,6 @@
 """The norms that Flax does not have, for nnx: one call, a row for each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from bnjax import _checks as checks
 from bnjax import _layers as shared
 from bnjax._modules import floating, no_moments, replaced, result_dtype
 from bnjax.nnx._batch import asked_for_moments
@@ -36,7 +37,15 @@ class Norm(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        self.num_features = (num_features,) if isinstance(num_features, int) else tuple(num_features)
+        lengths: Iterable[Any] = (num_features,)
+        if isinstance(num_features, Iterable) and not checks.positive_integer(num_features):
+            lengths = num_features
+        self.num_features = tuple(map(checks.positive_integer, lengths))
+        if not all(self.num_features):
+            raise ValueError(
+                "`num_features` must be a positive integer, or one for each of several feature axes, but it is "
+                f"{num_features!r}."
+            )
         self.dtype = dtype
         self.param_dtype = param_dtype
         known = shared.checked_options(type(self).__name__, self.layer, options)

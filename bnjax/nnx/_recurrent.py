@@ -9,6 +9,7 @@ from flax.nnx.nn.recurrent import RNNCellBase
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from bnjax import _checks as checks
 from bnjax._batch import batch_norm
 from bnjax._modules import no_moments
 from bnjax._moments import Moments
@@ -176,9 +177,10 @@ class BatchNormLSTMCell(_Cell):
         rngs: nnx.Rngs,
         **more: Any,
     ):
-        if not isinstance(max_steps, int) or max_steps < 1:
+        self.max_steps = checks.positive_integer(max_steps)
+        if not self.max_steps:
             raise ValueError(f"`max_steps` must be a positive integer, but it is {max_steps!r}.")
-        self.max_steps, self.momentum, self.axis_name = max_steps, momentum, axis_name
+        self.momentum, self.axis_name = momentum, axis_name
         self.use_running_average = use_running_average
         self.seen = nnx.BatchStat(jnp.zeros((), jnp.int32))
         super().__init__(in_features, hidden_features, rngs=rngs, **more)
