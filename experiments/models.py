@@ -15,11 +15,13 @@ import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from experiments.config import ModelConfig
+from experiments.errors import UserError
 
 Tree = Mapping[str, Any]
 ACTIVE = ("frn", "evonorm_b0", "evonorm_s0")  # have an activation of their own: no relu before them
 OF_IMAGES = ("instance", "frn", "evonorm_b0", "evonorm_s0", "grn", "switchable")  # measure an image's height and width
 OF_CHANNELS = ("positional", "scale", "pixel", "prms", "grn")  # measure the channels of a position
+OF_SOME_WIDTHS = ("prms", "dbn", "iternorm")  # take a part of the channels, or groups of so many
 Shape = tuple[int, int, int]
 
 
@@ -153,12 +155,29 @@ class NnxCNN(nnx.Module):
 
 
 def make_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any] | None = None) -> Network:
-    """The network of a config, for images of `shape`; `norm` are arguments of every norm of the batch."""
+    """The network of a config, for images of `shape`; `norm` are arguments of every norm of the batch.
+
+    Raises:
+      UserError: widths that the norm cannot take.
+    """
     make = {"linen": _linen_network, "nnx": _nnx_network}
-    network = make[config.api](config, shape, classes, norm or {})
+    try:
+        network = make[config.api](config, shape, classes, norm or {})
+        if config.norm in OF_SOME_WIDTHS:
+            jax.eval_shape(partial(_evaluated, network), jax.random.key(0), jnp.zeros((1, *shape)))
+    except ValueError as error:
+        raise UserError(
+            f"`config.model.norm={config.norm}` cannot take `config.model.widths={config.widths}`: {error} "
+            "Write other widths, or another norm."
+        ) from error
     if hands_out_moments(config):
         return network
     return network._replace(measure=partial(network.apply, train=True), hands_out=False)
+
+
+def _evaluated(network: Network, key: Array, x: Array) -> Array:
+    logits, _ = network.apply(*network.init(key), x, train=False, mask=jnp.ones(len(x), bool))
+    return logits
 
 
 def hands_out_moments(config: ModelConfig) -> bool:

@@ -68,7 +68,10 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def init_state(network: Network, optimizer: optax.GradientTransformation, dtype: str, key: Array) -> TrainState:
-    params, stats = jax.tree.map(lambda t: t.astype(dtype), network.init(key))
+    def cast(t: Array) -> Array:  # what counts steps stays an integer
+        return t.astype(dtype) if jnp.issubdtype(t.dtype, jnp.inexact) else t
+
+    params, stats = jax.tree.map(cast, network.init(key))
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 

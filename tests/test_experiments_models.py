@@ -1,6 +1,7 @@
 """The article's network: against one written with Flax alone, linen against nnx, and under a mask."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from experiments.config import NORMS, Config, ModelConfig, OptimizerConfig, TrainConfig
+from experiments.errors import UserError
 from experiments.models import make_network
 from experiments.parallel import make_layout
 from experiments.steps import eval_step, init_state, make_optimizer, measure, train_step
@@ -176,3 +178,20 @@ def test_every_norm_that_configs_offer_trains(norm, api, batch):
     new, sums = jax.eval_shape(functools.partial(train_step, network, optimizer, layout), state, batch)
     assert new == state
     assert jax.eval_shape(functools.partial(eval_step, network, layout), state, batch) == sums
+    wrong = [t for t in jax.tree.leaves(state.batch_stats) if t.dtype != (jnp.float64 if t.shape else jnp.int32)]
+    assert not wrong, "statistics are of the config's dtype, and what counts steps is an integer"
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+@pytest.mark.parametrize(
+    ("norm", "widths", "wrong"),
+    [
+        ("prms", (16, 15, 32), "15 features"),
+        ("dbn", (16, 24, 32), "24 channels"),
+        ("iternorm", (8, 8, 96), "96 channels"),
+    ],
+)
+def test_widths_that_a_norm_cannot_take_are_refused(norm, widths, wrong, api):
+    words = rf"`config.model.norm={norm}` .*`config.model.widths={re.escape(str(widths))}`: .* {wrong}"
+    with pytest.raises(UserError, match=words):
+        make_network(ModelConfig(api=api, norm=norm, widths=widths), (8, 12, 1), CLASSES)
