@@ -175,6 +175,46 @@ MUTANTS = [
         "test_battery.py::test_output_state_and_gradients[dbn]",
     ),
     Mutant(
+        "sample: instance norm measures the batch", "_sample.py",
+        "Sets(checks.other_axes((0, *features), x.ndim)", "Sets(checks.other_axes(features, x.ndim)",
+        "test_battery.py::test_output_state_and_gradients[instance]",
+    ),
+    Mutant(
+        "response: the threshold is zero", "_response.py",
+        "jnp.maximum(y, tau.astype(y.dtype))", "jnp.maximum(y, 0 * tau.astype(y.dtype))",
+        "test_battery.py::test_output_state_and_gradients[frn]",
+    ),
+    Mutant(
+        "response: the longer half of an even window comes after", "_response.py",
+        "(number // 2, (number - 1) // 2)", "((number - 1) // 2, number // 2)",
+        "test_battery.py::test_output_state_and_gradients[lrn]",
+    ),
+    Mutant(
+        "response: by the sum of lengths, not their mean", "_response.py",
+        "length.sum(channel, keepdims=True) / seen", "length.sum(channel, keepdims=True) / jnp.ones_like(seen)",
+        "test_battery.py::test_output_state_and_gradients[grn]",
+    ),
+    Mutant(
+        "evo: v is forgotten", "_evo.py",
+        "(t if v is None else t * v) +", "t +",
+        "test_battery.py::test_output_state_and_gradients[evonorm_b0]",
+    ),
+    Mutant(
+        "mixtures: weights that are no shares of one", "_mixtures.py",
+        "share = jax.nn.softmax(", "share = jax.nn.sigmoid(",
+        "test_battery.py::test_output_state_and_gradients[switchable]",
+    ),
+    Mutant(
+        "scaling: the part that is measured is the whole", "_scaling.py",
+        "moments(lax.slice_in_dim(x, 0, n, axis=channel)", "moments(lax.slice_in_dim(x, 0, None, axis=channel)",
+        "test_battery.py::test_output_state_and_gradients[prms]",
+    ),
+    Mutant(
+        "weights: all are taken for the inputs of a feature", "_weights.py",
+        "inputs = math.prod(w.shape[a] for a in measured)", "inputs = math.prod(w.shape)",
+        "test_family.py::test_gradients_of_weight_standardization[scaled_ws]",
+    ),
+    Mutant(
         "recurrent: examples past their end are measured", "linen/_recurrent.py",
         "mask = (step < lengths)[..., None]", "mask = (step <= lengths)[..., None]",
         "test_family_recurrent.py::test_statistics_are_of_each_step_and_of_the_examples_that_last",
@@ -185,14 +225,20 @@ MUTANTS = [
         "test_family_recurrent.py::test_steps_past_the_longest_seen_reuse_the_last[nnx]",
     ),
     Mutant(
-        "ghost: the shared state without the variance between slices", "_batch.py",
-        "slices.var + abs_sq(d))]", "slices.var + 0 * abs_sq(d))]",
+        "ghost: the shared state without the variance between slices", "_moments.py",
+        "m.count * (m.var + abs_sq(d))", "m.count * (m.var + 0 * abs_sq(d))",
         "test_sync.py::test_ghost_batches_stay_on_their_device_and_the_state_is_of_all[vmap]",
     ),
     Mutant(
         "pivot: the guard of those that differ is off", "_devices.py",
         "jnp.where(total == n * mark, t, jnp.nan)", "jnp.where(total == total, t, jnp.nan)",
         "test_sync.py::test_running_means_that_differ_raise_or_are_nan_and_never_numbers[vmap]",
+    ),
+    Mutant(
+        "pivot: features that all differ as much pass", "_devices.py",
+        "_mixed(lax.bitcast_convert_type(word.reshape(-1), jnp.uint32) ^ place)",
+        "(lax.bitcast_convert_type(word.reshape(-1), jnp.uint32) * place)",
+        "test_sync.py::test_no_difference_of_running_means_is_overlooked[all features by as much]",
     ),
     Mutant(
         "pool: devices weigh the same", "_state.py",
@@ -226,7 +272,7 @@ MUTANTS = [
 def copied(folder: Path) -> Path:
     """What the tests need, in `folder`."""
     without = shutil.ignore_patterns("__pycache__", ".*")
-    for name in ("bnjax", "tests"):
+    for name in ("bnjax", "docs", "experiments", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=without)
     for name in ("conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / name, folder / name)
