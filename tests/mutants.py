@@ -170,6 +170,12 @@ MUTANTS = [
         "test_battery.py::test_eight_devices_are_one[switchable]",
     ),
     Mutant(
+        "parts: the gradient does not go through the devices", "_parts.py",
+        "all_reduce(batch, checks.hashable_name(axis_name))",
+        "jax.lax.stop_gradient(all_reduce(batch, checks.hashable_name(axis_name)))",
+        "test_family_sync.py::test_gradients_over_eight_devices_are_those_of_one[switchable]",
+    ),
+    Mutant(
         "whitening: equal eigenvalues taken for the usual case", "_whitening.py",
         "a[:, :, None] * a[:, None, :] * (a[:, :, None] + a[:, None, :])", "2 * a[:, :, None] ** 2 * a[:, None, :]",
         "test_battery.py::test_output_state_and_gradients[dbn]",
