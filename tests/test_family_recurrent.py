@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
@@ -186,6 +188,31 @@ def test_the_carry_keeps_its_dtype(name, dtype):
     carry = next(c for kind, c in carry.items() if kind in name)
     got, _ = jax.eval_shape(partial(rnn(name).apply, mutable="batch_stats"), variables, x, initial_carry=carry)
     assert got.dtype == dtype
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+@pytest.mark.parametrize("name", CELLS)
+def test_over_devices_with_types_checked(name, api):
+    """As docs/devices.md says: the initial memory and output are made to vary, the step is not."""
+    x, _, variables = sample(name)
+    more = {"axis_name": "d"} if "Batch" in name else {}
+
+    def f(x):
+        layer = rnn(name, **more)
+        if api == "nnx":
+            steps = {"max_steps": TIME} if more else {}
+            layer = nnx.RNN(getattr(bnnx, name)(INPUTS, FEATURES, rngs=nnx.Rngs(0), **more, **steps))
+        shape = (len(x), INPUTS)
+        carry = layer.cell.initialize_carry(*([None] if api == "linen" else []), shape)
+        vary = partial(jax.lax.pcast, axis_name="d", to="varying")
+        carry = (*vary(carry[:2]), *carry[2:]) if isinstance(carry, tuple) else vary(carry)
+        if api == "nnx":
+            return layer(x, initial_carry=carry)
+        return layer.apply(variables, x, initial_carry=carry, mutable="batch_stats")[0]
+
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    f = jax.shard_map(f, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
+    assert jax.eval_shape(f, x).shape == (BATCH, TIME, FEATURES)
 
 
 def test_errors():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnjax.linen
@@ -65,3 +65,27 @@ def test_gradients_over_eight_devices_are_those_of_one(name, x64):
     for got in together:
         assert_close(got, alone, 1e-9)
     assert all(np.abs(t).max() > 1e-3 for t in jax.tree.leaves(alone))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_on_an_explicit_mesh_of_the_batch(name):
+    """All norms but two run, gradients and all, and those two say that JAX cannot; types are enough to know."""
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
+    layer = bnjax.linen.make_norm(name, **ROWS[name].options)()
+    call = {"use_running_average": False} if NORMS[name].takes_running_average else {}
+    variables = jax.eval_shape(partial(layer.init, **call), jax.random.key(0), jnp.ones((16, 4, 4, 6)))
+
+    def gradients(variables, x):
+        y, pullback, _ = jax.vjp(
+            lambda v, x: layer.apply(v, x, **call, mutable="batch_stats"), variables, x, has_aux=True
+        )
+        return y, pullback(y)[1]
+
+    with jax.set_mesh(mesh):
+        x = jax.ShapeDtypeStruct((16, 4, 4, 6), jnp.float32, sharding=NamedSharding(mesh, P("d", None, None, None)))
+        if name in ("dbn", "iternorm"):
+            with pytest.raises(Exception, match="reshape is not supported"):  # JAX's ShardingTypeError, which it hides
+                jax.eval_shape(gradients, variables, x)
+        else:
+            y, dx = jax.eval_shape(gradients, variables, x)
+            assert y.sharding.spec == dx.sharding.spec == x.sharding.spec
