@@ -189,6 +189,17 @@ def output(form: Form, z: Array) -> Array:
     return (jnp.maximum(z, 0) if form.relu else z).astype(form.out)
 
 
+def written(form: Form, affine: Affine, y: Array) -> Array:
+    """The output of a block as it is: rounded to its dtype, for XLA's GPU compiler too.
+
+    It is the next block's residual, and so on. The compiler would leave out the rounding between them and keep the sums
+    in float32 for the masks of the backward pass: a sixth of the memory of a ResNet's step, a tenth of its traffic.
+    """
+    if affine.residual is None or not form.relu or form.out == form.wide:
+        return y
+    return lax.platform_dependent(y, cuda=lax.optimization_barrier, default=lambda same: same)
+
+
 def centre(form: Form, x: Array, c: Array, mask: Array | None) -> Array:
     """x - c; zero where masked out and not finite, so that it reaches no other gradient."""
     d = x.astype(form.wide) - c

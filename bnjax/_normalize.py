@@ -32,6 +32,7 @@ from bnjax._affine import (
     output,
     recomputed,
     tangent,
+    written,
 )
 from bnjax._devices import AxisName, Groups, groups_refused, psum, psum_about
 from bnjax._moments import (
@@ -176,9 +177,11 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     """The mean about `c`, the variance as rounding left it (below zero perhaps) and the count."""
-    d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in (again((x, c)), again(again((x, c)))))
+    # The other way round than anywhere else: where XLA's GPU compiler writes a difference to memory for the sums, as it
+    # does for few rows, it would otherwise keep it, in float32, for all that follows, the backward pass included.
+    d, d_again = (valid(mask, c - x.astype(form.wide)) for x, c in (again((x, c)), again(again((x, c)))))
     count = count_valid(mask, x.shape, sets.axes, form.wide)
-    s1, s2 = d.sum(sets.axes, keepdims=True), abs_sq(d_again).sum(sets.axes, keepdims=True)
+    s1, s2 = -d.sum(sets.axes, keepdims=True), abs_sq(d_again).sum(sets.axes, keepdims=True)
     count, s1, s2 = _combine(sets, (count, s1, s2), c)
     count = jnp.asarray(count, checks.real_dtype(form.wide))
     about = about_pivot if sets.use_mean and sets.exact else _about_mean
@@ -215,7 +218,7 @@ def _sums(form: Form, sets: Sets, x: Array, c: Array, dx: Array, mask: Array | N
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apply(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array, mask: Array | None) -> Array:
-    return output(form, line(x.astype(form.wide) - c, affine, delta, var))
+    return written(form, affine, output(form, line(x.astype(form.wide) - c, affine, delta, var)))
 
 
 @_apply.defjvp
