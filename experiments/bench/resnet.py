@@ -97,7 +97,8 @@ class ResNet(nn.Module):
             y = y if residual is None else residual + y
             return nn.relu(y) if relu else y
 
-        stem, stage = (bnn.remat(unit) if self.remat else unit for unit in (Stem, Stage))
+        stem = bnn.remat(Stem) if self.remat else Stem
+        stage = bnn.remat(Stage) if self.remat else Stage
         x = stem(self.filters, conv, norm, name="Stem")(x)
         for i, blocks in enumerate(self.stages):
             x = stage(sum(self.stages[:i]), blocks, i > 0, self.filters * 2**i, conv, norm, name=f"Stage_{i}")(x)
