@@ -223,7 +223,7 @@ class Rows(NamedTuple):
 
 
 def neighbours(shape: tuple[int, ...], axes: Iterable[int]) -> Rows | None:
-    """The first of `axes` with seven to 32 neighbours: fewer gain nothing, and more do not stay in a CPU's registers."""
+    """The first of `axes` with seven to 32 neighbours: fewer gain nothing, and more leave a CPU's registers."""
     for axis in axes:
         number = max((k for k in range(7, 33) if shape[axis] % k == 0), default=0)
         if number and shape[axis]:

@@ -23,6 +23,7 @@ from bnjax._affine import (
     Activation,
     Affine,
     Form,
+    Rows,
     activate,
     affine_of,
     again,
@@ -188,23 +189,27 @@ def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) ->
 
 def _power_sums(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
     """The sums of x - c and |x - c|^2. Not differentiated."""
-
-    def each(x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-        d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in (again((x, c)), again(again((x, c)))))
-        return d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
-
-    def both(x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-        d = valid(mask, x.astype(form.wide) - c).reshape(rows.split(x.shape)[1])
-        zero = jnp.zeros((), d.dtype)
-        sums = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
-        return tuple(t.sum(axes, keepdims=True) for t in sums)
-
     spec = jax.typeof(x).sharding.spec
     rows = neighbours(x.shape, [a for a in axes if 0 < a < x.ndim - 1 and spec[a] is None])
+    each = partial(_one_by_one, form, axes)
     if rows is None or jnp.iscomplexobj(x):
         return each(x, c, mask)
-    # On a CPU one pass for both: XLA's own loop, which is fast over a few neighbours, not over all.
-    return lax.platform_dependent(x, c, mask, cpu=both, default=each)
+    return lax.platform_dependent(x, c, mask, cpu=partial(_at_once, form, axes, rows), default=each)
+
+
+def _one_by_one(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
+    d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in (again((x, c)), again(again((x, c)))))
+    return d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
+
+
+def _at_once(
+    form: Form, axes: tuple[int, ...], rows: Rows, x: Array, c: Array, mask: Array | None
+) -> tuple[Array, Array]:
+    """For a CPU, in one pass: XLA's own loop for two sums, which is fast over a few neighbours, not over all."""
+    d = valid(mask, x.astype(form.wide) - c).reshape(rows.split(x.shape)[1])
+    zero = jnp.zeros((), d.dtype)
+    s1, s2 = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
+    return s1.sum(axes, keepdims=True), s2.sum(axes, keepdims=True)
 
 
 @_measured.defjvp
