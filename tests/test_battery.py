@@ -99,8 +99,18 @@ def kept(name, variables, new):
     return {k: 0.9 * old[k] + 0.1 * np.asarray(new[k]) for k in old}
 
 
+def weighted(name, x, params, g, n, state):
+    return (formula(name, x, {"params": params, "batch_stats": state}, n)[0] * g).sum()
+
+
+@partial(jax.jit, static_argnums=0)
+def autodiff(name, *arrays):
+    """The gradients of the formula to x and the parameters."""
+    return jax.grad(partial(weighted, name), (0, 1))(*arrays)
+
+
 def expected(name, x, g, variables, n=None):
-    """In float64, by numpy: output and state from the formula, and gradients by finite differences of it."""
+    """In float64, by the formula: output, state, and gradients; and what `weighted` was differentiated at."""
     n = np.ones(x.shape) if n is None else n
     x, g, variables = wide((x, g, variables))
     y, new = formula(name, x, variables, n)
@@ -109,18 +119,20 @@ def expected(name, x, g, variables, n=None):
         limits = {k: ROWS[name].options[k] for k in ("r_max", "d_max")}
         moments = family.mean_var(x, n, family.batch(x))
         state = state | {"corrections": family.corrections(*moments, state, **limits)}
-
-    def loss(x, params):
-        return (formula(name, x, {"params": params, "batch_stats": state}, n)[0] * g).sum()
-
-    return y, kept(name, variables, new), *differences(loss, (x, variables["params"]))
+    arrays = x, variables["params"], g, n, state
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):  # the formulas are written for numpy
+        dx, dparams = wide(autodiff(name, *arrays))
+    return (y, kept(name, variables, new), dx, dparams), arrays
 
 
 @each
 def test_output_state_and_gradients(name):
     x, g, variables = sample(name)
     got = gradients(name, x, g, variables, None, inputs(name, x))
-    assert_close(got, expected(name, x, g, variables))
+    want, (x, params, *constants) = expected(name, x, g, variables)
+    assert_close(got, want)
+    loss = lambda x, params: weighted(name, x, params, *constants)  # noqa: E731
+    assert_close(want[2:], differences(loss, (x, params)), 1e-8)
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -130,7 +142,7 @@ def test_masked_out_is_not_there(name):
     n[..., 0] = n[:, 0, 0] = True  # something everywhere
     if name in CHANNELS_TOGETHER:
         n = np.broadcast_to(n[..., :1], SHAPE)  # the formula's; the norm takes one for all channels
-    y, state, dx, dparams = expected(name, np.where(n, x, 0), g * n, variables, n.astype(float))
+    (y, state, dx, dparams), _ = expected(name, np.where(n, x, 0), g * n, variables, n.astype(float))
     got = gradients(name, np.where(n, x, np.nan), g * n, variables, mask_of(name, n), inputs(name, x))
     assert_close((np.where(n, got[0], 0), *got[1:]), (y * n, state, dx, dparams))
     gone = np.arange(SHAPE[1]) < SHAPE[1] - 1  # the last row, taken away
