@@ -1,5 +1,6 @@
 """Strict: no rank promotion unasked, warnings are errors, and eight devices to be distributed over."""
 
+import contextlib
 import functools
 import os
 
@@ -46,17 +47,30 @@ def quick(options_of):
     return chosen
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly(request):
-    if request.module.__name__.removeprefix("tests.test_") in COMPILED_IN_FULL:
-        yield
-        return
+@contextlib.contextmanager
+def quickly():
     known()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "get_compile_options", quick(compiler.get_compile_options))
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled(request):
+    full = request.module.__name__.removeprefix("tests.test_") in COMPILED_IN_FULL
+    if full:
+        jax.clear_caches()  # of what other files compiled
+    with contextlib.nullcontext() if full else quickly():
+        yield
+
+
+@pytest.fixture
+def compile_quickly():
+    """For the tests that train little, in a file that is compiled in full."""
+    with quickly():
+        yield
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
