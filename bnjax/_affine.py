@@ -4,7 +4,7 @@ A map is `(d - delta) * rsqrt(var + epsilon) * scale + bias + residual`, then pe
 Its tangent is written so that the backward pass keeps `x` in its own dtype and small vectors.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -82,17 +82,19 @@ def activate(y: Array, activation: Activation) -> Array:
 
 def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
     """The tangent of `output(line(...))` at `(x, affine, c, delta, var)`."""
-    plain = partial(_tangent, form, gpu=False)
-    return recomputed(form, plain, primals, tangents, mask, on_gpu=partial(_tangent, form, gpu=True))
+    f = partial(_tangent, form)
+    return recomputed(form, f, primals, tangents, mask, cpu=partial(f, spread=_by_rows), cuda=partial(f, spread=_whole))
 
 
-def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu: bool) -> Array:
+def _tangent(
+    form: Form, primals: Any, tangents: Any, mask: Array | None, *, spread: Callable[..., Any] | None = None
+) -> Array:
     x, affine, c, delta, var = primals
     daffine = tangents[1]
     if affine.scale is not None and any(s > v for s, v in zip(affine.scale.shape, var.shape, strict=True)):
         dz = _of_parts(form, primals, tangents, mask)
     else:
-        dz = _of_line(form, primals, tangents, mask, gpu)
+        dz = _of_line(form, primals, tangents, mask, spread)
     if mask is not None:  # the transpose drops the cotangents of what is not finite, which may not be finite either
         dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
     if affine.residual is not None:
@@ -104,8 +106,11 @@ def _tangent(form: Form, primals: Any, tangents: Any, mask: Array | None, *, gpu
     return dz
 
 
-def _of_line(form: Form, primals: Any, tangents: Any, mask: Array | None, gpu: bool) -> Array:
-    """The tangent of `a * d + shift`: with features that are measured one by one, a and shift are small."""
+def _of_line(form: Form, primals: Any, tangents: Any, mask: Array | None, spread: Callable[..., Any] | None) -> Array:
+    """The tangent of `a * d + shift`: with features that are measured one by one, a and shift are small.
+
+    The transpose of what makes them large is how they are summed; `spread` is a compiler's own way to do it.
+    """
     x, affine, c, delta, var = primals
     dx, daffine, dmean, dvar = tangents
     r = lax.rsqrt(var + affine.epsilon)
@@ -116,8 +121,8 @@ def _of_line(form: Form, primals: Any, tangents: Any, mask: Array | None, gpu: b
     shift = -delta * da - a * dmean
     if affine.bias is not None:
         shift = shift + daffine.bias
-    if gpu:
-        shift, da = _as_complex(shift, da, x.shape)
+    if spread is not None and shift.shape == da.shape and not jnp.iscomplexobj(shift):
+        shift, da = spread(shift, da, x.shape)
     return dx.astype(form.wide) * a + centre(form, x, c, mask) * da + shift
 
 
@@ -142,6 +147,16 @@ def again(tree: Any) -> Any:
     return lax.platform_dependent(tree, cpu=barriers, default=lambda same: same)
 
 
+def apart(sums: Any, by: Array) -> Any:
+    """The same sums, `by` being no NaN; what is done with them, and with their transpose, the CPU computes apart.
+
+    XLA hands sums to a library there and what follows along with them, up to the gradient of the input, which then
+    costs several arrays of its size. A choice between two numbers it keeps.
+    """
+    chosen = partial(jax.tree.map, lambda t: jnp.where(jnp.isnan(by), jnp.nan, t))
+    return lax.platform_dependent(sums, cpu=chosen, default=lambda same: same)
+
+
 @contextmanager
 def within_remat() -> Iterator[None]:
     """Norms called here are within a `jax.checkpoint` that knows what to keep. Two, one in the other, keep more."""
@@ -152,29 +167,68 @@ def within_remat() -> Iterator[None]:
         _within_remat.reset(token)
 
 
-def recomputed(form: Form, f: Callable[..., Any], *args: Any, on_gpu: Callable[..., Any] | None = None) -> Any:
+def recomputed(form: Form, f: Callable[..., Any], *args: Any, **on: Callable[..., Any]) -> Any:
     """`f(*args)`, of which the backward pass keeps the arguments only, written as each compiler wants it.
 
     CPU: behind a barrier (`prevent_cse`), or the forward pass keeps `x - c` in float32: half as much memory again.
-    Elsewhere without: there a barrier parts the sums from the fusions around them, and costs traffic.
+    Elsewhere without: there a barrier parts the sums from the fusions around them, and costs traffic. `on` says the
+    same as `f` in another way for a platform.
     """
-    branches = {"cpu": jax.checkpoint(f)} | ({} if on_gpu is None else {"cuda": on_gpu})
+    branches = on | {"cpu": jax.checkpoint(on.get("cpu", f))}
     either = partial(lax.platform_dependent, **branches, default=f)
     return (jax.checkpoint(either, prevent_cse=False) if form.keeps else either)(*args)
 
 
-def _as_complex(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+def _whole(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Both at the shape of the input, as the two parts of one complex array.
 
     Its transpose is one sum of complex numbers for both gradients. XLA's GPU compiler fuses what comes before
     (relu's mask, say) into a single sum and into what follows; before two it writes it to memory: 15 % of the
-    traffic of a ResNet's step. Only where features are innermost, and for real numbers.
+    traffic of a ResNet's step. Only where features are innermost.
     """
-    if jnp.iscomplexobj(shift) or shift.shape != da.shape or da.shape[-1:] != shape[-1:]:
+    return _as_complex(shift, da, shape) if da.shape[-1:] == shape[-1:] else (shift, da)
+
+
+def _by_rows(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """For one gradient an example, as in group norm: first along a few neighbours, as complex numbers.
+
+    The transpose sums in two steps. The CPU's library, which would do it in one, writes the products of all examples
+    to memory first, and it leaves complex numbers to XLA.
+    """
+    rows = neighbours(shape, [a for a in range(1, len(shape) - 1) if da.shape[a] == 1])
+    if rows is None or da.shape[0] != shape[0]:
         return shift, da
+    few, many = rows.split(shape)
+    shift, da = (jnp.broadcast_to(jnp.expand_dims(t, rows.axis + 1), few) for t in (shift, da))
+    return jax.tree.map(lambda t: t.reshape(shape), _as_complex(shift, da, many))
+
+
+def _as_complex(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     both = lax.complex(shift, da)
     both = both + jnp.zeros(shape, both.dtype)
     return both.real, both.imag
+
+
+class Rows(NamedTuple):
+    """An axis, and how many neighbours along it are summed first."""
+
+    axis: int
+    number: int
+
+    def split(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes where the axis is one of sums and one of neighbours: of the sums, and of all."""
+        before, after = shape[: self.axis], shape[self.axis + 1 :]
+        parts = shape[self.axis] // self.number
+        return (*before, parts, 1, *after), (*before, parts, self.number, *after)
+
+
+def neighbours(shape: tuple[int, ...], axes: Iterable[int]) -> Rows | None:
+    """The first of `axes` with seven to 32 neighbours: fewer gain nothing, and more leave a CPU's registers."""
+    for axis in axes:
+        number = max((k for k in range(7, 33) if shape[axis] % k == 0), default=0)
+        if number and shape[axis]:
+            return Rows(axis, number)
+    return None
 
 
 def line(d: Array, affine: Affine, delta: Array, var: Array) -> Array:

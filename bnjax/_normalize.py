@@ -23,12 +23,15 @@ from bnjax._affine import (
     Activation,
     Affine,
     Form,
+    Rows,
     activate,
     affine_of,
     again,
+    apart,
     centre,
     form_of,
     line,
+    neighbours,
     output,
     recomputed,
     tangent,
@@ -177,15 +180,39 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     """The mean about `c`, the variance as rounding left it (below zero perhaps) and the count."""
-    # The other way round than anywhere else: where XLA's GPU compiler writes a difference to memory for the sums, as it
-    # does for few rows, it would otherwise keep it, in float32, for all that follows, the backward pass included.
-    d, d_again = (valid(mask, c - x.astype(form.wide)) for x, c in (again((x, c)), again(again((x, c)))))
     count = count_valid(mask, x.shape, sets.axes, form.wide)
-    s1, s2 = -d.sum(sets.axes, keepdims=True), abs_sq(d_again).sum(sets.axes, keepdims=True)
+    s1, s2 = _power_sums(form, sets.axes, x, c, mask)
     count, s1, s2 = _combine(sets, (count, s1, s2), c)
     count = jnp.asarray(count, checks.real_dtype(form.wide))
     about = about_pivot if sets.use_mean and sets.exact else _about_mean
     return *about(count, s1, s2), count
+
+
+def _power_sums(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
+    """The sums of x - c and |x - c|^2. Not differentiated."""
+    spec = jax.typeof(x).sharding.spec
+    rows = neighbours(x.shape, [a for a in axes if 0 < a < x.ndim - 1 and spec[a] is None])
+    each = partial(_one_by_one, form, axes)
+    if rows is None or jnp.iscomplexobj(x):
+        return each(x, c, mask)
+    return lax.platform_dependent(x, c, mask, cpu=partial(_at_once, form, axes, rows), default=each)
+
+
+def _one_by_one(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
+    # The other way round than anywhere else: where XLA's GPU compiler writes a difference to memory for the sums, as it
+    # does for few rows, it would otherwise keep it, in float32, for all that follows, the backward pass included.
+    d, d_again = (valid(mask, c - x.astype(form.wide)) for x, c in (again((x, c)), again(again((x, c)))))
+    return -d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
+
+
+def _at_once(
+    form: Form, axes: tuple[int, ...], rows: Rows, x: Array, c: Array, mask: Array | None
+) -> tuple[Array, Array]:
+    """For a CPU, in one pass: XLA's own loop for two sums, which is fast over a few neighbours, not over all."""
+    d = valid(mask, x.astype(form.wide) - c).reshape(rows.split(x.shape)[1])
+    zero = jnp.zeros((), d.dtype)
+    s1, s2 = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
+    return s1.sum(axes, keepdims=True), s2.sum(axes, keepdims=True)
 
 
 @_measured.defjvp
@@ -197,8 +224,9 @@ def _measured_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
 def _measured_tangent(form: Form, sets: Sets, primals: Any, dx: Array, moments: Any) -> tuple[Array, Array]:
     """The tangents of the mean and the variance."""
     x, c, mask = primals
-    delta, _, count = moments
-    t1, t2 = _combine(sets, recomputed(form, partial(_sums, form, sets), x, c, dx, mask))
+    delta, var, count = moments
+    sums = recomputed(form, partial(_sums, form, sets), x, c, dx, mask)
+    t1, t2 = _combine(sets, sums if sets.pools is None else apart(sums, var))
     k = at_least_one(count)
     ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
     return ddelta, 2 * (t2 / k - dot(delta, ddelta))
