@@ -23,20 +23,16 @@ from bnjax._affine import (
     Activation,
     Affine,
     Form,
-    Rows,
     activate,
     affine_of,
-    again,
-    apart,
     centre,
     form_of,
     line,
-    neighbours,
     output,
-    recomputed,
     tangent,
     written,
 )
+from bnjax._compilers import Rows, again, apart, neighbours, recomputed
 from bnjax._devices import AxisName, Groups, groups_refused, psum, psum_about
 from bnjax._moments import (
     Moments,
@@ -225,7 +221,7 @@ def _measured_tangent(form: Form, sets: Sets, primals: Any, dx: Array, moments: 
     """The tangents of the mean and the variance."""
     x, c, mask = primals
     delta, var, count = moments
-    sums = recomputed(form, partial(_sums, form, sets), x, c, dx, mask)
+    sums = recomputed(form.keeps, partial(_sums, form, sets), x, c, dx, mask)
     t1, t2 = _combine(sets, sums if sets.pools is None else apart(sums, var))
     k = at_least_one(count)
     ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
