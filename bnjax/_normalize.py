@@ -187,7 +187,7 @@ def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) ->
 def _power_sums(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
     """The sums of x - c and |x - c|^2. Not differentiated."""
     spec = jax.typeof(x).sharding.spec
-    rows = neighbours(x.shape, [a for a in axes if 0 < a < x.ndim - 1 and spec[a] is None])
+    rows = neighbours(x.shape, [a for i, a in enumerate(axes) if i == 0 or spec[a] is None])
     each = partial(_one_by_one, form, axes)
     if rows is None or jnp.iscomplexobj(x):
         return each(x, c, mask)
