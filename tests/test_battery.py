@@ -158,6 +158,16 @@ def test_masked_out_is_not_there(name):
     assert_close((got[0][:, gone], got[1]), stepped(name, x[:, gone], variables))
 
 
+@pytest.mark.parametrize("name", ["batch", "ghost", "group", "instance", "switchable"])
+def test_images_whose_rows_are_summed_first(name):
+    """Seven neighbours or more, which a CPU sums apart from the rest (bnjax/_compilers.py)."""
+    x, g, variables = sample(name, (4, 3, 14, 6))
+    n = np.random.default_rng(3).random(x.shape) < 0.7
+    (y, state, dx, dparams), _ = expected(name, np.where(n, x, 0), g * n, variables, n.astype(float))
+    got = gradients(name, np.where(n, x, np.nan), g * n, variables, n, inputs(name, x))
+    assert_close((np.where(n, got[0], 0), *got[1:]), (y * n, state, dx, dparams))
+
+
 @pytest.mark.parametrize("name", MASKED)
 def test_where_nothing_is_valid(name):
     """All is finite, and the state is kept; NaN included."""
