@@ -1,6 +1,14 @@
-"""What doctests may name without importing it."""
+"""What doctests may name without importing it, and how tests are shared out."""
 
 import pytest
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Neighbours stay together, since what one test of a file compiles serves the next."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(autouse=True)

@@ -4,20 +4,17 @@ A map is `(d - delta) * rsqrt(var + epsilon) * scale + bias + residual`, then pe
 Its tangent is written so that the backward pass keeps `x` in its own dtype and small vectors.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax._compilers import again, by_rows, keeps_by_itself, recomputed, whole
 
-_within_remat = ContextVar("within_remat", default=False)
 Activation = str | Callable[[Array], Array] | None
 
 
@@ -46,7 +43,7 @@ def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
     if activation == "relu" and jnp.iscomplexobj(x):
         raise ValueError("`activation` is 'relu', which has no meaning for a complex `x`; pass a callable.")
     out = checks.output_dtype(dtype, x)
-    return Form(checks.stat_dtype(x, out), out, activation == "relu", not _within_remat.get())
+    return Form(checks.stat_dtype(x, out), out, activation == "relu", keeps_by_itself())
 
 
 def affine_of(
@@ -83,7 +80,9 @@ def activate(y: Array, activation: Activation) -> Array:
 def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
     """The tangent of `output(line(...))` at `(x, affine, c, delta, var)`."""
     f = partial(_tangent, form)
-    return recomputed(form, f, primals, tangents, mask, cpu=partial(f, spread=_by_rows), cuda=partial(f, spread=_whole))
+    return recomputed(
+        form.keeps, f, primals, tangents, mask, cpu=partial(f, spread=by_rows), cuda=partial(f, spread=whole)
+    )
 
 
 def _tangent(
@@ -138,99 +137,6 @@ def _of_parts(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Ar
     return dz if affine.bias is None else dz + daffine.bias
 
 
-def again(tree: Any) -> Any:
-    """The same arrays, from which XLA's CPU compiler computes anew.
-
-    What two sums share, such as `x - c`, it would otherwise write to memory for them, at full size and in float32.
-    """
-    barriers = partial(jax.tree.map, lax.optimization_barrier)  # one each: together they would vary together
-    return lax.platform_dependent(tree, cpu=barriers, default=lambda same: same)
-
-
-def apart(sums: Any, by: Array) -> Any:
-    """The same sums, `by` being no NaN; what is done with them, and with their transpose, the CPU computes apart.
-
-    XLA hands sums to a library there and what follows along with them, up to the gradient of the input, which then
-    costs several arrays of its size. A choice between two numbers it keeps.
-    """
-    chosen = partial(jax.tree.map, lambda t: jnp.where(jnp.isnan(by), jnp.nan, t))
-    return lax.platform_dependent(sums, cpu=chosen, default=lambda same: same)
-
-
-@contextmanager
-def within_remat() -> Iterator[None]:
-    """Norms called here are within a `jax.checkpoint` that knows what to keep. Two, one in the other, keep more."""
-    token = _within_remat.set(True)
-    try:
-        yield
-    finally:
-        _within_remat.reset(token)
-
-
-def recomputed(form: Form, f: Callable[..., Any], *args: Any, **on: Callable[..., Any]) -> Any:
-    """`f(*args)`, of which the backward pass keeps the arguments only, written as each compiler wants it.
-
-    CPU: behind a barrier (`prevent_cse`), or the forward pass keeps `x - c` in float32: half as much memory again.
-    Elsewhere without: there a barrier parts the sums from the fusions around them, and costs traffic. `on` says the
-    same as `f` in another way for a platform.
-    """
-    branches = on | {"cpu": jax.checkpoint(on.get("cpu", f))}
-    either = partial(lax.platform_dependent, **branches, default=f)
-    return (jax.checkpoint(either, prevent_cse=False) if form.keeps else either)(*args)
-
-
-def _whole(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Both at the shape of the input, as the two parts of one complex array.
-
-    Its transpose is one sum of complex numbers for both gradients. XLA's GPU compiler fuses what comes before
-    (relu's mask, say) into a single sum and into what follows; before two it writes it to memory: 15 % of the
-    traffic of a ResNet's step. Only where features are innermost.
-    """
-    return _as_complex(shift, da, shape) if da.shape[-1:] == shape[-1:] else (shift, da)
-
-
-def _by_rows(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """For one gradient an example, as in group norm: first along a few neighbours, as complex numbers.
-
-    The transpose sums in two steps. The CPU's library, which would do it in one, writes the products of all examples
-    to memory first, and it leaves complex numbers to XLA.
-    """
-    rows = neighbours(shape, [a for a in range(1, len(shape) - 1) if da.shape[a] == 1])
-    if rows is None or da.shape[0] != shape[0]:
-        return shift, da
-    few, many = rows.split(shape)
-    shift, da = (jnp.broadcast_to(jnp.expand_dims(t, rows.axis + 1), few) for t in (shift, da))
-    return jax.tree.map(lambda t: t.reshape(shape), _as_complex(shift, da, many))
-
-
-def _as_complex(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    both = lax.complex(shift, da)
-    both = both + jnp.zeros(shape, both.dtype)
-    return both.real, both.imag
-
-
-class Rows(NamedTuple):
-    """An axis, and how many neighbours along it are summed first."""
-
-    axis: int
-    number: int
-
-    def split(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes where the axis is one of sums and one of neighbours: of the sums, and of all."""
-        before, after = shape[: self.axis], shape[self.axis + 1 :]
-        parts = shape[self.axis] // self.number
-        return (*before, parts, 1, *after), (*before, parts, self.number, *after)
-
-
-def neighbours(shape: tuple[int, ...], axes: Iterable[int]) -> Rows | None:
-    """The first of `axes` with seven to 32 neighbours: fewer gain nothing, and more do not stay in a CPU's registers."""
-    for axis in axes:
-        number = max((k for k in range(7, 33) if shape[axis] % k == 0), default=0)
-        if number and shape[axis]:
-            return Rows(axis, number)
-    return None
-
-
 def line(d: Array, affine: Affine, delta: Array, var: Array) -> Array:
     """(d - delta) * rsqrt(var + epsilon) * scale + bias + residual, with one product an element."""
     a = _times(lax.rsqrt(var + affine.epsilon), affine.scale)
@@ -241,6 +147,17 @@ def line(d: Array, affine: Affine, delta: Array, var: Array) -> Array:
 
 def output(form: Form, z: Array) -> Array:
     return (jnp.maximum(z, 0) if form.relu else z).astype(form.out)
+
+
+def written(form: Form, affine: Affine, y: Array) -> Array:
+    """The output of a block as it is: rounded to its dtype, for XLA's GPU compiler too.
+
+    It is the next block's residual, and so on. The compiler would leave out the rounding between them and keep the sums
+    in float32 for the masks of the backward pass: a sixth of the memory of a ResNet's step, a tenth of its traffic.
+    """
+    if affine.residual is None or not form.relu or form.out == form.wide:
+        return y
+    return lax.platform_dependent(y, cuda=lax.optimization_barrier, default=lambda same: same)
 
 
 def centre(form: Form, x: Array, c: Array, mask: Array | None) -> Array:

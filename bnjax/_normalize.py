@@ -25,16 +25,14 @@ from bnjax._affine import (
     Form,
     activate,
     affine_of,
-    again,
-    apart,
     centre,
     form_of,
     line,
-    neighbours,
     output,
-    recomputed,
     tangent,
+    written,
 )
+from bnjax._compilers import Rows, again, apart, neighbours, recomputed
 from bnjax._devices import AxisName, Groups, groups_refused, psum, psum_about
 from bnjax._moments import (
     Moments,
@@ -188,23 +186,29 @@ def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) ->
 
 def _power_sums(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
     """The sums of x - c and |x - c|^2. Not differentiated."""
-
-    def each(x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-        d, d_again = (valid(mask, x.astype(form.wide) - c) for x, c in (again((x, c)), again(again((x, c)))))
-        return d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
-
-    def both(x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-        d = valid(mask, x.astype(form.wide) - c).reshape(rows.split(x.shape)[1])
-        zero = jnp.zeros((), d.dtype)
-        sums = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
-        return tuple(t.sum(axes, keepdims=True) for t in sums)
-
     spec = jax.typeof(x).sharding.spec
-    rows = neighbours(x.shape, [a for a in axes if 0 < a < x.ndim - 1 and spec[a] is None])
+    rows = neighbours(x.shape, [a for i, a in enumerate(axes) if i == 0 or spec[a] is None])
+    each = partial(_one_by_one, form, axes)
     if rows is None or jnp.iscomplexobj(x):
         return each(x, c, mask)
-    # On a CPU one pass for both: XLA's own loop, which is fast over a few neighbours, not over all.
-    return lax.platform_dependent(x, c, mask, cpu=both, default=each)
+    return lax.platform_dependent(x, c, mask, cpu=partial(_at_once, form, axes, rows), default=each)
+
+
+def _one_by_one(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
+    # The other way round than anywhere else: where XLA's GPU compiler writes a difference to memory for the sums, as it
+    # does for few rows, it would otherwise keep it, in float32, for all that follows, the backward pass included.
+    d, d_again = (valid(mask, c - x.astype(form.wide)) for x, c in (again((x, c)), again(again((x, c)))))
+    return -d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
+
+
+def _at_once(
+    form: Form, axes: tuple[int, ...], rows: Rows, x: Array, c: Array, mask: Array | None
+) -> tuple[Array, Array]:
+    """For a CPU, in one pass: XLA's own loop for two sums, which is fast over a few neighbours, not over all."""
+    d = valid(mask, x.astype(form.wide) - c).reshape(rows.split(x.shape)[1])
+    zero = jnp.zeros((), d.dtype)
+    s1, s2 = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
+    return s1.sum(axes, keepdims=True), s2.sum(axes, keepdims=True)
 
 
 @_measured.defjvp
@@ -217,7 +221,7 @@ def _measured_tangent(form: Form, sets: Sets, primals: Any, dx: Array, moments: 
     """The tangents of the mean and the variance."""
     x, c, mask = primals
     delta, var, count = moments
-    sums = recomputed(form, partial(_sums, form, sets), x, c, dx, mask)
+    sums = recomputed(form.keeps, partial(_sums, form, sets), x, c, dx, mask)
     t1, t2 = _combine(sets, sums if sets.pools is None else apart(sums, var))
     k = at_least_one(count)
     ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
@@ -238,7 +242,7 @@ def _sums(form: Form, sets: Sets, x: Array, c: Array, dx: Array, mask: Array | N
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _apply(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array, mask: Array | None) -> Array:
-    return output(form, line(x.astype(form.wide) - c, affine, delta, var))
+    return written(form, affine, output(form, line(x.astype(form.wide) - c, affine, delta, var)))
 
 
 @_apply.defjvp

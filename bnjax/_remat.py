@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bnjax._affine import within_remat
+from bnjax._compilers import within_remat
 from bnjax._normalize import INPUT, MOMENTS
 
 POLICY = jax.checkpoint_policies.save_only_these_names(INPUT, MOMENTS)

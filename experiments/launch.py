@@ -73,7 +73,7 @@ class Group:
         for process in self.processes:
             process.wait()
         for thread in self._forwarders:
-            thread.join(timeout=1)
+            thread.join(timeout=10)  # what is left to say; not for ever, if a process beyond the group holds the pipe
 
     def _watch(self, i: int) -> None:
         self.processes[i].wait()

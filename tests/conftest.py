@@ -1,5 +1,7 @@
 """Strict: no rank promotion unasked, warnings are errors, and eight devices to be distributed over."""
 
+import contextlib
+import functools
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -7,8 +9,68 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# These files' programs are compiled as users' are: they look at the program itself, its memory, its rounding or its
+# speed, or train for long. All others run once on a few numbers, and to compile them takes nearly all of the time.
+COMPILED_IN_FULL = {
+    "bench", "bench_compiled", "experiments_compare", "experiments_processes", "experiments_train", "hlo", "numerics",
+    "readme", "remat",
+}  # fmt: skip
+# What the rest do without, beside LLVM's passes: kernels by way of MLIR, and 32 modules to be compiled at a time.
+PLAINER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+
+
+@functools.cache
+def known():
+    """Those of the options above that this XLA has."""
+
+    def accepted(name):
+        try:
+            return jax.jit(lambda: 0, compiler_options={name: PLAINER[name]})() == 0
+        except jax.errors.JaxRuntimeError:
+            return False
+
+    return [(name, PLAINER[name]) for name in PLAINER if accepted(name)]
+
+
+def quick(options_of):
+    """JAX's own choice of options, and these; JAX takes them from a user for one `jit` only, and not for `pmap`."""
+
+    def chosen(*args, **how):
+        options = options_of(*args, **how)
+        options.env_option_overrides = [*options.env_option_overrides, *known()]
+        return options
+
+    return chosen
+
+
+@contextlib.contextmanager
+def quickly():
+    known()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", quick(compiler.get_compile_options))
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled(request):
+    full = request.module.__name__.removeprefix("tests.test_") in COMPILED_IN_FULL
+    if full:
+        jax.clear_caches()  # of what other files compiled
+    with contextlib.nullcontext() if full else quickly():
+        yield
+
+
+@pytest.fixture
+def compile_quickly():
+    """For the tests that train little, in a file that is compiled in full."""
+    with quickly():
+        yield
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

@@ -1,4 +1,4 @@
-"""The norms by their formulas, in numpy, a row for each; and how results are compared with them.
+"""The norms by their formulas, a row for each, in numpy or `jax.numpy`; and how results are compared with them.
 
 A formula takes the input, examples first and channels last, its parameters, the weights `n` (1 is valid, 0 is not; of
 the shape of the input), the running state, and whether it trains. It returns the output, and what the running state
@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -22,6 +23,23 @@ class Row(NamedTuple):
 
 def wide(tree):
     return jax.tree.map(lambda t: np.asarray(t, np.float64), tree)
+
+
+class Arrays:
+    """The functions of numpy, or those of `jax.numpy` if an argument is JAX's: so that formulas have derivatives."""
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            traced = any(isinstance(t, jax.Array) for t in jax.tree.leaves(args))
+            return getattr(jnp if traced else np, name)(*args, **options)
+
+        return call
+
+    def eigh(self, a):
+        return (jnp if isinstance(a, jax.Array) else np).linalg.eigh(a)
+
+
+xp = Arrays()
 
 
 def differences(loss, arguments, h=1e-5):
@@ -47,13 +65,13 @@ def assert_close(got, want, tolerance=5e-6):
 
 
 def mean_var(x, n, axes):
-    k = np.maximum(n.sum(axes, keepdims=True), 1)
+    k = xp.maximum(n.sum(axes, keepdims=True), 1)
     mean = (x * n).sum(axes, keepdims=True) / k
     return mean, ((x - mean) ** 2 * n).sum(axes, keepdims=True) / k
 
 
 def mean_square(x, n, axes):
-    return (x**2 * n).sum(axes, keepdims=True) / np.maximum(n.sum(axes, keepdims=True), 1)
+    return (x**2 * n).sum(axes, keepdims=True) / xp.maximum(n.sum(axes, keepdims=True), 1)
 
 
 def batch(x):
@@ -80,7 +98,7 @@ def measured_or_kept(x, n, state, train):
 
 def batch_norm(x, p, n, state, train, eps=1e-5, **_):
     mean, var = measured_or_kept(x, n, state, train)
-    return affine((x - mean) / np.sqrt(var + eps), p), flat({"mean": mean, "var": var})
+    return affine((x - mean) / xp.sqrt(var + eps), p), flat({"mean": mean, "var": var})
 
 
 def ghost(x, p, n, state, train, virtual_batch_size, **_):
@@ -89,31 +107,31 @@ def ghost(x, p, n, state, train, virtual_batch_size, **_):
     parts = [slice(i, i + virtual_batch_size) for i in range(0, len(x), virtual_batch_size)]
     ys = [batch_norm(x[s], p, n[s], state, train)[0] for s in parts]
     mean, var = mean_var(x, n, batch(x))
-    return np.concatenate(ys), flat({"mean": mean, "var": var})
+    return xp.concatenate(ys), flat({"mean": mean, "var": var})
 
 
 def corrections(mean, var, state, r_max, d_max, eps=1e-3):
     """r and d of batch renormalization, which are constants to the derivative: computed by numpy, or given."""
-    s = np.sqrt(state["var"] + eps)
-    return np.clip(np.sqrt(var + eps) / s, 1 / r_max, r_max), np.clip((mean - state["mean"]) / s, -d_max, d_max)
+    s = xp.sqrt(state["var"] + eps)
+    return xp.clip(xp.sqrt(var + eps) / s, 1 / r_max, r_max), xp.clip((mean - state["mean"]) / s, -d_max, d_max)
 
 
 def renorm(x, p, n, state, train, r_max, d_max, eps=1e-3, **_):
     if not train:
         return batch_norm(x, p, n, state, train, eps)
     mean, var = mean_var(x, n, batch(x))
-    root = np.sqrt(var + eps)
+    root = xp.sqrt(var + eps)
     r, d = state["corrections"] if "corrections" in state else corrections(mean, var, state, r_max, d_max, eps)
     return affine((x - mean) / root * r + d, p), flat({"mean": mean, "var": var})
 
 
 def layer_norm(x, p, n, *_, eps=1e-6, **__):
     mean, var = mean_var(x, n, -1)
-    return affine((x - mean) / np.sqrt(var + eps), p), {}
+    return affine((x - mean) / xp.sqrt(var + eps), p), {}
 
 
 def rms_norm(x, p, n, *_, eps=1e-6, **__):
-    return affine(x / np.sqrt(mean_square(x, n, -1) + eps), p), {}
+    return affine(x / xp.sqrt(mean_square(x, n, -1) + eps), p), {}
 
 
 def grouped(x, groups):
@@ -123,33 +141,33 @@ def grouped(x, groups):
 def group_var(x, n, groups):
     axes = (*space(x), x.ndim)
     mean, var = mean_var(grouped(x, groups), grouped(n, groups), axes)
-    return tuple(np.broadcast_to(t, grouped(x, groups).shape).reshape(x.shape) for t in (mean, var))
+    return tuple(xp.broadcast_to(t, grouped(x, groups).shape).reshape(x.shape) for t in (mean, var))
 
 
 def group_norm(x, p, n, *_, num_groups, **__):
     mean, var = group_var(x, n, num_groups)
-    return affine((x - mean) / np.sqrt(var + 1e-6), p), {}
+    return affine((x - mean) / xp.sqrt(var + 1e-6), p), {}
 
 
 def instance_norm(x, p, n, *_, **__):
     mean, var = mean_var(x, n, space(x))
-    return affine((x - mean) / np.sqrt(var + 1e-6), p), {}
+    return affine((x - mean) / xp.sqrt(var + 1e-6), p), {}
 
 
 def filter_response(x, p, n, *_, **__):
-    y = affine(x / np.sqrt(mean_square(x, n, space(x)) + 1e-6), p)
-    return np.maximum(y, p["threshold"]), {}
+    y = affine(x / xp.sqrt(mean_square(x, n, space(x)) + 1e-6), p)
+    return xp.maximum(y, p["threshold"]), {}
 
 
 def evo_b0(x, p, n, state, train, **_):
     mean, var = measured_or_kept(x, n, state, train)
     own = mean_var(x, n, space(x))[1]
-    y = x / np.maximum(np.sqrt(var + 1e-5), p["v"] * x + np.sqrt(own + 1e-5))
+    y = x / xp.maximum(xp.sqrt(var + 1e-5), p["v"] * x + xp.sqrt(own + 1e-5))
     return affine(y, p), flat({"mean": mean, "var": var})
 
 
 def evo_s0(x, p, n, *_, num_groups, **__):
-    return affine(x / (1 + np.exp(-p["v"] * x)) / np.sqrt(group_var(x, n, num_groups)[1] + 1e-5), p), {}
+    return affine(x / (1 + xp.exp(-p["v"] * x)) / xp.sqrt(group_var(x, n, num_groups)[1] + 1e-5), p), {}
 
 
 def local_response(x, p, n, *_, size, **__):
@@ -160,21 +178,21 @@ def local_response(x, p, n, *_, size, **__):
 
 
 def global_response(x, p, n, *_, **__):
-    length = np.sqrt((x**2 * n).sum(space(x), keepdims=True))
+    length = xp.sqrt((x**2 * n).sum(space(x), keepdims=True))
     return affine(x * (length / (length.mean(-1, keepdims=True) + 1e-6)), p) + x, {}
 
 
 def partial_rms(x, p, n, *_, fraction, **__):
     k = int(fraction * x.shape[-1])
-    return affine(x / np.sqrt(mean_square(x[..., :k], n[..., :k], -1) + 1e-6), p), {}
+    return affine(x / xp.sqrt(mean_square(x[..., :k], n[..., :k], -1) + 1e-6), p), {}
 
 
 def scale_norm(x, p, n, *_, **__):
-    return affine(x / np.sqrt((x**2 * n).sum(-1, keepdims=True)), p), {}
+    return affine(x / xp.sqrt((x**2 * n).sum(-1, keepdims=True)), p), {}
 
 
 def dynamic_tanh(x, p, n, *_, **__):
-    return affine(np.tanh(p["alpha"] * x), p), {}
+    return affine(xp.tanh(p["alpha"] * x), p), {}
 
 
 def with_epsilon(formula, eps):
@@ -189,7 +207,7 @@ def example_weighted(x, p, n, state, train, example_weight, **_):
         (1 - example_weight) * a + example_weight * b
         for a, b in ((state["mean"], mean), (state["var"] + state["mean"] ** 2, square))
     )
-    return affine((x - mean) / np.sqrt(square - mean**2 + 1e-5), p), {}
+    return affine((x - mean) / xp.sqrt(square - mean**2 + 1e-5), p), {}
 
 
 def domain_norm(x, p, n, state, train, domain=None, **_):
@@ -202,22 +220,22 @@ def domain_norm(x, p, n, state, train, domain=None, **_):
         out, new = batch_norm(x, mine, n * own, {k: v[d] for k, v in state.items()}, train)
         y = y + own * out
         kept = {k: [*kept[k], new[k]] for k in kept}
-    return y, {k: np.stack(v) for k, v in kept.items()}
+    return y, {k: xp.stack(v) for k, v in kept.items()}
 
 
 def switchable(x, p, n, state, train, **_):
     batch_mean, batch_var = measured_or_kept(x, n, state, train)
     parts = [mean_var(x, n, space(x)), mean_var(x, n, tuple(range(1, x.ndim))), (batch_mean, batch_var)]
-    shares = [np.exp(w) / np.exp(w).sum() for w in (p["mean_weight"], p["var_weight"])]
+    shares = [xp.exp(w) / xp.exp(w).sum() for w in (p["mean_weight"], p["var_weight"])]
     mean, var = (sum(s[i] * part[k] for i, part in enumerate(parts)) for k, s in enumerate(shares))
-    return affine((x - mean) / np.sqrt(var + 1e-5), p), flat({"mean": batch_mean, "var": batch_var})
+    return affine((x - mean) / xp.sqrt(var + 1e-5), p), flat({"mean": batch_mean, "var": batch_var})
 
 
 def batch_channel(x, p, n, state, train, num_groups, **_):
     z, new = batch_norm(x, p, n, state, train)
     mean, var = group_var(z, n, num_groups)
-    gamma, beta = (np.repeat(p[k], x.shape[-1] // num_groups) for k in ("channel_scale", "channel_bias"))
-    return (z - mean) / np.sqrt(var + 1e-5) * gamma + beta, new
+    gamma, beta = (xp.repeat(p[k], x.shape[-1] // num_groups) for k in ("channel_scale", "channel_bias"))
+    return (z - mean) / xp.sqrt(var + 1e-5) * gamma + beta, new
 
 
 def whitened(x, p, n, state, train, root, group_size, **_):
@@ -228,23 +246,23 @@ def whitened(x, p, n, state, train, root, group_size, **_):
         mean = (rows * w).sum(0) / w.sum()
         d = rows - mean
         parts = [d[:, i : i + group_size] for i in range(0, x.shape[-1], group_size)]
-        matrices = np.stack([root((t * w).T @ t / w.sum() + 1e-5 * np.eye(group_size)) for t in parts])
+        matrices = xp.stack([root((t * w).T @ t / w.sum() + 1e-5 * np.eye(group_size)) for t in parts])
         new = {"mean": mean, "matrix": matrices}
     d = (rows - mean).reshape(len(rows), -1, group_size)
-    return affine(np.einsum("ngi,gij->ngj", d, matrices).reshape(x.shape), p), new
+    return affine(xp.einsum("ngi,gij->ngj", d, matrices).reshape(x.shape), p), new
 
 
 def zca(cov):
-    values, vectors = np.linalg.eigh(cov)
-    return (vectors / np.sqrt(values)) @ vectors.T
+    values, vectors = xp.eigh(cov)
+    return (vectors / xp.sqrt(values)) @ vectors.T
 
 
 def newton(cov):
-    trace = np.trace(cov)
+    trace = xp.trace(cov)
     root = np.eye(len(cov))
     for _ in range(3):
         root = 1.5 * root - 0.5 * root @ root @ root @ (cov / trace)
-    return root / np.sqrt(trace)
+    return root / xp.sqrt(trace)
 
 
 def halves(n):

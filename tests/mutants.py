@@ -127,6 +127,21 @@ MUTANTS = [
         "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",
     ),
     Mutant(
+        "rows: the numbers summed where their squares should be", "_normalize.py",
+        "lax.reduce((d, d * d), (zero, zero)", "lax.reduce((d, d), (zero, zero)",
+        "test_battery.py::test_images_whose_rows_are_summed_first[batch]",
+    ),
+    Mutant(
+        "rows: one gradient given for both", "_compilers.py",
+        "return both.real, both.imag", "return both.real, both.real",
+        "test_battery.py::test_images_whose_rows_are_summed_first[instance]",
+    ),
+    Mutant(
+        "pools: the sums kept apart by another's NaN", "_compilers.py",
+        "jnp.where(jnp.isnan(by), jnp.nan, t)", "jnp.where(jnp.isnan(by), t, jnp.nan)",
+        "test_battery.py::test_images_whose_rows_are_summed_first[group]",
+    ),
+    Mutant(
         "ghost: slices strided, not contiguous", "_batch.py",
         "t.reshape((batch // size, size, *t.shape[1:]))",
         "t.reshape((size, batch // size, *t.shape[1:])).swapaxes(0, 1)",

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import those of a lower floor. A new module is given its floor here.
 FLOORS = {
     "bnjax._checks": 0,
+    "bnjax._compilers": 0,
     "bnjax._devices": 0,
     "bnjax._sharding": 1,
     "bnjax._affine": 1,

@@ -7,7 +7,6 @@ import math
 import re
 import struct
 
-import jax
 import numpy as np
 import pytest
 
@@ -26,14 +25,6 @@ TINY = Config(
     train=TrainConfig(epochs=2, batch_size=16),
 )
 VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-@pytest.fixture
-def compile_quickly():
-    """The networks here are tiny: their compilation would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Page(html.parser.HTMLParser):

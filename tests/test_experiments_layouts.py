@@ -72,13 +72,6 @@ def examples(n=TOTAL):
     return Examples(image.astype(np.float32), label.astype(np.int32))
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def program_of(config, devices=DEVICES, make_network=make_net):
     """A program, compiled once for all tests that use it, and how often its step was traced."""

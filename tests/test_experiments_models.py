@@ -25,14 +25,6 @@ def _float64():
         yield
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    """The networks here are tiny: their compilation would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class FlaxCNN(nn.Module):
     """The same network, written once more with Flax's own layers."""
 

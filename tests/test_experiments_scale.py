@@ -12,13 +12,6 @@ from experiments.scale import compiled
 WEIGHTS, FEATURES = 7 * 7 * 3 * 4 + 4 * 4 + 3 * 3 * 4 * 4 + 4 * 16 + 4 * 16 + 16 * 10 + 10, (4, 4, 4, 16, 16)
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def facts(layout, sync, devices):
     parallel = ParallelConfig(layout=layout, sync=sync, group_size=2 if sync == "group" else None)
     config = Config(parallel=parallel, train=TrainConfig(batch_size=compiled.EACH * devices))

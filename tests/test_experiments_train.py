@@ -37,14 +37,6 @@ def _config_file(folder, config):
     return f"--config={file}"
 
 
-@pytest.fixture
-def compile_quickly():
-    """The networks here are tiny: their compilation would take most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def checkpoint(workdir):
     """The last checkpoint, read by orbax alone."""
     (last,) = (workdir / "checkpoints").iterdir()

@@ -7,7 +7,7 @@ import jax
 from flax import linen as nn
 from flax.core import lift
 
-from bnjax._affine import within_remat
+from bnjax._compilers import within_remat
 from bnjax._remat import POLICY, together
 
 M = TypeVar("M", bound=type[nn.Module] | Callable[..., Any])

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from flax import nnx
 
-from bnjax._affine import within_remat
+from bnjax._compilers import within_remat
 from bnjax._remat import POLICY, together
 
 _STATE = nnx.All(nnx.Variable, nnx.Not(nnx.Param))  # running statistics, say

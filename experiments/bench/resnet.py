@@ -38,6 +38,19 @@ class Bottleneck(nn.Module):
         return self.norm(y, shortcut=shortcut, scale_init=nn.initializers.zeros)
 
 
+class Stem(nn.Module):
+    """What comes before the stages: a quarter of the resolution."""
+
+    filters: int
+    conv: Any
+    norm: Callable[..., Array]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = self.conv(self.filters, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], name="conv_init")(x)
+        return nn.max_pool(self.norm(x, name="bn_init"), (3, 3), strides=(2, 2), padding="SAME")
+
+
 class Stage(nn.Module):
     """Blocks in a row, at one resolution."""
 
@@ -61,7 +74,7 @@ class ResNet(nn.Module):
 
     norm: Any  # a class with the attributes of `flax.linen.BatchNorm`
     relu_inside: bool = False  # whether it takes the residual and relu, too
-    remat: bool = False  # `bnjax.linen.remat` of every stage
+    remat: bool = False  # `bnjax.linen.remat` of the stem and of every stage
     stages: Sequence[int] = FIFTY
     filters: int = 64
     classes: int = 1000
@@ -84,10 +97,9 @@ class ResNet(nn.Module):
             y = y if residual is None else residual + y
             return nn.relu(y) if relu else y
 
+        stem = bnn.remat(Stem) if self.remat else Stem
         stage = bnn.remat(Stage) if self.remat else Stage
-        x = conv(self.filters, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], name="conv_init")(x)
-        x = norm(x, name="bn_init")
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
+        x = stem(self.filters, conv, norm, name="Stem")(x)
         for i, blocks in enumerate(self.stages):
             x = stage(sum(self.stages[:i]), blocks, i > 0, self.filters * 2**i, conv, norm, name=f"Stage_{i}")(x)
         x = jnp.mean(x, (1, 2))
