@@ -78,7 +78,7 @@ def by_rows(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Arr
     The transpose sums in two steps. The CPU's library, which would do it in one, writes the products of all examples
     to memory first, and it leaves complex numbers to XLA.
     """
-    rows = neighbours(shape, [a for a in range(len(shape)) if da.shape[a] == 1])
+    rows = neighbours(shape, [a for a in range(len(shape)) if da.shape[a] == 1], most=16)
     if rows is None or da.shape[0] != shape[0]:
         return shift, da
     few, many = rows.split(shape)
@@ -105,13 +105,13 @@ class Rows(NamedTuple):
         return (*before, parts, 1, *after), (*before, parts, self.number, *after)
 
 
-def neighbours(shape: tuple[int, ...], axes: Sequence[int]) -> Rows | None:
-    """An axis of those to sum over with seven to 32 neighbours: fewer gain nothing, more leave a CPU's registers.
+def neighbours(shape: tuple[int, ...], axes: Sequence[int], most: int = 32) -> Rows | None:
+    """An axis of those to sum over with seven to `most` neighbours: fewer gain nothing, more leave a CPU's registers.
 
     Not the first, which is a batch's and may be split over devices, and not the innermost of the array.
     """
     for axis in axes[1:]:
-        number = max((k for k in range(7, 33) if shape[axis] % k == 0), default=0)
+        number = max((k for k in range(7, most + 1) if shape[axis] % k == 0), default=0)
         if number and shape[axis] and axis < len(shape) - 1:
             return Rows(axis, number)
     return None

@@ -204,6 +204,12 @@ def test_norms_take_part_as_soon_as_bnjax_has_them(monkeypatch):
     assert {c.work.norm for c in op.cases(everything)} == {"batch", "layer"}
 
 
+def test_works_are_chosen_by_how_their_names_begin():
+    assert {c.work.name for c in op.cases(Arguments(works=("layer", "RMS")))} == {"layer norm", "RMS norm"}
+    with pytest.raises(UserError, match="`--works` must begin one of norm \\+ relu, .*'weight'"):
+        op.cases(Arguments(works=("weight",)))
+
+
 def test_what_is_not_installed_is_left_out_with_a_sentence(monkeypatch):
     monkeypatch.setattr(contenders, "importable", lambda package: package in ("bnjax", "flax"))
     sentences = list(op.absent(Arguments()))

@@ -12,6 +12,7 @@ from experiments.bench import contenders, pytorch, work
 from experiments.bench.options import Arguments, shape_of
 from experiments.bench.timing import Timed, interleave
 from experiments.bench.work import Case, Tensors
+from experiments.errors import UserError
 
 Record = dict[str, Any]
 COPY = "copy"
@@ -26,7 +27,10 @@ def cases(arguments: Arguments) -> list[Case]:
     works = [*work.BATCH, *(w for w in work.SAMPLE if hasattr(bnjax, f"{w.norm}_norm"))]
     if arguments.quick:
         works = works[:2]
-    return [Case(w, s, d) for w in works for d in arguments.dtypes for s in shapes if work.suits(w, s)]
+    chosen = [w for w in works if w.name.startswith(arguments.works or "")]
+    if not chosen:
+        raise UserError(f"`--works` must begin one of {', '.join(w.name for w in works)}; {arguments.works} does not.")
+    return [Case(w, s, d) for w in chosen for d in arguments.dtypes for s in shapes if work.suits(w, s)]
 
 
 def absent(arguments: Arguments) -> Iterator[str]:

@@ -51,6 +51,8 @@ class Arguments:
     """Shapes for an accelerator: 64 MB and up."""
     shapes: tuple[str, ...] = ()
     """Shapes for `op` in place of the built-in ones, such as `32x56x56x64`."""
+    works: tuple[str, ...] = ()
+    """Of `op` only those whose name begins with one of these, such as `layer` or `norm + relu`."""
     contenders: tuple[str, ...] = ()
     """Only those whose name begins with one of these, such as `bnjax` or `flax.linen`."""
     memory_switch: bool = False
