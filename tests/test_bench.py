@@ -206,7 +206,7 @@ def test_norms_take_part_as_soon_as_bnjax_has_them(monkeypatch):
 
 def test_works_are_chosen_by_how_their_names_begin():
     assert {c.work.name for c in op.cases(Arguments(works=("layer", "RMS")))} == {"layer norm", "RMS norm"}
-    with pytest.raises(UserError, match="`--works` must begin one of norm \\+ relu, .*'weight'"):
+    with pytest.raises(UserError, match=r"`--works` must begin one of norm \+ relu, .*'weight'"):
         op.cases(Arguments(works=("weight",)))
 
 
