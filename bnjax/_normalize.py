@@ -189,7 +189,7 @@ def _power_sums(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Arr
     spec = jax.typeof(x).sharding.spec
     rows = neighbours(x.shape, [a for i, a in enumerate(axes) if i == 0 or spec[a] is None])
     each = partial(_one_by_one, form, axes)
-    if rows is None or jnp.iscomplexobj(x):
+    if rows is None or jnp.issubdtype(form.wide, jnp.complexfloating):
         return each(x, c, mask)
     return lax.platform_dependent(x, c, mask, cpu=partial(_at_once, form, axes, rows), default=each)
 

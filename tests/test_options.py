@@ -347,3 +347,12 @@ def test_no_features_at_all():
     y, new = step(jnp.zeros((4, 0)), fresh(0))
     assert y.shape == (4, 0)
     assert new.mean.shape == (0,)
+
+
+def test_real_images_normalized_as_complex_numbers_have_a_real_variance():
+    x = np.random.default_rng(0).normal(size=(2, 3, 14, 4)).astype(np.float32)
+    running = Moments(jnp.zeros(()), jnp.zeros(4, jnp.complex64), jnp.ones(4))
+    y, new = batch_norm(x, running, momentum=0.0, dtype=jnp.complex64)
+    assert y.dtype == jnp.complex64
+    assert new.var.dtype == jnp.float32
+    np.testing.assert_allclose(new.var, x.var((0, 1, 2)), rtol=1e-6)
