@@ -1,5 +1,6 @@
 """The comparison as a picture, and as one HTML page that needs nothing else."""
 
+import datetime
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.figure import Figure
 
 from experiments.config import Config
 from experiments.configfile import to_json
 from experiments.files import Record, write_text, write_whole
-from experiments.plots import Line, Panel, figure
+from experiments.plots import Line, Panel, error, figure
 from experiments.summary import TARGET, Summary
+from experiments.versions import in_words, versions
 
 Runs = Mapping[Any, Sequence[Sequence[Record]]]  # by norm, of every seed
 
@@ -22,10 +25,11 @@ _COLOURS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "y
 
 
 def _panels(runs: Runs) -> list[Panel]:
-    error = [Line(norm, r, lambda record: 100 * (1 - record["eval/accuracy"])) for norm, r in runs.items()]
+    errors = [Line(norm, r, error("eval")) for norm, r in runs.items()]
     loss = [Line(norm, r, lambda record: record["train/loss"]) for norm, r in runs.items()]
+    reached = 100 * (1 - TARGET)
     return [
-        Panel(f"Error on held-out examples, % (line: {TARGET:.0%} right)", error, log=True, target=100 * (1 - TARGET)),
+        Panel(f"Error on held-out examples, % (line: {TARGET:.0%} right)", errors, log=True, target=reached),
         Panel("Training loss", loss, log=True),
     ]
 
@@ -35,17 +39,25 @@ def save_picture(path: Path, runs: Runs) -> None:
     write_whole(path, lambda temporary: figure(_panels(runs)).savefig(temporary, dpi=150))
 
 
-def _drawing(runs: Runs) -> str:
-    """The same as SVG, in the colours of the page."""
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "compare", **dict.fromkeys(_COLOURS, _INK)}
+def drawing(picture: Figure, label: str, prefix: str) -> str:
+    """A figure as SVG in the colours of the page. `prefix` keeps its names apart from those of other drawings."""
     text = io.StringIO()
-    with mpl.rc_context(style):
-        figure(_panels(runs)).savefig(
-            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+    picture.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = text.getvalue()[text.getvalue().index("<svg") :].replace(_INK, "currentColor")
-    label = "Curves over the training steps: error on held-out examples, training loss. The table has the figures."
-    return re.sub(r' width="\S+" height="\S+"', f' role="img" aria-label="{label}"', svg, count=1)
+    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return re.sub(r' width="\S+" height="\S+"', f' role="img" aria-label="{escape(label)}"', svg, count=1)
+
+
+def _drawings(runs: Runs) -> str:
+    """A drawing for each panel: beside each other where there is room, else one above the other."""
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "compare", **dict.fromkeys(_COLOURS, _INK)}
+    with mpl.rc_context(style):
+        return "\n".join(
+            drawing(
+                figure([panel]), f"Curves over the training steps: {panel.title}. The table has the figures.", f"p{i}"
+            )
+            for i, panel in enumerate(_panels(runs))
+        )
 
 
 def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Sequence[int], config: Config) -> None:
@@ -55,11 +67,12 @@ def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Seque
         title=f"Norms compared: {escape(norms)}",
         lead=f"The article's network ({config.model.api}) on {escape(config.data.name)}, {len(seeds)} seeds each. "
         "A thick line is the mean over the seeds, a thin line one seed; both scales are logarithmic.",
-        drawing=_drawing(runs),
+        drawings=_drawings(runs),
         target=f"{TARGET:.0%}",
         rows="\n".join(_row((s.norm, s.accuracy, s.steps_to_target)) for s in summaries),
-        runs="\n".join(_row(values) for s in summaries for values in _single(s, seeds)),
+        runs="\n".join(_row(values, _folder(values)) for s in summaries for values in _single(s, seeds)),
         config=escape(to_json(config)),
+        made=f"{datetime.date.today()}; {in_words(versions(('jax', 'flax', 'optax', 'numpy')))}",
     )
     write_text(path, body)
 
@@ -71,9 +84,15 @@ def _single(summary: Summary, seeds: Sequence[int]) -> list[tuple[str, ...]]:
     ]
 
 
-def _row(values: Sequence[str]) -> str:
+def _folder(values: Sequence[str]) -> str:
+    """Where the run of a norm and a seed is, seen from the page."""
+    return f"{values[0]}-seed{values[1]}/metrics.jsonl"
+
+
+def _row(values: Sequence[str], link: str = "") -> str:
     head, *rest = map(escape, values)
-    return f'<tr><th scope="row">{head}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
+    linked = f'<a href="{escape(link)}">{head}</a>' if link else head
+    return f'<tr><th scope="row">{linked}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
 
 
 _PAGE = """<!DOCTYPE html>
@@ -88,8 +107,9 @@ _PAGE = """<!DOCTYPE html>
   body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
   h1 {{ font-size: 1.5rem; }}
   h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-  figure {{ margin: 1.5rem 0; overflow-x: auto; }}
-  svg {{ width: 100%; min-width: 44rem; height: auto; }}
+  figure {{ margin: 1.5rem 0; display: grid; gap: 1rem; }}
+  figure {{ grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }}
+  svg {{ width: 100%; height: auto; }}
   table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
   caption {{ text-align: left; padding-bottom: .5rem; }}
   th, td {{ padding: .3rem 1.2rem .3rem 0; text-align: right; border-bottom: 1px solid #8888; }}
@@ -102,8 +122,8 @@ _PAGE = """<!DOCTYPE html>
 <main>
 <h1>{title}</h1>
 <p>{lead}</p>
-<figure tabindex="0">
-{drawing}
+<figure>
+{drawings}
 </figure>
 <table>
 <caption>Mean ± standard deviation over the seeds</caption>
@@ -125,6 +145,7 @@ _PAGE = """<!DOCTYPE html>
 <details><summary>The config, apart from norm and seed</summary>
 <pre>{config}</pre>
 </details>
+<p>Made on {made}.</p>
 </main>
 </body>
 </html>

@@ -49,6 +49,11 @@ def _check_same(file: Path, config: Config, resume: bool) -> None:
         raise UserError(f"`--resume` continues a run as it was configured, but `{file}` has other values for {names}.")
 
 
+def title(config: Config, workdir: Path) -> str:
+    """What a picture of the run is called."""
+    return f"{workdir.name}: {config.data.name}, norm {config.model.norm} ({config.model.api}), seed {config.seed}"
+
+
 def total_steps(config: Config, data: Data) -> int:
     return config.train.epochs * steps_per_epoch(config, data)
 

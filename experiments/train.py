@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
             report.line(f"To continue: python -m experiments.train --resume --workdir={workdir}")
             raise
         if distributed.is_main():
-            save_curves(workdir / "curves.png", records)
+            save_curves(workdir / "curves.png", records, run.title(config, workdir))
         accuracy, seconds = records[-1]["eval/accuracy"], time.monotonic() - began
         report.line(f"Accuracy on the held-out examples: {accuracy:.4f}. {seconds:.0f} s; everything is in {workdir}.")
 

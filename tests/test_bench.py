@@ -21,6 +21,7 @@ from experiments.bench import (
     model,
     op,
     options,
+    picture,
     pytorch,
     resnet,
     run,
@@ -160,6 +161,23 @@ def test_a_run_draws_a_picture(tiny_run):
     data = (tiny_run[1] / "bench.png").read_bytes()
     assert data.startswith(b"\x89PNG")
     assert int.from_bytes(data[16:20]) > 500  # pixels wide
+
+
+def test_panels_of_a_picture_have_one_scale_and_the_floor_is_explained_where_bars_pass_it(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "experiments.bench.picture.Figure.savefig", lambda figure, path, dpi: drawn.append(figure) or path.touch()
+    )
+    for least in (0.5, 1.5):
+        contenders_at = [{"bnjax": {"over_floor": high}, "flax": {"over_floor": least}} for high in (2.0, 8.0)]
+        records = [
+            {"work": "norm", "dtype": dtype, "shape": [2, 3], "contenders": found}
+            for dtype, found in zip(("float32", "bfloat16"), contenders_at, strict=True)
+        ]
+        picture.save_bars(tmp_path / "bench.png", records, "A machine.")
+    assert len({ax.get_ylim() for ax in drawn[0].axes}) == 1
+    assert "A machine." in drawn[0].get_supxlabel()
+    assert ["below it" in figure.get_supxlabel() for figure in drawn] == [True, False]
 
 
 def test_a_run_writes_into_the_document_between_its_markers_alone(tiny_run):

@@ -1,5 +1,6 @@
 """The comparison: its figures, its table, its picture, and a page that needs nothing else."""
 
+import datetime
 import functools
 import html.parser
 import json
@@ -7,6 +8,7 @@ import math
 import re
 import struct
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from experiments.configfile import to_json
 from experiments.errors import UserError
 from experiments.files import KEYS, read_metrics
 from experiments.page import save_page, save_picture
+from experiments.plots import STYLES, errors_figure, save_curves
 from experiments.summary import summarize
 
 TINY = Config(
@@ -51,7 +54,7 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
+        if {"td", "th"} & set(self.open):
             self.rows[-1].append(data)
 
 
@@ -79,9 +82,16 @@ def assert_self_contained(text):
     page = Page(text)
     assert not page.open
     assert {"script", "link", "img", "iframe"}.isdisjoint(page.tags)
-    references = [v for _, name, v in page.attributes if name in ("src", "href", "xlink:href", "data", "srcset")]
+    links = [v for tag, name, v in page.attributes if (tag, name) == ("a", "href")]
+    assert all(re.fullmatch(r"[\w-]+/metrics\.jsonl", link) for link in links)  # of runs, beside the page
+    references = [
+        v for tag, name, v in page.attributes if tag != "a" and name in ("src", "href", "xlink:href", "data", "srcset")
+    ]
     assert references  # the drawing refers to its own parts
     assert all(r.startswith("#") for r in references)
+    ids = [v for _, name, v in page.attributes if name == "id"]
+    assert len(set(ids)) == len(ids)
+    assert {r[1:] for r in references} <= set(ids)
     assert all(u.startswith("#") for u in re.findall(r"url\((.*?)\)", text))
     return page
 
@@ -100,7 +110,13 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_page(compile_quickly, monk
     assert width > 1.5 * height > 500
     page = assert_self_contained((workdir / "compare.html").read_text())
     assert ("html", "lang", "en") in page.attributes
-    assert ("svg", "role", "img") in page.attributes
+    assert page.attributes.count(("svg", "role", "img")) == 2  # a drawing a panel: on a phone one above the other
+    text = (workdir / "compare.html").read_text()
+    assert f"jax {jax.__version__}" in text
+    assert str(datetime.date.today()) in text
+    links = [v for tag, name, v in page.attributes if (tag, name) == ("a", "href")]
+    assert len(links) == 4
+    assert all((workdir / link).is_file() for link in links)
     said = capsys.readouterr().out
     for norm, of_norm in runs.items():
         final = 100 * np.array([r[-1]["eval/accuracy"] for r in of_norm])
@@ -147,6 +163,49 @@ def test_a_norm_that_diverges_or_never_errs_can_be_drawn(tmp_path):
     assert_self_contained(text)
     assert "&lt;b&gt;&amp;" in text
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a.html", "a.png"]
+
+
+def test_eight_norms_have_a_colour_a_name_and_points_of_their_own():
+    norms = [f"norm{i}" for i in range(8)]
+    picture = errors_figure({n: {2: [1.0, 1.2], 8: [1.0, 3.0]} for n in norms} | {"norm7": {2: [60.0], 8: [90.0]}})
+    (ax,) = picture.axes
+    points = [line.lines[0] for line in ax.containers]
+    assert len({p.get_color() for p in points}) == len(STYLES) == 8
+    assert len({x for p in points for x in p.get_xdata()}) == 16  # none covers another
+    names = [t for t in ax.texts if t.get_text() in norms]
+    assert [t.get_color() for t in names] == [p.get_color() for p in points]
+    picture.draw_without_rendering()
+    bottoms = [t.get_window_extent().y0 for t in names]
+    tops = [t.get_window_extent().y1 for t in names]
+    assert all(top <= bottom + 2 for top, bottom in zip(tops, bottoms[1:], strict=False))  # nor does a name
+    low, middle, high = (ax.transData.transform((2, error))[1] for error in (1, 3, 90))
+    assert middle - low > 0.25 * (high - low)
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return np.dot(
+        [0.2126, 0.7152, 0.0722], [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    )
+
+
+@pytest.mark.parametrize("colour", [colour for colour, _ in STYLES])
+def test_colours_are_seen_on_light_and_on_dark_pages(colour):
+    own = luminance(colour) + 0.05
+    assert 1.05 / own > 3
+    assert own / (luminance("#121212") + 0.05) > 3
+
+
+def test_the_curves_of_a_run_show_its_error_and_say_which_run_it_is(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "experiments.plots.Figure.savefig", lambda picture, path, dpi: drawn.append(picture) or path.touch()
+    )
+    save_curves(tmp_path / "curves.png", records(0.5, 0.75), "run7: digits, norm batch (linen), seed 3")
+    assert drawn[0].get_suptitle() == "run7: digits, norm batch (linen), seed 3"
+    errors = drawn[0].axes[0]
+    assert errors.get_yscale() == "log"
+    assert [list(line.get_ydata()) for line in errors.lines] == [[50, 50], [50, 25]]
 
 
 def test_norms_over_batch_sizes_end_in_a_table_and_a_picture(compile_quickly, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """On what it was measured."""
 
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import jax
 
-import bnjax
+from experiments.versions import in_words, versions
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "dm-haiku", "equinox", "keras", "torch")
 
@@ -21,7 +20,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "accelerator": None if device.platform == "cpu" else device.device_kind,
         "system": platform.system(),
-        "versions": {"python": platform.python_version(), "bnjax": bnjax.__version__, **_versions()},
+        "versions": versions(PACKAGES),
     }
 
 
@@ -34,18 +33,7 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def sentence(facts: dict[str, Any]) -> str:
     """The same in words."""
     device = f"{facts['accelerator']}, " if facts["accelerator"] else ""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    return f"{device}{facts['cpu']}, {facts['cores']} cores; {versions}."
+    return f"{device}{facts['cpu']}, {facts['cores']} cores; {in_words(facts['versions'])}."

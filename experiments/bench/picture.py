@@ -19,6 +19,10 @@ FAMILIES = {
     "peers": ("#fdae6b", "#f16913", "#a63603", "#d9a8c5", "#8c6bb1"),
 }
 WIDTH = 0.86  # of all bars of a shape
+FLOOR = (
+    "Floor: the memory traffic of the passes that a norm must make, at the speed of a copy. A program comes out below "
+    "it where it needs fewer fresh arrays than its passes suggest, or finds part of its data in a cache."
+)
 
 
 def family(name: str) -> str:
@@ -32,19 +36,24 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def save_bars(path: Path, records: Sequence[dict[str, Any]], footnote: str) -> None:
-    """One row of panels for every work, one panel a dtype: groups of bars, one group a shape, one bar a contender."""
+    """One row of panels for every work, one panel a dtype: groups of bars, one group a shape, one bar a contender.
+
+    All panels have one scale. Where a bar passes below the floor, the picture says how that can be.
+    """
     works, dtypes = (list(dict.fromkeys(r[key] for r in records)) for key in ("work", "dtype"))
     names = list(dict.fromkeys(name for r in records for name in r["contenders"]))
     shade = colours(names)
     most = max(len(group) for _, group in grouped(records, "work", "dtype"))
     width = max(5.0, 1.15 * most + 1) * len(dtypes)
     figure = Figure(figsize=(max(width, 8.0), 2.8 * len(works) + 1.6), layout="constrained")
-    axes = figure.subplots(len(works), len(dtypes), squeeze=False)
+    axes = figure.subplots(len(works), len(dtypes), squeeze=False, sharey=True)
     panels = {(work, dtype): axes[i][j] for i, work in enumerate(works) for j, dtype in enumerate(dtypes)}
     groups = {key: [r for r in records if (r["work"], r["dtype"]) == key] for key in panels}
     for (work, dtype), ax in panels.items():
         _panel(ax, f"{work}, {dtype}", groups[work, dtype], names, shade)
         ax.set_xlim(-0.6, most - 0.4)  # bars of one width in all panels
+    if any(c["over_floor"] < 1 for r in records for c in r["contenders"].values()):
+        footnote = f"{FLOOR} {footnote}"
     labelled = (zip(*reversed(ax.get_legend_handles_labels()), strict=True) for ax in panels.values())
     legend = dict(pair for pairs in labelled for pair in pairs)
     order = sorted(legend, key=lambda label: names.index(label) if label in names else -1)
