@@ -46,7 +46,7 @@ def domain_batch_norm(
         the first domain.
       domains: their names.
       axis: the feature axes, not the first.
-      momentum: the fraction of the running state that is kept; a domain without examples keeps it all.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's); a domain without examples keeps it all.
       epsilon: added to the variance.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.

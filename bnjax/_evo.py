@@ -51,7 +51,7 @@ def evo_norm_b0(
       bias: likewise.
       v: likewise; `None`: ones.
       axis: the feature axes, not the first.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to both variances.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure the batch over too.

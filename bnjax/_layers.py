@@ -32,7 +32,6 @@ class Variable(NamedTuple):
 
     start: Callable[[Shape, Options], ArrayLike]
     shape: Callable[[Shape, Options], Shape]
-    dtype: Any = None  # that of parameters, or float32 of a state, unless it says so
 
 
 def constant(value: float) -> Variable:
@@ -40,9 +39,9 @@ def constant(value: float) -> Variable:
     return Variable(lambda features, options: value, lambda features, options: features)
 
 
-def number(start: Callable[[Shape, Options], ArrayLike], dtype: Any = None) -> Variable:
+def number(start: Callable[[Shape, Options], ArrayLike]) -> Variable:
     """One number."""
-    return Variable(start, lambda features, options: (), dtype)
+    return Variable(start, lambda features, options: ())
 
 
 def three_ones() -> Variable:
@@ -102,12 +101,14 @@ def scheduled_renorm(
     limits = {n: v(running.step) if callable(v) else v for n, v in (("r_max", r_max), ("d_max", d_max))}
     moments = Moments(jnp.zeros(()), running.mean, running.var)
     y, moments = batch_renorm(x, moments, train=train, **limits, **options)
-    return y, ScheduledMoments(running.step + train, moments.mean, moments.var)
+    # In the dtype that it has: an averaged state, or that of an older checkpoint, may have another than ours.
+    step = jnp.asarray(running.step)
+    return y, ScheduledMoments(step + jnp.asarray(train, step.dtype), moments.mean, moments.var)
 
 
 BATCH_RENORM = Layer(
     scheduled_renorm,
-    state=RUNNING | {"step": number(lambda features, options: 0, jnp.int32)},
+    state=RUNNING | {"step": number(lambda features, options: 0)},  # a float: averages of states keep its dtype
     pack=ScheduledMoments,
     signature_of=batch_renorm,
 )
@@ -154,7 +155,7 @@ def initial(
     variable: Variable, features: Shape, options: Options, dtype: DTypeLike, given: Any = None, key: Any = None
 ) -> Array:
     """What a variable starts from: as the table says, or as `given`, a number or an initializer, does."""
-    shape, dtype = variable.shape(features, options), variable.dtype or dtype
+    shape = variable.shape(features, options)
     if callable(given):
         return given(key, shape, dtype)
     start = variable.start(features, options) if given is None else given

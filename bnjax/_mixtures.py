@@ -54,7 +54,7 @@ def switchable_norm(
       mean_weight: of shape (3,); `None`: equal.
       var_weight: likewise.
       axis: the feature axes, not the first.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variance.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure the batch over too.
@@ -129,7 +129,7 @@ def batch_channel_norm(
       channel_bias: likewise.
       num_groups: of neighbouring channels.
       axis: the channels' axis, not the first.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to both variances.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure the batch over too.
@@ -207,7 +207,7 @@ def example_weighted_batch_norm(
       bias: likewise.
       example_weight: of the example itself at evaluation, from 0 (batch norm) to 1 (instance norm).
       axis: the feature axes, not the first.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variance.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.

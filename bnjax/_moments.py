@@ -194,7 +194,7 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
     the sum is made in the wider of the two.
 
     Args:
-      momentum: the fraction kept, from 0 to 1.
+      momentum: the fraction of the running state that is kept, from 0 to 1 (1 - PyTorch's).
 
     Raises:
       ValueError: `momentum` out of range.

@@ -20,6 +20,7 @@ def batch_renorm(
     *,
     r_max: ArrayLike = 3.0,
     d_max: ArrayLike = 5.0,
+    tracks: str = "std",
     axis: checks.Axes = -1,
     momentum: ArrayLike = 0.99,
     epsilon: ArrayLike = 1e-3,
@@ -37,20 +38,25 @@ def batch_renorm(
         y = ((x - batch.mean) / s_batch * r + d) * scale + bias
         s_running = momentum * s_running + (1 - momentum) * s_batch
 
-    `r_max=1, d_max=0` is batch norm, but for the last line. The paper begins so, and after 5,000 steps opens to
-    `r_max=3` at step 40,000 and `d_max=5` at 25,000; the modules take schedules for that:
+    `tracks="var"` averages the variance, as batch norm does:
+
+        running = ema(running, batch, momentum)  # instead of the last line
+
+    `r_max=1, d_max=0` is batch norm, in the second form. The paper begins with these limits, and after 5,000 steps
+    opens to `r_max=3` at step 40,000 and `d_max=5` at 25,000; the modules take schedules for that:
     `optax.linear_schedule(1.0, 3.0, 35_000, 5_000)` and `optax.linear_schedule(0.0, 5.0, 20_000, 5_000)`.
 
     Args:
       x: real, channels last by default. Statistics are float32 or wider.
-      running: the state, of the features' shape; its mean is the pivot of the measurement. The running standard
-        deviation s is kept as the variance s^2 - `epsilon`, so that evaluation is `normalize(x, running)`.
+      running: the state, of the features' shape; its mean is the pivot of the measurement. Either form keeps a
+        variance, the first form s_running^2 - `epsilon`, so that evaluation is `normalize(x, running)`.
       scale: of the features' shape, or of the rank of `x` and broadcastable to it.
       bias: likewise.
       r_max: limit of r, at least 1.
       d_max: limit of d, not negative.
+      tracks: what the running state averages: `"std"`, as in the paper, or `"var"`, as in CrossQ.
       axis: the feature axes; all others are measured over.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variances.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
@@ -61,7 +67,7 @@ def batch_renorm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Ioffe, Batch Renormalization, 2017.
+      Ioffe, Batch Renormalization, 2017 (arXiv 1702.03275). CrossQ: Bhatt et al., 2024 (arXiv 1902.05605).
 
     >>> running = Moments(jnp.zeros(()), jnp.zeros(1), jnp.ones(1))
     >>> y, _ = batch_renorm(jnp.array([[1.0], [3.0]]), running, epsilon=0.0)
@@ -69,6 +75,7 @@ def batch_renorm(
     [1. 3.]
     """
     x = checks.real_array(x)
+    checks.choice(tracks, "tracks", ("std", "var"))
     features = checks.canonical_axes(axis, x.ndim)
     out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
     if not train:
@@ -80,27 +87,34 @@ def batch_renorm(
     sets = Sets(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))
     pivot = pivot_of("running", form, sets, x, mask, old.mean)
     y, batch = standardize(form, sets, x, affine._replace(bias=None), pivot, mask)
-    r, d, root = _corrections(old, batch, affine.epsilon, r_max, d_max)
+    r, d = _corrections(old, batch, affine.epsilon, r_max, d_max)
     shift = d if affine.scale is None else d * affine.scale
     y = y * r + (shift if affine.bias is None else shift + affine.bias)
-    new = of_features(Moments(batch.count, batch.mean, root), jnp.shape(running.mean))
-    roots = Moments(running.count, running.mean, jnp.sqrt(jnp.asarray(running.var, arithmetic) + epsilon))
-    state = ema(roots, new, momentum)
+    new = of_features(batch, jnp.shape(running.mean))
+    state = ema(running, new, momentum) if tracks == "var" else _ema_of_roots(running, new, momentum, epsilon)
+    return y.astype(out), lax.stop_gradient(state)
+
+
+def _ema_of_roots(running: Moments, batch: Moments, momentum: ArrayLike, epsilon: ArrayLike) -> Moments:
+    """`ema` of the means and of the standard deviations, which are kept as variances."""
+    dtype = checks.stat_dtype(running.var, batch.var)
+    root = lambda m: Moments(m.count, m.mean, jnp.sqrt(jnp.asarray(m.var, dtype) + epsilon))  # noqa: E731
+    state = ema(root(running), root(batch), momentum)
     var = jnp.maximum(jnp.square(state.var) - epsilon, 0)
-    var = jnp.where(new.count > 0, var, running.var).astype(jnp.asarray(running.var).dtype)
-    return y.astype(out), lax.stop_gradient(Moments(state.count, state.mean, var))
+    var = jnp.where(batch.count > 0, var, running.var).astype(jnp.asarray(running.var).dtype)
+    return Moments(state.count, state.mean, var)
 
 
 def _corrections(
     old: Moments, batch: Moments, epsilon: Array, r_max: ArrayLike, d_max: ArrayLike
-) -> tuple[Array, Array, Array]:
-    """r, d, and the standard deviation of the batch: constants."""
+) -> tuple[Array, Array]:
+    """r and d: constants."""
     old, batch = lax.stop_gradient((old, batch))
     s, root = jnp.sqrt(old.var + epsilon), jnp.sqrt(batch.var + epsilon)
     seen = batch.count > 0
     r = jnp.where(seen, jnp.clip(root / s, 1 / jnp.asarray(r_max, s.dtype), r_max), 1)
     d = jnp.where(seen, jnp.clip((batch.mean - old.mean) / s, -jnp.asarray(d_max, s.dtype), d_max), 0)
-    return r, d, root
+    return r, d
 
 
 def _check_limits(r_max: ArrayLike, d_max: ArrayLike) -> None:

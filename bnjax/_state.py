@@ -73,7 +73,8 @@ def update_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
       `batch_stats`, with new arrays of the same dtypes.
 
     Raises:
-      ValueError: moments of a module that has no running statistics there.
+      ValueError: moments of a module that has no running statistics there, or statistics of another width; no moments
+        at all, where there are running statistics.
 
     >>> old = {"norm": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}
     >>> batch = Update(jnp.array(8.0), jnp.array([1.0, 2.0]), jnp.ones(2), momentum=0.5)
@@ -81,7 +82,16 @@ def update_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
     [0.5 1. ]
     """
     named, structure = _flat(batch_stats)
-    for path, batch in _flat(batch_moments)[0].items():
+    given = _flat(batch_moments)[0]
+    pairs = [path[:-1] for path in named if path and path[-1] == "mean" and (*path[:-1], "var") in named]
+    if pairs and not given:
+        raise ValueError(
+            f"`batch_moments` holds no moments ({batch_moments!r:.80}), but `batch_stats` has running statistics at "
+            f"{', '.join(map(_shown, pairs[:5]))}. Call the model in training and, linen, with "
+            '`mutable="batch_moments"`; nnx, take the second result of `nnx.capture(f, bnjax.nnx.BatchMoments)`. Leave '
+            "out the update where all norms are evaluated."
+        )
+    for path, batch in given.items():
         if not isinstance(batch, Update):
             raise ValueError(
                 f"`batch_moments` must hold what the modules handed out, but at {_shown(path)} it has {batch!r:.80}."
@@ -92,6 +102,11 @@ def update_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
             raise ValueError(
                 f"`batch_stats` has no `mean` and `var` at {_shown(owner)}, where `batch_moments` has moments; pass "
                 f"the statistics of the same model. It has {', '.join(map(_shown, named)) or 'nothing'}."
+            )
+        if np.size(old["mean"]) != batch.mean.size:
+            raise ValueError(
+                f"`batch_stats` has a `mean` of shape {jnp.shape(old['mean'])} at {_shown(owner)}, but the moments "
+                f"of the batch there have the shape {batch.mean.shape}; pass the statistics of the same model."
             )
         named |= {(*owner, name): leaf for name, leaf in _step(old, batch).items()}
     return structure.unflatten(named.values())

@@ -52,33 +52,48 @@ def weight_standardize(
     scale: ArrayLike | None = None,
     *,
     axis: checks.Axes = -1,
-    epsilon: ArrayLike = 1e-6,
+    epsilon: ArrayLike | None = None,
+    epsilon_to: str = "variance",
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Weight standardization: `(w - mean) / sqrt(var + epsilon) * scale`, feature by feature.
+
+    With `epsilon_to="deviation"`, as in BiT: `(w - mean) / (sqrt(var) + epsilon) * scale`.
 
     Args:
       w: real weights. Mean and (biased) variance are float32 or wider.
       scale: of the features' shape, or of the rank of `w` and broadcastable to it.
       axis: the feature axes, those of the output; measured is over all others.
-      epsilon: added to the variance.
+      epsilon: 1e-6 by default where it is added to the variance, 1e-5 where to the standard deviation.
+      epsilon_to: what `epsilon` is added to: `"variance"` or `"deviation"`.
       dtype: of the result; that of `w` by default.
 
     Raises:
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019 (there the
-      standard deviation is unbiased, and 1e-5 is added to it).
+      Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019 (arXiv
+      1903.10520; there the standard deviation is unbiased, and 1e-5 is added to it). Kolesnikov et al., Big Transfer
+      (BiT), 2019 (arXiv 1912.11370).
 
     >>> print(weight_standardize(jnp.array([[3.0, 0.0], [1.0, 2.0]])).round(3))
     [[ 1. -1.]
      [-1.  1.]]
     """
     w = checks.real_array(w, "w")
+    checks.choice(epsilon_to, "epsilon_to", ("variance", "deviation"))
+    epsilon = {"variance": 1e-6, "deviation": 1e-5}[epsilon_to] if epsilon is None else epsilon
+    checks.positive(epsilon, "epsilon")
     features = checks.canonical_axes(axis, w.ndim)
     m = moments(w, checks.other_axes(features, w.ndim), keepdims=True)
+    if epsilon_to == "deviation":
+        m, epsilon = Moments(m.count, m.mean, jnp.square(_deviation(m.var) + epsilon)), 0.0
     return normalize(w, m, scale, axis=features, epsilon=epsilon, dtype=checks.output_dtype(dtype, w))
+
+
+def _deviation(var: Array) -> Array:
+    """The square root, with the derivative zero at zero: it is infinite there, and equal weights would give NaN."""
+    return jnp.where(var > 0, jnp.sqrt(jnp.where(var > 0, var, 1)), 0)
 
 
 def scaled_weight_standardize(

@@ -59,7 +59,7 @@ def decorrelated_batch_norm(
       bias: likewise.
       group_size: neighbouring channels that are whitened together, a divisor of all; if there are fewer, all.
       axis: the channels' axis, not the first.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variances.
       where: broadcastable to `x`, of length 1 along `axis`; non-zero is valid. What is masked out counts for nothing.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.

@@ -367,5 +367,20 @@ def test_bad_input():
         bnjax.update_batch_stats({"norm": variables["batch_stats"]}, new["batch_moments"])
     with pytest.raises(ValueError, match="`batch_moments` must hold what the modules handed out"):
         bnjax.update_batch_stats(variables["batch_stats"], {"batch": (bnjax.Moments.empty((4,)),)})
+    wider = jax.tree.map(lambda t: jnp.repeat(t, 2), variables["batch_stats"])
+    with pytest.raises(ValueError, match=r"`batch_stats` has a `mean` of shape \(8,\) at the top.*\(4,\)"):
+        bnjax.update_batch_stats(wider, new["batch_moments"])
     with pytest.raises(ValueError, match=r"`momentum` must be a number.*traced"):
         jax.jit(lambda m: layer.clone(momentum=m).apply(variables, x, mutable="batch_moments"))(0.9)
+
+
+@pytest.mark.parametrize("nothing", [{}, {"norm": {}}, nnx.State({}), None], ids=repr)
+def test_no_moments_at_all_are_a_mistake(nothing):
+    """The model was evaluated, or nothing was asked of it: the running state would stay as it is, in silence."""
+    stats = {"encoder": {"norm": {"mean": jnp.zeros(2), "var": jnp.ones(2)}}, "other": jnp.ones(3)}
+    with pytest.raises(
+        ValueError, match=r"`batch_moments` holds no moments .* at encoder/norm.*mutable=.*nnx\.capture"
+    ):
+        bnjax.update_batch_stats(stats, nothing)
+    for without in ({}, {"other": stats["other"]}):
+        assert bnjax.update_batch_stats(without, nothing) == without

@@ -20,7 +20,8 @@ class BatchNorm(nn.BatchNorm):
     out the `Moments` of the batch instead, to be reduced over micro-batches: `bnjax.accumulate`.
 
     Attributes:
-      momentum: may be `None`: the running state is the exact pool of all batches; adds `batch_stats/count`.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's). `None`: the running state is the exact
+        pool of all batches; adds `batch_stats/count`.
       use_fast_variance: `False` means `pivot=None`.
       pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
       virtual_batch_size: examples in a ghost batch.

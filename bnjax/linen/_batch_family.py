@@ -10,10 +10,11 @@ class BatchRenorm(Affine, StatefulNorm):
     """`bnjax.batch_renorm` with its parameters and its running state.
 
     `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `batch_stats/step`.
+    That is a float32, so that a weighted average of two states has the dtypes of the states. It counts to 2^24 steps.
 
     >>> layer = BatchRenorm(use_running_average=False, d_max=lambda step: 5.0 * (step > 100))
     >>> print(layer.init(jax.random.key(0), jnp.ones((2, 3)))["batch_stats"]["step"])
-    0
+    0.0
     """
 
     layer = shared.BATCH_RENORM
@@ -24,6 +25,7 @@ class BatchRenorm(Affine, StatefulNorm):
     axis_name: Any = None
     r_max: Any = 3.0
     d_max: Any = 5.0
+    tracks: str = "std"
 
 
 class EvoNormB0(Affine, StatefulNorm):

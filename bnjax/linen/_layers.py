@@ -91,6 +91,7 @@ class StatefulNorm(Norm):
 
     Attributes:
       use_running_average: normalize by the running state; here or at the call.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's); an attribute of every subclass.
     """
 
     use_running_average: bool | None = None

@@ -121,7 +121,7 @@ class BatchNormLSTMCell(_Cell):
 
     Attributes:
       use_running_average: normalize by the running state; `nn.RNN` cannot tell at the call.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       axis_name: a name or names of mapped axes to measure over too.
 
     References:

@@ -1,7 +1,7 @@
 """Spectral and weight norm for linen: wrappers that call a layer with normalized parameters."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,7 @@ class WeightNorm(nn.WeightNorm):
     """
 
     function = staticmethod(weight_norm)
+    options: ClassVar[tuple[str, ...]] = ()  # attributes that `function` takes, besides those of Flax's class
 
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +82,8 @@ class WeightNorm(nn.WeightNorm):
             shape = tuple(w.shape[a] for a in checks.canonical_axes(axis, w.ndim, "feature_axes"))
             scale = self.param(f"{name}/scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
             dtype = result_dtype(w, scale, dtype=self.dtype)
-            return self.function(w, scale, axis=axis, epsilon=self.epsilon, dtype=dtype)
+            options = {name: getattr(self, name) for name in self.options}
+            return self.function(w, scale, axis=axis, epsilon=self.epsilon, dtype=dtype, **options)
 
         return _call(self, normalized, *args, **kwargs)
 
@@ -89,16 +91,22 @@ class WeightNorm(nn.WeightNorm):
 class WeightStandardization(WeightNorm):
     """Calls a layer with its kernels standardized by `bnjax.weight_standardize`; attributes are those of `WeightNorm`.
 
+    Attributes:
+      epsilon: 1e-6 by default where it is added to the variance, 1e-5 where to the standard deviation.
+      epsilon_to: what `epsilon` is added to: `"variance"`, or `"deviation"` as in BiT.
+
     >>> layer = WeightStandardization(nn.Dense(2))
     >>> y = layer.apply(layer.init(jax.random.key(0), jnp.ones((1, 3))), jnp.ones((1, 3)))
     >>> print(abs(y).max() < 1e-5)
     True
     """
 
-    epsilon: float = 1e-6
+    epsilon: float | None = None  # type: ignore[assignment]
     use_scale: bool = False
+    epsilon_to: str = "variance"
 
     function = staticmethod(weight_standardize)
+    options = ("epsilon_to",)
 
 
 class ScaledWeightStandardization(WeightNorm):

@@ -32,7 +32,8 @@ class BatchNorm(nnx.BatchNorm):
     details of what is added:
 
     Args:
-      momentum: may be `None`: the running state is the exact pool of all batches; adds the `BatchStat` count.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's). `None`: the running state is the exact
+        pool of all batches; adds the `BatchStat` count.
       use_fast_variance: `False` means `pivot=None`.
       promote_dtype: called as Flax calls it, but never rounds the running state.
       pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.

@@ -7,13 +7,14 @@ from bnjax.nnx._layers import StatefulNorm
 class BatchRenorm(StatefulNorm):
     """`bnjax.batch_renorm` with its parameters and its running state.
 
-    `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `step`.
+    `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `step`. That is a
+    float32, so that a weighted average of two states has the dtypes of the states. It counts to 2^24 steps.
 
     >>> from flax import nnx
     >>> layer = BatchRenorm(3, d_max=lambda step: 5.0 * (step > 100), rngs=nnx.Rngs(0))
     >>> y = layer(jnp.arange(6.0).reshape(2, 3))
     >>> print(layer.step[...])
-    1
+    1.0
     """
 
     layer = shared.BATCH_RENORM

@@ -107,7 +107,11 @@ class SampleNorm(Norm):
 
 
 class StatefulNorm(Norm):
-    """A norm with a running state: `model.eval()` normalizes by it, `model.train()` by the batch."""
+    """A norm with a running state: `model.eval()` normalizes by it, `model.train()` by the batch.
+
+    Args:
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
+    """
 
     use_running_average: bool | None
 

@@ -149,7 +149,7 @@ class BatchNormLSTMCell(_Cell):
 
     Args:
       max_steps: how many steps have statistics of their own.
-      momentum: the fraction of the running state that is kept.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
       axis_name: a name or names of mapped axes to measure over too.
       use_running_average: normalize by the running state; set by `model.train()` and `model.eval()`.
       **more: as in the other cells.

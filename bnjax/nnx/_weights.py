@@ -69,6 +69,7 @@ class WeightNorm(nnx.WeightNorm):
     """
 
     function: ClassVar[Callable[..., Array]] = staticmethod(weight_norm)
+    options: ClassVar[tuple[str, ...]] = ()  # attributes that `function` takes, besides those of Flax's class
 
     def __init__(
         self,
@@ -108,11 +109,16 @@ class WeightNorm(nnx.WeightNorm):
     def _normalized(self, path: Path, w: Array) -> Array:
         scale = _known(self.scales, path, path)[...] if self.use_scale else None
         dtype = result_dtype(w, scale, dtype=self.dtype)
-        return self.function(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype)
+        options = {name: getattr(self, name) for name in self.options}
+        return self.function(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype, **options)
 
 
 class WeightStandardization(WeightNorm):
     """Calls a layer with its kernels standardized by `bnjax.weight_standardize`; arguments are those of `WeightNorm`.
+
+    Args:
+      epsilon: 1e-6 by default where it is added to the variance, 1e-5 where to the standard deviation.
+      epsilon_to: what `epsilon` is added to: `"variance"`, or `"deviation"` as in BiT.
 
     >>> layer = WeightStandardization(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
     >>> print(abs(layer(jnp.ones((1, 3)))).max() < 1e-5)
@@ -120,9 +126,19 @@ class WeightStandardization(WeightNorm):
     """
 
     function = staticmethod(weight_standardize)
+    options = ("epsilon_to",)
 
-    def __init__(self, layer_instance: nnx.Module, *, use_scale: bool = False, epsilon: float = 1e-6, **more: Any):
+    def __init__(
+        self,
+        layer_instance: nnx.Module,
+        *,
+        use_scale: bool = False,
+        epsilon: float | None = None,
+        epsilon_to: str = "variance",
+        **more: Any,
+    ):
         super().__init__(layer_instance, use_scale=use_scale, epsilon=epsilon, **more)
+        self.epsilon_to = epsilon_to
 
 
 class ScaledWeightStandardization(WeightNorm):
