@@ -112,8 +112,12 @@ def normalize_by_batch(
     residual: ArrayLike | None,
     activation: Activation,
     dtype: DTypeLike | None,
+    alone: bool = False,
 ) -> tuple[Array, Moments]:
-    """`batch_norm` before the step of the running state: the output, and the moments of the batch."""
+    """`batch_norm` before the step of the running state: the output, and the moments of the batch.
+
+    `alone`: this device measures its batch as one set, in two passes, and one value per feature is no error.
+    """
     x = checks.inexact_array(x)
     axis_name = checks.hashable_name(axis_name)
     features = checks.canonical_axes(axis, x.ndim)
@@ -123,8 +127,10 @@ def normalize_by_batch(
     _check_running(running, x, features, form.wide)
     if axis_index_groups is not None and axis_name is None:
         raise ValueError("`axis_index_groups` are groups along `axis_name`, which is None; name the axis too.")
+    if alone:
+        axis_name = axis_index_groups = virtual_batch_size = pivot = None
     _check_virtual_batch(virtual_batch_size, x, features)
-    if axis_name is None or virtual_batch_size is not None:
+    if not alone and (axis_name is None or virtual_batch_size is not None):
         _check_several_values(x, measured, virtual_batch_size)
     affine = affine_of(form, x, features, scale, bias, residual, epsilon)
     mask = checks.mask_array(where, x.shape)

@@ -79,7 +79,7 @@ def evo_norm_b0(
     )
     t = wide(x)
     right = (t if v is None else t * v) + jnp.sqrt(own.var + epsilon)
-    y = t / jnp.maximum(jnp.sqrt(m.var + epsilon), right)
+    y = t / jnp.maximum(jnp.sqrt(where_seen(m).var + epsilon), right)
     y = scaled(y, scale, bias, checks.output_dtype(dtype, x))
     return y, lax.stop_gradient(ema(running, of_features(m, jnp.shape(running.mean)), momentum)) if train else running
 

@@ -18,6 +18,7 @@ from bnjax._parts import (
     operands,
     over_batch,
     per_example,
+    where_seen,
 )
 from bnjax._sample import group_norm
 
@@ -83,7 +84,7 @@ def switchable_norm(
     batch = over_batch(instance, axis_name) if train else kept
     means, variances = ([getattr(m, name) for m in (instance, layer, batch)] for name in ("mean", "var"))
     mean, var = _mixed(means, mean_weight, "mean_weight"), _mixed(variances, var_weight, "var_weight")
-    m = Moments(jnp.ones(()), mean, var)
+    m = where_seen(Moments(batch.count, mean, var))
     y = normalize(x, m, scale, bias, axis=features, epsilon=epsilon, dtype=dtype)
     return y, lax.stop_gradient(
         ema(running, of_features(batch, jnp.shape(running.mean)), momentum)

@@ -13,7 +13,7 @@ from bnjax import _checks as checks
 from bnjax._affine import Activation
 from bnjax._batch import normalize_by_batch
 from bnjax._devices import AxisName, Groups
-from bnjax._moments import Moments, moments
+from bnjax._moments import Moments
 from bnjax._normalize import normalize
 from bnjax._sample import group_norm, instance_norm, layer_norm, rms_norm
 from bnjax._state import Update, check_momentum, next_state
@@ -94,17 +94,12 @@ def call_batch_norm(
     if jnp.issubdtype(jnp.promote_types(x.dtype, dtype), jnp.complexfloating):
         wide = checks.stat_dtype(x, dtype)
         running = Moments(running.count, running.mean.astype(wide), running.var)
-    if alone:
-        features = checks.canonical_axes(module.axis, x.ndim)
-        batch = moments(x.astype(checks.stat_dtype(x, dtype)), checks.other_axes(features, x.ndim), where=mask)
-        y = normalize(x, batch, scale, bias, **common)
-    else:
-        y, batch = normalize_by_batch(
-            x, running, scale, bias,
-            where=mask, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
-            virtual_batch_size=module.virtual_batch_size,
-            pivot=module.pivot if module.use_fast_variance else None, **common,
-        )  # fmt: skip
+    y, batch = normalize_by_batch(
+        x, running, scale, bias,
+        where=mask, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
+        virtual_batch_size=module.virtual_batch_size, pivot=module.pivot if module.use_fast_variance else None,
+        alone=alone, **common,
+    )  # fmt: skip
     state = next_state(running, batch, module.momentum, module.unbiased)
     return y, *lax.stop_gradient((state, batch))
 

@@ -127,6 +127,8 @@ def scale_norm(
         t = jnp.where(mask | jnp.isfinite(t), t, 0)
     square = jnp.square(valid(mask, t)).sum(features, keepdims=True)
     y = t * lax.rsqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2))
+    if mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
+        y = jnp.where(mask.any(features, keepdims=True), y, 0)
     return (y if scale is None else y * _one_number(scale, "scale")).astype(checks.output_dtype(dtype, x))
 
 

@@ -152,7 +152,9 @@ def _whitened(
     state, m = running, running
     if train:
         count, mean, cov = _covariance(rows, valid_rows, size, axis_name)
-        m = Whitening(mean, root(cov + epsilon * jnp.broadcast_to(jnp.eye(size, dtype=cov.dtype), cov.shape)))
+        eye = jnp.broadcast_to(jnp.eye(size, dtype=cov.dtype), cov.shape)
+        # Where nothing is valid the map is constant, the bias: the root of the unit matrix, times zero.
+        m = Whitening(mean, jnp.where(count > 0, root(jnp.where(count > 0, cov + epsilon * eye, eye)), 0))
         kept = ema(Moments(count, *running), Moments(count, *m), momentum)
         state = lax.stop_gradient(Whitening(kept.mean, kept.var))
     d = rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

@@ -179,6 +179,11 @@ MUTANTS = [
         "test_battery.py::test_masked_out_is_not_there[grn]",
     ),
     Mutant(
+        "parts: nothing valid taken for variance 0", "_parts.py",
+        "jnp.where(m.count > 0, m.var, jnp.inf)", "m.var",
+        "test_battery.py::test_where_nothing_is_valid[switchable]",
+    ),
+    Mutant(
         "parts: devices weigh the same", "_parts.py",
         "all_reduce(batch, checks.hashable_name(axis_name))",
         "all_reduce(Moments(jnp.ones_like(batch.count), batch.mean, batch.var), axis_name)",

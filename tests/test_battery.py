@@ -170,13 +170,21 @@ def test_images_whose_rows_are_summed_first(name):
 
 @pytest.mark.parametrize("name", MASKED)
 def test_where_nothing_is_valid(name):
-    """All is finite, and the state is kept; NaN included."""
+    """The output is the bias, without a gradient to the input; all is finite, the state is kept; NaN included."""
     x, g, variables = sample(name)
     nothing = mask_of(name, np.zeros(SHAPE, bool))
     _, state, dx, dparams = gradients(name, np.full_like(x, np.nan), 0 * g, variables, nothing, inputs(name, x))
     assert not any(t.any() for t in jax.tree.leaves((dx, dparams)))
     got = gradients(name, x, g, variables, nothing, inputs(name, x))
     assert all(np.isfinite(t).all() for t in jax.tree.leaves(got))
+    if name not in ("lrn", "grn"):  # which add a constant to what they divide by, or the input to the result
+        bias, threshold = (
+            variables["params"].get(k, {"bias": 0, "threshold": -np.inf}[k]) for k in ("bias", "threshold")
+        )
+        bias = np.repeat(variables["params"]["channel_bias"], 3) if name == "bcn" else bias
+        bias = bias[np.arange(4) // 2][:, None, None] if name == "split" else bias
+        np.testing.assert_allclose(got[0], np.broadcast_to(np.maximum(bias, threshold), SHAPE), rtol=1e-6)
+        np.testing.assert_array_equal(got[2], 0)
     kept = {k: v for k, v in variables["batch_stats"].items() if k != "step"}
     for new in (state, got[1]):
         assert_close({k: new[k] for k in kept}, wide(kept), 1e-6)

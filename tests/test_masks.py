@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from bnjax import Moments, batch_norm, normalize
+from bnjax import linen as bl
+from bnjax import nnx as bx
 from tests import references
 
 SHAPE = (6, 5, 4)
@@ -173,6 +176,40 @@ def test_a_feature_with_nothing_valid_is_its_bias(momentum, pivot, size):
     for old, after in zip(jax.tree.leaves(running()), jax.tree.leaves(new), strict=True):
         assert after[2] == old[2]
     assert (new.mean[np.array([0, 1, 3])] != running().mean[np.array([0, 1, 3])]).all()
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+@pytest.mark.parametrize("mask", [[[0, 1]], [[0, 0]], [[True, True]], None], ids=str)
+def test_one_value_of_a_feature_is_its_bias_valid_or_not(api, mask):
+    """Flax's linen modules take such a batch while they initialise, its nnx modules always."""
+    x, mask = np.full((1, 2), 5, np.float32), None if mask is None else np.asarray(mask)
+    poisoned = x if mask is None else np.where(mask, x, np.nan)
+    state = {"mean": np.float32([1, 2]), "var": np.float32([3, 4])}
+    params = {"scale": np.float32([3, 2]), "bias": np.float32([0.5, 0.25])}
+
+    def loss(params, x):
+        if api == "linen":
+            inits = {f"{name}_init": lambda *_, name=name: params[name] for name in params}
+            layer = bl.BatchNorm(use_running_average=False, axis_name="not bound yet", **inits)
+            y, _ = layer.init_with_output(jax.random.key(0), x, mask=mask)
+        else:
+            layer = bx.BatchNorm(2, rngs=nnx.Rngs(0))
+            nnx.update(layer, jax.tree.map(jnp.asarray, params | state))
+            y = layer(x, mask=mask)
+        return jnp.where(jnp.isnan(x), 0, y * jnp.asarray([[1.0, 2.0]])).sum(), y
+
+    (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+    np.testing.assert_allclose(y[0], params["bias"], rtol=1e-6)
+    grads = [*jax.tree.leaves(grads), *jax.tree.leaves(jax.grad(loss, (0, 1), has_aux=True)(params, poisoned)[0])]
+    assert all(np.isfinite(t).all() for t in grads)
+    assert not grads[2].any()
+
+
+def test_initialising_takes_masked_places_through_the_same_map():
+    """A feature with one valid value among several: that place gives the bias, the others what is beside it."""
+    x, mask = np.float32([[5], [6], [7]]), np.array([[0], [1], [0]])
+    y, _ = bl.BatchNorm(use_running_average=False).init_with_output(jax.random.key(0), x, mask=mask)
+    np.testing.assert_allclose(y, (x - 6) / np.sqrt(1e-5), rtol=1e-6)
 
 
 def test_its_second_derivatives_are_finite_too():
