@@ -20,6 +20,7 @@ FLOORS = {
     "bnjax._normalize": 2,
     "bnjax._state": 2,
     "bnjax._accumulate": 2,
+    "bnjax._norm_params": 3,
     "bnjax._remat": 3,
     "bnjax._batch": 3,
     "bnjax._sample": 3,

@@ -1,4 +1,4 @@
-"""The registry, the page that comes from it, norms of weights, masks of parameters, and what errors say."""
+"""The registry, the page that comes from it, norms of weights, and what errors say."""
 
 import dataclasses
 import inspect
@@ -216,88 +216,7 @@ def test_scaled_activations_keep_the_variance():
         bnjax.scaled_activation(1.0, "swish")
 
 
-# Parameters of norms
-
-
-def test_norm_params_mask_of_linen():
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.Embed(5, 4, name="embed")(x)
-            for name in ROWS:
-                options = dict(ROWS[name].options) | {"name": name}
-                call = {"use_running_average": True} if NORMS[name].takes_running_average else {}
-                x = nn.Dense(6)(bnn.make_norm(name, **options)()(nn.Dense(6)(x), **call))
-            return bnn.BatchNorm(use_running_average=True, use_scale=False, name="shift")(x)
-
-    params = jax.eval_shape(Model().init, jax.random.key(0), jnp.ones((4, 3, 2), jnp.int32))["params"]
-    for names, shift in (((), False), (("shift",), True)):
-        mask = bnn.norm_params_mask(params, names)
-        assert {k for k, v in mask.items() if all(jax.tree.leaves(v))} == (
-            (set(ROWS) & set(params)) | ({"shift"} if shift else set())
-        )
-        assert not any(jax.tree.leaves({k: v for k, v in mask.items() if k not in ROWS and k != "shift"}))
-
-
-def test_norm_params_mask_of_nnx():
-    norms = {name: bnnx.make_norm(name, 6, **ROWS[name].options, rngs=RNGS()) for name in ROWS}
-    model = nnx.Dict(
-        **norms, dense=nnx.Linear(2, 3, rngs=RNGS()), weight=bnnx.WeightNorm(nnx.Linear(2, 3, rngs=RNGS()), rngs=RNGS())
-    )
-    mask = nnx.to_pure_dict(bnnx.norm_params_mask(model))
-    assert {k for k, v in mask.items() if any(jax.tree.leaves(v))} == set(ROWS) - {"lrn", "pixel"}
-    assert all(all(jax.tree.leaves(v)) for k, v in mask.items() if k in ROWS)
-    assert jax.tree.leaves(bnnx.norm_params_mask(nnx.Dict(a=nnx.Linear(2, 2, rngs=RNGS())), (nnx.Linear,))) == [
-        True,
-        True,
-    ]
-
-
-@pytest.mark.parametrize("name", ["LayerNormLSTMCell", "LayerNormGRUCell", "BatchNormLSTMCell"])
-def test_norm_params_mask_of_recurrent_cells(name):
-    more = {"max_steps": 2} if "Batch" in name else {}
-    mask = nnx.to_pure_dict(bnnx.norm_params_mask(getattr(bnnx, name)(2, 3, rngs=RNGS(), **more)))
-    rnn = nn.RNN(getattr(bnn, name)(3), variable_axes={"batch_stats": 0} if "Batch" in name else {})
-    params = jax.eval_shape(rnn.init, jax.random.key(0), jnp.ones((1, 2, 2)))["params"]["cell"]
-    want = jax.tree_util.tree_map_with_path(lambda path, _: path[0].key.startswith("norm_"), params)
-    assert mask == bnn.norm_params_mask(params) == want
-
-
-def test_norm_params_mask_of_boxes_and_lists():
-    """Parameters that say how they are sharded, and modules in lists."""
-    part = lambda init, *names: nn.with_partitioning(init, names)  # noqa: E731
-
-    class Model(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            x = nn.Dense(4, kernel_init=part(nn.initializers.lecun_normal(), None, "model"))(x)
-            return bnn.LayerNorm(scale_init=part(nn.initializers.ones, "model"))(x)
-
-    params = Model().init(jax.random.key(0), jnp.ones((2, 3)))["params"]
-    mask = bnn.norm_params_mask(params)
-    assert jax.tree.structure(mask) == jax.tree.structure(params)
-    norm, dense = {"scale": True, "bias": True}, {"kernel": False, "bias": False}
-    assert nn.unbox(mask) == {"Dense_0": dense, "LayerNorm_0": norm}
-    decay = optax.add_decayed_weights(1.0, jax.tree.map(lambda norm: not norm, mask))
-    update = nn.unbox(decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)[0])
-    assert update["Dense_0"]["kernel"].any()
-    assert not update["LayerNorm_0"]["scale"].any()
-    blocks = {"blocks": [{"scale": 1.0, "bias": 1.0}, ({"kernel": 1.0, "bias": 1.0}, {"shift": {"bias": 1.0}})]}
-    assert bnn.norm_params_mask(blocks) == {"blocks": [norm, (dense, {"shift": {"bias": False}})]}
-    assert bnn.norm_params_mask(blocks, "shift") == {"blocks": [norm, (dense, {"shift": {"bias": True}})]}
-
-
-def test_weight_decay_leaves_norms_alone():
-    """With optax, in both APIs."""
-    model = nnx.Dict(dense=nnx.Linear(2, 2, rngs=RNGS()), norm=bnnx.LayerNorm(2, rngs=RNGS()))
-    keep = jax.tree.map(lambda norm: not norm, bnnx.norm_params_mask(model))
-    params = nnx.state(model, nnx.Param)
-    for tree, mask in ((params, keep), (nnx.to_pure_dict(params), nnx.to_pure_dict(keep))):
-        decay = optax.add_decayed_weights(1.0, mask)
-        update, _ = decay.update(jax.tree.map(jnp.zeros_like, tree), decay.init(tree), tree)
-        update = nnx.to_pure_dict(update) if isinstance(update, nnx.State) else update
-        assert not update["norm"]["scale"].any()
-        np.testing.assert_array_equal(update["dense"]["kernel"], model.dense.kernel[...])
+# Modules
 
 
 def test_schedules_of_renorm():
