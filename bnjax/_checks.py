@@ -7,7 +7,7 @@ number cannot be looked at and passes.
 import math
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 Axes = int | Sequence[int]
+Pivot = Literal["running", "sample"] | None  # near which batch statistics are measured
+SamplePivot = Literal["sample"] | None  # likewise those of an example, which has no running mean
 MOMENTUM_HINT = " It is the fraction kept: 1 - PyTorch's."
 
 

@@ -25,6 +25,7 @@ from bnjax._whitening import Whitening, decorrelated_batch_norm, group_of, itera
 
 Shape = tuple[int, ...]
 Options = Mapping[str, Any]
+Start = ArrayLike | Callable[..., Array] | None  # of a parameter: a number, an initializer, or as the norm says
 
 
 class Variable(NamedTuple):
@@ -189,14 +190,3 @@ def call(
         return layer.function(x, **parameters, **arguments), {}
     y, new = layer.function(x, running=layer.pack(**state), **parameters, train=train, **arguments)
     return y, {name: getattr(new, name) for name in state}
-
-
-def checked_options(module: str, layer: Layer, options: Options) -> dict[str, Any]:
-    """All attributes of a module: those given, the others by default."""
-    known: dict[str, Any] = dict(layer.defaults)
-    for name in layer.parameters:
-        known |= {f"use_{name}": True, f"{name}_init": None}
-    if layer.state:
-        known["use_running_average"] = False
-    checks.known_arguments(module, options, known)
-    return known | dict(options)

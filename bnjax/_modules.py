@@ -29,7 +29,7 @@ class BatchNormAttributes(Protocol):
     axis_name: AxisName | None
     axis_index_groups: Groups
     use_fast_variance: bool
-    pivot: str | None
+    pivot: checks.Pivot
     virtual_batch_size: int | None
     unbiased: bool
     activation: Activation

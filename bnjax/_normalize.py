@@ -125,7 +125,7 @@ def standardize(
 
 
 def pivot_of(
-    kind: str | None, form: Form, sets: Sets, x: Array, mask: Array | None, running: Array | None = None
+    kind: checks.Pivot, form: Form, sets: Sets, x: Array, mask: Array | None, running: Array | None = None
 ) -> Array:
     """The number about which to measure `x`: length one along the measured axes, equal on all devices.
 

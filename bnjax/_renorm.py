@@ -1,5 +1,7 @@
 """Batch renormalization: batch norm that trains as it will be evaluated, up to limits."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -20,7 +22,7 @@ def batch_renorm(
     *,
     r_max: ArrayLike = 3.0,
     d_max: ArrayLike = 5.0,
-    tracks: str = "std",
+    tracks: Literal["std", "var"] = "std",
     axis: checks.Axes = -1,
     momentum: ArrayLike = 0.99,
     epsilon: ArrayLike = 1e-3,

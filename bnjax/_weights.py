@@ -1,6 +1,7 @@
 """Norms of weights instead of activations: weight norm, weight standardization and spectral norm."""
 
 import math
+from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -53,7 +54,7 @@ def weight_standardize(
     *,
     axis: checks.Axes = -1,
     epsilon: ArrayLike | None = None,
-    epsilon_to: str = "variance",
+    epsilon_to: Literal["variance", "deviation"] = "variance",
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Weight standardization: `(w - mean) / sqrt(var + epsilon) * scale`, feature by feature.

@@ -298,7 +298,6 @@ def state(mean, var):
             lambda: bnnx.make_norm("frn", 3, groups=2, rngs=RNGS()),
             "`groups` is no argument of 'frn', which takes .*`axis`",
         ),
-        (lambda: bnnx.FilterResponseNorm(3, groups=2, rngs=RNGS()), "`groups` is no argument of FilterResponseNorm"),
         (
             lambda: bnnx.PixelNorm(3, rngs=RNGS())(X, scale=X[0]),
             "`scale` was given at the call of a norm that has none",

@@ -36,7 +36,8 @@ class BatchNorm(nn.BatchNorm):
     [0.02 0.02]
     """
 
-    pivot: str | None = "running"
+    momentum: float | None = 0.99  # type: ignore[assignment]
+    pivot: checks.Pivot = "running"
     virtual_batch_size: int | None = None
     unbiased: bool = False
     activation: Activation = None

@@ -1,9 +1,17 @@
 """Relatives of batch norm for linen."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from jax import Array
+from jax.typing import ArrayLike
 
 from bnjax import _layers as shared
+from bnjax._checks import Axes
+from bnjax._devices import AxisName
 from bnjax.linen._layers import Affine, StatefulNorm
+
+Limit = ArrayLike | Callable[[Array], ArrayLike]  # a number, or a function of the number of steps
 
 
 class BatchRenorm(Affine, StatefulNorm):
@@ -19,13 +27,13 @@ class BatchRenorm(Affine, StatefulNorm):
 
     layer = shared.BATCH_RENORM
 
-    axis: Any = -1
+    axis: Axes = -1
     momentum: float = 0.99
     epsilon: float = 1e-3
-    axis_name: Any = None
-    r_max: Any = 3.0
-    d_max: Any = 5.0
-    tracks: str = "std"
+    axis_name: AxisName | None = None
+    r_max: Limit = 3.0
+    d_max: Limit = 5.0
+    tracks: Literal["std", "var"] = "std"
 
 
 class EvoNormB0(Affine, StatefulNorm):
@@ -33,12 +41,12 @@ class EvoNormB0(Affine, StatefulNorm):
 
     layer = shared.EVO_NORM_B0
 
-    axis: Any = -1
+    axis: Axes = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
     use_v: bool = True
-    v_init: Any = None
+    v_init: shared.Start = None
 
 
 class BatchChannelNorm(Affine, StatefulNorm):
@@ -53,11 +61,11 @@ class BatchChannelNorm(Affine, StatefulNorm):
     axis: int = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
     use_channel_scale: bool = True
     use_channel_bias: bool = True
-    channel_scale_init: Any = None
-    channel_bias_init: Any = None
+    channel_scale_init: shared.Start = None
+    channel_bias_init: shared.Start = None
 
 
 class DecorrelatedBatchNorm(Affine, StatefulNorm):
@@ -69,7 +77,7 @@ class DecorrelatedBatchNorm(Affine, StatefulNorm):
     axis: int = -1
     momentum: float = 0.9
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
 
 
 class DomainBatchNorm(Affine, StatefulNorm):
@@ -86,11 +94,11 @@ class DomainBatchNorm(Affine, StatefulNorm):
 
     layer = shared.DOMAIN
 
-    domains: tuple[str, ...] = ("main", "auxiliary")
-    axis: Any = -1
+    domains: Sequence[str] = ("main", "auxiliary")
+    axis: Axes = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
 
 
 class ExampleWeightedBatchNorm(Affine, StatefulNorm):
@@ -99,10 +107,10 @@ class ExampleWeightedBatchNorm(Affine, StatefulNorm):
     layer = shared.EXAMPLE_WEIGHTED
 
     example_weight: float = 0.0
-    axis: Any = -1
+    axis: Axes = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
 
 
 class IterativeNorm(Affine, StatefulNorm):
@@ -115,7 +123,7 @@ class IterativeNorm(Affine, StatefulNorm):
     axis: int = -1
     momentum: float = 0.9
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
 
 
 class SplitBatchNorm(Affine, StatefulNorm):
@@ -128,11 +136,11 @@ class SplitBatchNorm(Affine, StatefulNorm):
 
     layer = shared.SPLIT
 
-    domains: tuple[str, ...] = ("main", "auxiliary")
-    axis: Any = -1
+    domains: Sequence[str] = ("main", "auxiliary")
+    axis: Axes = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
 
 
 class SwitchableNorm(Affine, StatefulNorm):
@@ -140,11 +148,11 @@ class SwitchableNorm(Affine, StatefulNorm):
 
     layer = shared.SWITCHABLE
 
-    axis: Any = -1
+    axis: Axes = -1
     momentum: float = 0.9
     epsilon: float = 1e-5
-    axis_name: Any = None
+    axis_name: AxisName | None = None
     use_mean_weight: bool = True
     use_var_weight: bool = True
-    mean_weight_init: Any = None
-    var_weight_init: Any = None
+    mean_weight_init: shared.Start = None
+    var_weight_init: shared.Start = None

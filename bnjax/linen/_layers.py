@@ -137,5 +137,5 @@ class Affine(nn.Module):
 
     use_scale: bool = True
     use_bias: bool = True
-    scale_init: Any = None
-    bias_init: Any = None
+    scale_init: shared.Start = None
+    bias_init: shared.Start = None

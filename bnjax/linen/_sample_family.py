@@ -1,8 +1,7 @@
 """Norms of each example by itself that Flax does not have, for linen."""
 
-from typing import Any
-
 from bnjax import _layers as shared
+from bnjax._checks import Axes
 from bnjax.linen._layers import Affine, SampleNorm
 
 
@@ -15,7 +14,7 @@ class EvoNormS0(Affine, SampleNorm):
     axis: int = -1
     epsilon: float = 1e-5
     use_v: bool = True
-    v_init: Any = None
+    v_init: shared.Start = None
 
 
 class FilterResponseNorm(Affine, SampleNorm):
@@ -26,10 +25,10 @@ class FilterResponseNorm(Affine, SampleNorm):
 
     layer = shared.FILTER_RESPONSE_NORM
 
-    axis: Any = -1
+    axis: Axes = -1
     epsilon: float = 1e-6
     use_threshold: bool = True
-    threshold_init: Any = None
+    threshold_init: shared.Start = None
 
 
 class LocalResponseNorm(SampleNorm):
@@ -61,7 +60,7 @@ class PositionalNorm(Affine, SampleNorm):
 
     layer = shared.POSITIONAL_NORM
 
-    axis: Any = -1
+    axis: Axes = -1
     epsilon: float = 1e-5
 
 
@@ -74,7 +73,7 @@ class PartialRMSNorm(SampleNorm):
     axis: int = -1
     epsilon: float = 1e-6
     use_scale: bool = True
-    scale_init: Any = None
+    scale_init: shared.Start = None
 
 
 class ScaleNorm(SampleNorm):
@@ -85,10 +84,10 @@ class ScaleNorm(SampleNorm):
 
     layer = shared.SCALE_NORM
 
-    axis: Any = -1
+    axis: Axes = -1
     epsilon: float = 1e-5
     use_scale: bool = True
-    scale_init: Any = None
+    scale_init: shared.Start = None
 
 
 class PixelNorm(SampleNorm):
@@ -96,7 +95,7 @@ class PixelNorm(SampleNorm):
 
     layer = shared.PIXEL_NORM
 
-    axis: Any = -1
+    axis: Axes = -1
     epsilon: float = 1e-8
 
 
@@ -108,6 +107,6 @@ class DynamicTanh(Affine, SampleNorm):
 
     layer = shared.DYNAMIC_TANH
 
-    axis: Any = -1
+    axis: Axes = -1
     use_alpha: bool = True
-    alpha_init: Any = None
+    alpha_init: shared.Start = None

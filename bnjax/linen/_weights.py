@@ -1,7 +1,7 @@
 """Spectral and weight norm for linen: wrappers that call a layer with normalized parameters."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ class WeightStandardization(WeightNorm):
 
     epsilon: float | None = None  # type: ignore[assignment]
     use_scale: bool = False
-    epsilon_to: str = "variance"
+    epsilon_to: Literal["variance", "deviation"] = "variance"
 
     function = staticmethod(weight_standardize)
     options = ("epsilon_to",)

@@ -1,17 +1,21 @@
 """Batch normalization for nnx."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation
+from bnjax._checks import Axes, Pivot
+from bnjax._devices import AxisName, Groups
 from bnjax._modules import call_batch_norm, handed_out, not_widened, one_value, replaced, result_dtype
 from bnjax._moments import Moments
+from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
 
 
 class BatchMoments(nnx.Variable):
@@ -51,15 +55,29 @@ class BatchNorm(nnx.BatchNorm):
         self,
         num_features: int,
         *,
+        use_running_average: bool | None = False,
+        axis: Axes = -1,
         momentum: float | None = 0.99,
-        pivot: str | None = "running",
+        epsilon: float = 1e-5,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        axis_name: AxisName | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        pivot: Pivot = "running",
         virtual_batch_size: int | None = None,
         unbiased: bool = False,
         activation: Activation = None,
-        rngs: nnx.Rngs,
-        **flax_arguments: Any,
     ):
-        super().__init__(num_features, momentum=momentum, rngs=rngs, **flax_arguments)  # type: ignore[arg-type]
+        construct(super().__init__, locals())
         self.pivot = pivot
         self.virtual_batch_size = virtual_batch_size
         self.unbiased = unbiased

@@ -1,10 +1,22 @@
 """Relatives of batch norm for nnx."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jax import Array
+from jax.typing import ArrayLike
+
 from bnjax import _layers as shared
-from bnjax.nnx._layers import StatefulNorm
+from bnjax._checks import Axes
+from bnjax._devices import AxisName
+from bnjax.nnx._layers import Affine, StatefulNorm
+
+Limit = ArrayLike | Callable[[Array], ArrayLike]  # a number, or a function of the number of steps
 
 
-class BatchRenorm(StatefulNorm):
+@dataclass(eq=False, repr=False, kw_only=True)
+class BatchRenorm(Affine, StatefulNorm):
     """`bnjax.batch_renorm` with its parameters and its running state.
 
     `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `step`. That is a
@@ -19,14 +31,31 @@ class BatchRenorm(StatefulNorm):
 
     layer = shared.BATCH_RENORM
 
+    axis: Axes = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    axis_name: AxisName | None = None
+    r_max: Limit = 3.0
+    d_max: Limit = 5.0
+    tracks: Literal["std", "var"] = "std"
 
-class EvoNormB0(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class EvoNormB0(Affine, StatefulNorm):
     """`bnjax.evo_norm_b0` with its parameters and its running state."""
 
     layer = shared.EVO_NORM_B0
 
+    axis: Axes = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
+    use_v: bool = True
+    v_init: shared.Start = None
 
-class BatchChannelNorm(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class BatchChannelNorm(Affine, StatefulNorm):
     """`bnjax.batch_channel_norm` with its parameters and its running state.
 
     `num_groups` must divide the channels.
@@ -34,14 +63,32 @@ class BatchChannelNorm(StatefulNorm):
 
     layer = shared.BATCH_CHANNEL
 
+    num_groups: int = 32
+    axis: int = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
+    use_channel_scale: bool = True
+    use_channel_bias: bool = True
+    channel_scale_init: shared.Start = None
+    channel_bias_init: shared.Start = None
 
-class DecorrelatedBatchNorm(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DecorrelatedBatchNorm(Affine, StatefulNorm):
     """`bnjax.decorrelated_batch_norm` with its parameters and its running state."""
 
     layer = shared.DECORRELATED
 
+    group_size: int = 16
+    axis: int = -1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
 
-class DomainBatchNorm(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DomainBatchNorm(Affine, StatefulNorm):
     """`bnjax.domain_batch_norm` with its parameters and its running state.
 
     Scale and bias are shared by the `domains`. The call takes `domain`.
@@ -55,20 +102,42 @@ class DomainBatchNorm(StatefulNorm):
 
     layer = shared.DOMAIN
 
+    domains: Sequence[str] = ("main", "auxiliary")
+    axis: Axes = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
 
-class ExampleWeightedBatchNorm(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ExampleWeightedBatchNorm(Affine, StatefulNorm):
     """`bnjax.example_weighted_batch_norm` with its parameters and its running state."""
 
     layer = shared.EXAMPLE_WEIGHTED
 
+    example_weight: float = 0.0
+    axis: Axes = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
 
-class IterativeNorm(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class IterativeNorm(Affine, StatefulNorm):
     """`bnjax.iterative_norm` with its parameters and its running state."""
 
     layer = shared.ITERATIVE
 
+    steps: int = 5
+    group_size: int = 64
+    axis: int = -1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
 
-class SplitBatchNorm(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SplitBatchNorm(Affine, StatefulNorm):
     """`bnjax.domain_batch_norm` with its parameters and its running state.
 
     Each of the `domains` has a scale and a bias of its own: the auxiliary batch norm of AdvProp. In training equal
@@ -78,8 +147,24 @@ class SplitBatchNorm(StatefulNorm):
 
     layer = shared.SPLIT
 
+    domains: Sequence[str] = ("main", "auxiliary")
+    axis: Axes = -1
+    momentum: float = 0.99
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
 
-class SwitchableNorm(StatefulNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SwitchableNorm(Affine, StatefulNorm):
     """`bnjax.switchable_norm` with its parameters and its running state."""
 
     layer = shared.SWITCHABLE
+
+    axis: Axes = -1
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
+    use_mean_weight: bool = True
+    use_var_weight: bool = True
+    mean_weight_init: shared.Start = None
+    var_weight_init: shared.Start = None

@@ -1,6 +1,7 @@
 """The norms that Flax does not have, for nnx: one call, a row for each."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from bnjax._modules import floating, no_moments, replaced, result_dtype
 from bnjax.nnx._batch import asked_for_moments
 
 
+@dataclass(eq=False, repr=False)
 class Norm(nnx.Module):
     """What all norms of this package have that are not Flax's.
 
@@ -22,42 +24,33 @@ class Norm(nnx.Module):
       dtype: of the result; inferred from input and parameters by default.
       param_dtype: of parameters; a state is float32.
       rngs: for initializers that are given.
-      **options: the keyword arguments of the norm's function; for each parameter, say scale, also `use_scale` and
-        `scale_init` (a number or an initializer); for a norm with a state `use_running_average`.
     """
 
     layer: ClassVar[shared.Layer]
 
-    def __init__(
-        self,
-        num_features: int | Sequence[int],
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ):
-        lengths: Iterable[Any] = (num_features,)
-        if isinstance(num_features, Iterable) and not checks.positive_integer(num_features):
-            lengths = num_features
-        self.num_features = tuple(map(checks.positive_integer, lengths))
-        if not all(self.num_features):
+    num_features: int | Sequence[int]
+    _: KW_ONLY
+    dtype: DTypeLike | None = None
+    param_dtype: Any = jnp.float32
+    rngs: InitVar[nnx.Rngs]
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        given: Any = self.num_features
+        several = isinstance(given, Iterable) and not checks.positive_integer(given)
+        self.num_features = features = tuple(map(checks.positive_integer, given if several else (given,)))
+        if not all(features):
             raise ValueError(
                 "`num_features` must be a positive integer, or one for each of several feature axes, but it is "
-                f"{num_features!r}."
+                f"{given!r}."
             )
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        known = shared.checked_options(type(self).__name__, self.layer, options)
-        for name, value in known.items():
-            setattr(self, name, value)
+        options = {name: getattr(self, name) for name in self.layer.defaults}
         for name, part in self.layer.parameters.items():
-            if known[f"use_{name}"]:
-                given = known[f"{name}_init"]
-                key = rngs.params() if callable(given) else None
-                setattr(self, name, nnx.Param(shared.initial(part, self.num_features, known, param_dtype, given, key)))
+            if getattr(self, f"use_{name}"):
+                start = getattr(self, f"{name}_init")
+                key = rngs.params() if callable(start) else None
+                setattr(self, name, nnx.Param(shared.initial(part, features, options, self.param_dtype, start, key)))
         for name, part in self.layer.state.items():
-            setattr(self, name, nnx.BatchStat(shared.initial(part, self.num_features, known, jnp.float32)))
+            setattr(self, name, nnx.BatchStat(shared.initial(part, features, options, jnp.float32)))
 
     def run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
         """The call of every module: reads the parameters, makes one call, and writes the state."""
@@ -81,6 +74,7 @@ class Norm(nnx.Module):
         return y
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SampleNorm(Norm):
     """A norm of each example by itself."""
 
@@ -106,14 +100,16 @@ class SampleNorm(Norm):
         return self.run(x, train=True, mask=mask, given={"scale": scale, "bias": bias})
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class StatefulNorm(Norm):
     """A norm with a running state: `model.eval()` normalizes by it, `model.train()` by the batch.
 
     Args:
+      use_running_average: normalize by the running state; here or at the call.
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
     """
 
-    use_running_average: bool | None
+    use_running_average: bool | None = False
 
     def __call__(
         self,
@@ -150,3 +146,20 @@ class StatefulNorm(Norm):
         """Called by `nnx.view`."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Affine:
+    """The arguments of a norm with scale and bias.
+
+    Args:
+      use_scale: have a scale; without, the call may give one.
+      use_bias: likewise.
+      scale_init: where it starts, a number or an initializer, instead of the norm's own.
+      bias_init: likewise.
+    """
+
+    use_scale: bool = True
+    use_bias: bool = True
+    scale_init: shared.Start = None
+    bias_init: shared.Start = None

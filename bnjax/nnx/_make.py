@@ -6,9 +6,7 @@ from typing import Any
 from flax import nnx
 
 from bnjax import nnx as family
-from bnjax._layers import checked_options
 from bnjax._registry import check_arguments, norm_named
-from bnjax.nnx._layers import Norm
 
 
 def make_norm(name: str, /, *positional: Any, **arguments: Any) -> nnx.Module:
@@ -30,13 +28,5 @@ def make_norm(name: str, /, *positional: Any, **arguments: Any) -> nnx.Module:
     """
     row = norm_named(name)
     module = getattr(family, row.module)
-    check_arguments(name, arguments, _arguments(module))
+    check_arguments(name, arguments, inspect.signature(module.__init__).parameters.keys() - {"self"})
     return module(*positional, **(dict(row.arguments) | arguments))
-
-
-def _arguments(module: type[nnx.Module]) -> set[str]:
-    """What the constructor takes, and what those take to which it hands on the rest."""
-    own = [vars(c)["__init__"] for c in module.__mro__[:-1] if "__init__" in vars(c)]
-    parameters = [p for f in own for p in list(inspect.signature(f).parameters.values())[1:]]
-    known = {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return known | set(checked_options("", module.layer, {})) if issubclass(module, Norm) else known

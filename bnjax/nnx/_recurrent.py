@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._batch import batch_norm
+from bnjax._devices import AxisName
 from bnjax._modules import no_moments
 from bnjax._moments import Moments
 from bnjax._normalize import normalize
@@ -40,8 +41,8 @@ class _Cell(RNNCellBase):
         hidden_features: int,
         *,
         epsilon: float = 1e-5,
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
-        recurrent_kernel_init: Any = nnx.initializers.orthogonal(),  # noqa: B008
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        recurrent_kernel_init: nnx.Initializer = nnx.initializers.orthogonal(),  # noqa: B008
         dtype: DTypeLike | None = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -152,7 +153,7 @@ class BatchNormLSTMCell(_Cell):
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
       axis_name: a name or names of mapped axes to measure over too.
       use_running_average: normalize by the running state; set by `model.train()` and `model.eval()`.
-      **more: as in the other cells.
+      epsilon: of the norms; this and the rest as in the other cells.
 
     References:
       Cooijmans et al., Recurrent Batch Normalization, 2016.
@@ -172,10 +173,14 @@ class BatchNormLSTMCell(_Cell):
         *,
         max_steps: int,
         momentum: float = 0.9,
-        axis_name: Any = None,
+        axis_name: AxisName | None = None,
         use_running_average: bool = False,
+        epsilon: float = 1e-5,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        recurrent_kernel_init: nnx.Initializer = nnx.initializers.orthogonal(),  # noqa: B008
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
-        **more: Any,
     ):
         self.max_steps = checks.positive_integer(max_steps)
         if not self.max_steps:
@@ -183,7 +188,10 @@ class BatchNormLSTMCell(_Cell):
         self.momentum, self.axis_name = momentum, axis_name
         self.use_running_average = use_running_average
         self.seen = nnx.BatchStat(jnp.zeros((), jnp.int32))
-        super().__init__(in_features, hidden_features, rngs=rngs, **more)
+        super().__init__(
+            in_features, hidden_features, epsilon=epsilon, kernel_init=kernel_init,
+            recurrent_kernel_init=recurrent_kernel_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+        )  # fmt: skip
 
     def _add_norms(self, rngs: nnx.Rngs) -> None:
         wide, own = 4 * self.hidden_features, self.hidden_features
@@ -208,7 +216,7 @@ class BatchNormLSTMCell(_Cell):
             end = jnp.where(mask.any(), now + 1, 0)
             end = end if self.axis_name is None else lax.pmax(end, self.axis_name)
             self.seen[...] = jnp.maximum(self.seen[...], end)
-        options = {
+        options: dict[str, Any] = {
             "train": not self.use_running_average, "momentum": self.momentum, "axis_name": self.axis_name,
             "epsilon": self.epsilon, "where": mask[..., None],
         }  # fmt: skip

@@ -1,14 +1,18 @@
 """Layer, RMS, group and instance norm for nnx: one call, four rows."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _modules as shared
 from bnjax._affine import Activation
+from bnjax._checks import Axes
+from bnjax._devices import AxisName, Groups
+from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
 
 
 class _SampleNorm(nnx.Module):
@@ -19,10 +23,6 @@ class _SampleNorm(nnx.Module):
     if TYPE_CHECKING:  # Flax's class, mixed in below, has the attributes
 
         def __getattr__(self, name: str) -> Any: ...
-
-    def __init__(self, *flax_arguments: Any, activation: Activation = None, rngs: nnx.Rngs, **more: Any):
-        super().__init__(*flax_arguments, rngs=rngs, **more)  # type: ignore[call-arg]
-        self.activation = activation
 
     def __call__(
         self,
@@ -80,6 +80,31 @@ class LayerNorm(_SampleNorm, nnx.LayerNorm):
 
     core = shared.LAYER_NORM
 
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        reduction_axes: Axes = -1,
+        feature_axes: Axes = -1,
+        axis_name: AxisName | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        activation: Activation = None,
+    ):
+        construct(super().__init__, locals())
+        self.activation = activation
+
 
 class RMSNorm(_SampleNorm, nnx.RMSNorm):
     """`flax.nnx.RMSNorm`, computed by `bnjax.rms_norm`.
@@ -90,6 +115,28 @@ class RMSNorm(_SampleNorm, nnx.RMSNorm):
     """
 
     core = shared.RMS_NORM
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        use_scale: bool = True,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        reduction_axes: Axes = -1,
+        feature_axes: Axes = -1,
+        axis_name: AxisName | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        activation: Activation = None,
+    ):
+        construct(super().__init__, locals())
+        self.activation = activation
 
 
 class GroupNorm(_SampleNorm, nnx.GroupNorm):
@@ -102,6 +149,32 @@ class GroupNorm(_SampleNorm, nnx.GroupNorm):
 
     core = shared.GROUP_NORM
 
+    def __init__(
+        self,
+        num_features: int,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        reduction_axes: Axes | None = None,
+        axis_name: AxisName | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        activation: Activation = None,
+    ):
+        construct(super().__init__, locals())
+        self.activation = activation
+
 
 class InstanceNorm(_SampleNorm, nnx.InstanceNorm):
     """`flax.nnx.InstanceNorm`, computed by `bnjax.instance_norm`.
@@ -113,3 +186,27 @@ class InstanceNorm(_SampleNorm, nnx.InstanceNorm):
     """
 
     core = shared.INSTANCE_NORM
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        epsilon: float = 1e-6,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        feature_axes: Axes = -1,
+        axis_name: AxisName | None = None,
+        axis_index_groups: Groups = None,
+        use_fast_variance: bool = True,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = NO_METADATA,
+        scale_metadata: Mapping[str, Any] = NO_METADATA,
+        activation: Activation = None,
+    ):
+        construct(super().__init__, locals())
+        self.activation = activation

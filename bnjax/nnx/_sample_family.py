@@ -1,16 +1,27 @@
 """Norms of each example by itself that Flax does not have, for nnx."""
 
+from dataclasses import dataclass
+
 from bnjax import _layers as shared
-from bnjax.nnx._layers import SampleNorm
+from bnjax._checks import Axes
+from bnjax.nnx._layers import Affine, SampleNorm
 
 
-class EvoNormS0(SampleNorm):
+@dataclass(eq=False, repr=False, kw_only=True)
+class EvoNormS0(Affine, SampleNorm):
     """`bnjax.evo_norm_s0` with its parameters."""
 
     layer = shared.EVO_NORM_S0
 
+    num_groups: int = 32
+    axis: int = -1
+    epsilon: float = 1e-5
+    use_v: bool = True
+    v_init: shared.Start = None
 
-class FilterResponseNorm(SampleNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class FilterResponseNorm(Affine, SampleNorm):
     """`bnjax.filter_response_norm` with its parameters.
 
     `use_threshold=False`: no TLU.
@@ -18,14 +29,27 @@ class FilterResponseNorm(SampleNorm):
 
     layer = shared.FILTER_RESPONSE_NORM
 
+    axis: Axes = -1
+    epsilon: float = 1e-6
+    use_threshold: bool = True
+    threshold_init: shared.Start = None
 
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class LocalResponseNorm(SampleNorm):
     """`bnjax.local_response_norm` as a module."""
 
     layer = shared.LOCAL_RESPONSE_NORM
 
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+    axis: int = -1
 
-class GlobalResponseNorm(SampleNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class GlobalResponseNorm(Affine, SampleNorm):
     """`bnjax.global_response_norm` with its parameters.
 
     Scale and bias start at zero: the layer as the identity.
@@ -33,19 +57,34 @@ class GlobalResponseNorm(SampleNorm):
 
     layer = shared.GLOBAL_RESPONSE_NORM
 
+    axis: int = -1
+    epsilon: float = 1e-6
 
-class PositionalNorm(SampleNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class PositionalNorm(Affine, SampleNorm):
     """`bnjax.positional_norm` with its parameters."""
 
     layer = shared.POSITIONAL_NORM
 
+    axis: Axes = -1
+    epsilon: float = 1e-5
 
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class PartialRMSNorm(SampleNorm):
     """`bnjax.partial_rms_norm` with its parameters."""
 
     layer = shared.PARTIAL_RMS_NORM
 
+    fraction: float = 0.0625
+    axis: int = -1
+    epsilon: float = 1e-6
+    use_scale: bool = True
+    scale_init: shared.Start = None
 
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class ScaleNorm(SampleNorm):
     """`bnjax.scale_norm` with its parameters.
 
@@ -54,17 +93,31 @@ class ScaleNorm(SampleNorm):
 
     layer = shared.SCALE_NORM
 
+    axis: Axes = -1
+    epsilon: float = 1e-5
+    use_scale: bool = True
+    scale_init: shared.Start = None
 
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class PixelNorm(SampleNorm):
     """`bnjax.pixel_norm` as a module."""
 
     layer = shared.PIXEL_NORM
 
+    axis: Axes = -1
+    epsilon: float = 1e-8
 
-class DynamicTanh(SampleNorm):
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DynamicTanh(Affine, SampleNorm):
     """`bnjax.dynamic_tanh` with its parameters.
 
     A `mask` is taken and changes nothing: there are no statistics.
     """
 
     layer = shared.DYNAMIC_TANH
+
+    axis: Axes = -1
+    use_alpha: bool = True
+    alpha_init: shared.Start = None

@@ -2,15 +2,20 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 
 from bnjax import _checks as checks
+from bnjax._checks import Axes
 from bnjax._modules import is_matrix, result_dtype
 from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax.nnx._flax import PromoteDtypeFn, construct, promote_dtype
 
+KERNELS = nnx.PathContains("kernel")
 Path = tuple[Any, ...]
 Named = list[tuple[Path, nnx.Param]]
 
@@ -75,12 +80,17 @@ class WeightNorm(nnx.WeightNorm):
         self,
         layer_instance: nnx.Module,
         *,
+        feature_axes: Axes | None = -1,
         use_scale: bool = True,
         scale_init: nnx.Initializer = nnx.initializers.ones,
+        epsilon: float = 1e-12,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        variable_filter: nnx.filterlib.Filter = KERNELS,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
         rngs: nnx.Rngs,
-        **flax_arguments: Any,
     ):
-        super().__init__(layer_instance, use_scale=False, scale_init=scale_init, rngs=rngs, **flax_arguments)
+        construct(super().__init__, locals() | {"use_scale": False})
         self.use_scale = use_scale
         if use_scale:
             self.scales = nnx.data({path: self._new_scale(p, rngs) for path, p in self._selected()})
@@ -132,12 +142,18 @@ class WeightStandardization(WeightNorm):
         self,
         layer_instance: nnx.Module,
         *,
+        feature_axes: Axes | None = -1,
         use_scale: bool = False,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
         epsilon: float | None = None,
-        epsilon_to: str = "variance",
-        **more: Any,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        variable_filter: nnx.filterlib.Filter = KERNELS,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+        epsilon_to: Literal["variance", "deviation"] = "variance",
     ):
-        super().__init__(layer_instance, use_scale=use_scale, epsilon=epsilon, **more)
+        construct(super().__init__, locals())
         self.epsilon_to = epsilon_to
 
 
@@ -149,8 +165,21 @@ class ScaledWeightStandardization(WeightNorm):
 
     function = staticmethod(scaled_weight_standardize)
 
-    def __init__(self, layer_instance: nnx.Module, *, epsilon: float = 1e-4, **more: Any):
-        super().__init__(layer_instance, epsilon=epsilon, **more)
+    def __init__(
+        self,
+        layer_instance: nnx.Module,
+        *,
+        feature_axes: Axes | None = -1,
+        use_scale: bool = True,
+        scale_init: nnx.Initializer = nnx.initializers.ones,
+        epsilon: float = 1e-4,
+        dtype: DTypeLike | None = None,
+        param_dtype: Any = jnp.float32,
+        variable_filter: nnx.filterlib.Filter = KERNELS,
+        promote_dtype: PromoteDtypeFn = promote_dtype,
+        rngs: nnx.Rngs,
+    ):
+        construct(super().__init__, locals())
 
 
 def _parameters(layer: nnx.Module) -> Named:

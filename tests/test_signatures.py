@@ -1,0 +1,82 @@
+"""The arguments of every class are written out: they cannot differ from those of its function and of Flax's class."""
+
+import inspect
+
+import flax.linen
+import flax.nnx
+import jax.numpy as jnp
+import pytest
+
+import bnjax.linen
+import bnjax.nnx
+from bnjax import NORMS
+
+APIS = {"linen": (bnjax.linen, flax.linen), "nnx": (bnjax.nnx, flax.nnx)}
+OF_THE_CALL = {"where", "residual", "train", "domain"}
+FLAX_NAMES = {"axis": "feature_axes", "pivot": "use_fast_variance"}
+NOT_IN_FLAX = {"group": {"feature_axes"}}  # always the last axis
+OWN_DEFAULTS = {"ws": {"use_scale": False}}
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+
+
+def constructor(thing):
+    """The arguments: name, whether it is given by name only, default."""
+    parameters = list(inspect.signature(thing.__init__).parameters.values())[1:]
+    assert all(p.kind in (KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters), "not written out"
+    return {p.name: (p.kind is KEYWORD_ONLY, p.default) for p in parameters if p.name not in ("parent", "name")}
+
+
+def keywords(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is KEYWORD_ONLY and p.name not in OF_THE_CALL}
+
+
+def arrays(function):
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is not KEYWORD_ONLY and p.name not in ("x", "running")]
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("name", [name for name, row in NORMS.items() if not hasattr(flax.linen, row.module)])
+def test_a_class_of_ours_takes_what_its_function_takes(name, api):
+    row, (ours, theirs) = NORMS[name], APIS[api]
+    got = constructor(getattr(ours, row.module))
+    if row.wraps:
+        want = {k: default for k, (_, default) in constructor(theirs.WeightNorm).items()}
+        want |= {k: v for k, v in keywords(row.function).items() if k not in ("axis", "dtype")}
+        want |= OWN_DEFAULTS.get(name, {})
+    else:
+        want = keywords(row.function) | {"dtype": None, "param_dtype": jnp.float32}
+        want |= {f"use_{array}": True for array in arrays(row.function)}
+        want |= {f"{array}_init": None for array in arrays(row.function)}
+        if row.takes_running_average:
+            want["use_running_average"] = None if api == "linen" else False
+        if api == "nnx":
+            want |= {"num_features": inspect.Parameter.empty, "rngs": inspect.Parameter.empty}
+    assert {k: default for k, (_, default) in got.items()} == want
+    if api == "nnx":
+        assert [k for k, (by_name, _) in got.items() if not by_name] == list(got)[:1]
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("name", [name for name, row in NORMS.items() if hasattr(flax.linen, row.module)])
+def test_a_class_of_flax_takes_what_flax_and_the_function_take(name, api):
+    row, (ours, theirs) = NORMS[name], APIS[api]
+    got, flaxes = (list(constructor(getattr(module, row.module)).items()) for module in (ours, theirs))
+    assert got[: len(flaxes)] == flaxes
+    added, function = dict(got[len(flaxes) :]), keywords(row.function)
+    assert {k: default for k, (_, default) in added.items()} == {k: function[k] for k in added}
+    assert all(by_name for by_name, _ in added.values()) or api == "linen"
+    missing = function.keys() - dict(got).keys()
+    assert {FLAX_NAMES.get(k, k) for k in missing} - NOT_IN_FLAX.get(name, set()) <= dict(flaxes).keys()
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_all_classes_have_their_arguments_written_out(api):
+    module, _ = APIS[api]
+    classes = [
+        thing for thing in vars(module).values() if inspect.isclass(thing) and thing is not bnjax.nnx.BatchMoments
+    ]
+    assert len(classes) >= 27
+    for thing in classes:
+        assert constructor(thing), thing
