@@ -1,5 +1,6 @@
 """Batch normalization: measure, combine, normalize, and a running state in and out."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._affine import Activation, activate, affine_of, form_of
 from bnjax._devices import AxisName, Groups, num_shards
-from bnjax._moments import Moments, all_reduce, of_features, of_sums, reduce, sums_about
+from bnjax._moments import Moments, all_reduce, for_each, of_features, of_sums, reduce, sums_about
 from bnjax._normalize import Sets, pivot_of, standardize
 from bnjax._state import check_momentum, next_state
 
@@ -197,8 +198,8 @@ def _check_several_values(x: Array, measured: Sequence[int], size: int | None) -
 
 def _reduce_about(c: Array, slices: Moments) -> Moments:
     """`reduce(slices)`, in sums about c: one all-reduce where slices lie on several devices, not two."""
-    count, s1, s2 = sums_about(c[None], slices)
-    return of_sums(c, count.sum(0) if count.ndim else count * len(s1), s1.sum(0), s2.sum(0))
+    sums = sums_about(c[None], dataclasses.replace(slices, count=for_each(slices.count, slices.mean, (0,))))
+    return of_sums(c, *(t.sum(0) for t in sums))
 
 
 def _slices(tree: Any, batch: int, size: int) -> Any:

@@ -139,9 +139,7 @@ def reduce(m: Moments, axis: checks.Axes = 0) -> Moments:
         if count.ndim and count.shape != tuple(mean.shape[a] for a in stacked):
             stacked = tuple(range(mean.ndim - count.ndim, mean.ndim))  # broadcastable, as numpy has it
         count = jnp.expand_dims(count, checks.other_axes(stacked, mean.ndim)) if count.ndim else count
-        count = count.reshape(count.shape or (1,) * mean.ndim)
-    shape = tuple(s if a in axes else c for a, (s, c) in enumerate(zip(mean.shape, count.shape, strict=True)))
-    count = jnp.broadcast_to(count, shape)
+    count = for_each(count, mean, axes)
     total = count.sum(axes, keepdims=True)
     share = count / jnp.where(total > 0, total, 1)
     # About the mean of the means, rounded as it is: what that leaves is measured, and taken off.
@@ -240,6 +238,13 @@ def count_valid(mask: Array | None, shape: Sequence[int], axes: Sequence[int], d
         return float(math.prod(shape[a] for a in axes))
     repeats = math.prod(shape[a] for a in axes if mask.shape[a] == 1)
     return mask.sum(axes, keepdims=True, dtype=checks.real_dtype(dtype)) * repeats
+
+
+def for_each(count: Array, mean: Array, axes: Sequence[int]) -> Array:
+    """`count`, of the rank of `mean` or `()`, with its length along `axes`: to be summed, one must stand for each."""
+    lengths = count.shape or (1,) * mean.ndim
+    shape = tuple(s if a in axes else c for a, (s, c) in enumerate(zip(mean.shape, lengths, strict=True)))
+    return jnp.broadcast_to(count, shape)
 
 
 def at_least_one(count: Array | float) -> Array:

@@ -179,7 +179,8 @@ def local_response(x, p, n, *_, size, **__):
 
 def global_response(x, p, n, *_, **__):
     length = xp.sqrt((x**2 * n).sum(space(x), keepdims=True))
-    return affine(x * (length / (length.mean(-1, keepdims=True) + 1e-6)), p) + x, {}
+    seen = xp.maximum((n.sum(space(x), keepdims=True) > 0).sum(-1, keepdims=True), 1)
+    return affine(x * (length / (length.sum(-1, keepdims=True) / seen + 1e-6)), p) + x, {}
 
 
 def partial_rms(x, p, n, *_, fraction, **__):

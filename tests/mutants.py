@@ -148,6 +148,11 @@ MUTANTS = [
         "test_options.py::test_ghost_batches_are_contiguous_slices_of_the_batch[2--1]",
     ),
     Mutant(
+        "ghost: a count that does not vary is of one slice", "_batch.py",
+        "count=for_each(slices.count, slices.mean, (0,))", "count=jnp.atleast_1d(slices.count)",
+        "test_battery.py::test_masks_of_every_shape_that_broadcasts[ghost]",
+    ),
+    Mutant(
         "merge: the count is not added up", "_moments.py",
         "return Moments(count, mean, var)\n\n\ndef reduce", "return Moments(count_b, mean, var)\n\n\ndef reduce",
         "test_options.py::test_no_momentum_is_the_pool_of_all_that_was_seen[float32]",

@@ -1,5 +1,6 @@
 """One battery for all norms: each does what its formula says, in every dtype, mask, API and transformation."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -156,6 +157,35 @@ def test_masked_out_is_not_there(name):
     mask = mask_of(name, np.broadcast_to(gone[:, None, None], SHAPE))
     got = gradients(name, x, g, variables, mask, inputs(name, x))
     assert_close((got[0][:, gone], got[1]), stepped(name, x[:, gone], variables))
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masks_of_every_shape_that_broadcasts(name):
+    """All lengths of 1 or of the input, and fewer axes: the values do not tell such a mask from a whole one."""
+    x, _, variables = sample(name, (4, 2, 6))
+    masks = [n for n in masks_that_broadcast(x.shape) if name not in CHANNELS_TOGETHER or n.shape[-1:] != (6,)]
+
+    @jax.jit
+    def f(masks):
+        return [run.__wrapped__(name, x, variables, n, inputs(name, x)) for n in masks]
+
+    for n, got in zip(masks, f(masks), strict=True):
+        seen = np.broadcast_to(n, x.shape)
+        with np.errstate(invalid="ignore", divide="ignore"):  # `x / 0` where nothing is seen
+            want = stepped(name, x, variables, seen.astype(float))
+        assert_close((np.where(seen, got[0], 0), got[1]), (np.where(seen, want[0], 0), want[1]))
+
+
+def masks_that_broadcast(shape):
+    """Each leaves something valid to every feature, slice and domain."""
+    full = np.ones(shape, bool)
+    full[1, 1, 1::2] = full[3, 0, ::2] = False
+    for lengths in itertools.product(*((1, s) for s in shape)):
+        n = full[tuple(slice(s) for s in lengths)]
+        yield n
+        if lengths[0] == 1:
+            yield n[0]
+    yield np.ones((), bool)
 
 
 @pytest.mark.parametrize("name", ["batch", "ghost", "group", "instance", "switchable"])

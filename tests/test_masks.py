@@ -261,6 +261,31 @@ def test_ghost_batches_weigh_their_slices_by_count(precision):
     assert_close((new.mean, new.var), references.moments(x, (0, 1), where)[1:], precision)
 
 
+@pytest.mark.parametrize("momentum, unbiased", [(0.0, False), (0.0, True), (None, False)])
+@pytest.mark.parametrize("devices", [False, True])
+def test_a_mask_that_does_not_vary_counts_in_each_ghost_batch(momentum, unbiased, devices):
+    x, state = sample()[0], Moments(*(jnp.full(4, v) for v in (0.0, 0.5, 1.0)))  # a state that has seen nothing
+    masks = [np.ones((1, 1, 1)), np.ones(()), np.arange(4) > 0, np.ones((1, 1)), (np.arange(5) > 1)[None, :, None]]
+    options = {"momentum": momentum, "unbiased": unbiased, "virtual_batch_size": 3 if devices else 2}
+
+    @jax.jit
+    def f(masks):
+        if not devices:
+            return [batch_norm(x, state, where=n, **options)[1] for n in masks]
+        call = lambda x: [batch_norm(x, state, where=n, axis_name="d", **options)[1] for n in masks]  # noqa: E731
+        both = jax.vmap(call, axis_name="d")(np.stack([x, x + 1]))
+        return jax.tree.map(lambda t: t[0], both)
+
+    data = np.concatenate([x, x + 1]) if devices else x
+    for n, new in zip(masks, f(masks), strict=True):
+        count, mean, var = references.moments(data, (0, 1), np.broadcast_to(n, data.shape))
+        seen = count > 0
+        want = var * count / np.maximum(count - 1, 1) if unbiased else var
+        assert_close((new.mean, new.var), (np.where(seen, mean, 0.5), np.where(seen, want, 1.0)))
+        if momentum is None:
+            np.testing.assert_array_equal(new.count, count)
+
+
 def test_a_traced_mask_and_its_gradient():
     x, g, scale, bias = sample()
     weight = MASKS["positions"].astype(np.float32)
