@@ -261,7 +261,7 @@ def test_ghost_batches_weigh_their_slices_by_count(precision):
     assert_close((new.mean, new.var), references.moments(x, (0, 1), where)[1:], precision)
 
 
-@pytest.mark.parametrize("momentum, unbiased", [(0.0, False), (0.0, True), (None, False)])
+@pytest.mark.parametrize(("momentum", "unbiased"), [(0.0, False), (0.0, True), (None, False)])
 @pytest.mark.parametrize("devices", [False, True])
 def test_a_mask_that_does_not_vary_counts_in_each_ghost_batch(momentum, unbiased, devices):
     x, state = sample()[0], Moments(*(jnp.full(4, v) for v in (0.0, 0.5, 1.0)))  # a state that has seen nothing
