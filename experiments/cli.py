@@ -1,13 +1,10 @@
 """The command line: a config file first, then what overrides it. All errors come before any work."""
 
 import dataclasses
-import os
-import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tyro
 
@@ -15,31 +12,6 @@ from experiments.config import Config
 from experiments.configfile import KINDS, load
 from experiments.errors import UserError
 from experiments.schema import rebuild
-
-
-def run_main(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs `main` with the arguments of the process and leaves it: 0, 2 on a `UserError`, 130 when interrupted."""
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        _fail(2)
-    except KeyboardInterrupt:  # what there is to say has been said where it was caught
-        _fail(130)
-    except Exception:
-        traceback.print_exc()
-        _fail(1)
-    sys.exit(0)
-
-
-def _fail(status: int) -> NoReturn:
-    """Leaves the process; at once where there are others, for which an ordinary end would wait, and they for it."""
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def parse(arguments: Any, argv: Sequence[str], prog: str) -> Any:

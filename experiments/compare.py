@@ -13,16 +13,17 @@ import tyro
 from rich.table import Table
 
 from experiments import distributed, run
-from experiments.cli import parse, run_main
+from experiments.cli import parse
 from experiments.config import Config, Norm
-from experiments.data import Data, load_data
+from experiments.data import Data, check_sizes, load_data
 from experiments.errors import UserError
 from experiments.files import Record
 from experiments.page import save_page, save_picture
 from experiments.parallel import make_layout
 from experiments.plots import Errors, save_errors
+from experiments.program import run_main
 from experiments.report import Report, reporting
-from experiments.schema import Range, choices
+from experiments.schema import Range, choices, rebuild
 from experiments.summary import TARGET, Summary, errors_of, mean_and_deviation, summarize
 
 
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
         for sized in configs.values():
             make_layout(with_norm(sized, norm))  # says what does not fit, before any work
     data = load_data(config.data)
+    for sized in configs.values():
+        check_sizes(sized, data)
     run.claim(workdir, config, arguments.resume)
     found: dict[int, dict[str, list[list[Record]]]] = {size: {norm: [] for norm in norms} for size in configs}
     steps = sum(run.total_steps(c, data) for c in configs.values())
@@ -96,17 +99,27 @@ def with_norm(config: Config, norm: str) -> Config:
 
 
 def of_sizes(config: Config, sizes: Sequence[int]) -> dict[int, Config]:
-    """The config with each batch size, the learning rate in proportion, and ghost batches that divide it."""
-    rate, base = config.optimizer.learning_rate, config.train.batch_size
-    return {
-        size: dataclasses.replace(
-            config,
-            train=dataclasses.replace(config.train, batch_size=size, eval_every=0),
-            optimizer=dataclasses.replace(config.optimizer, learning_rate=rate * size / base),
-            model=dataclasses.replace(config.model, ghost_size=math.gcd(size, config.model.ghost_size)),
-        )
-        for size in sizes
-    }
+    """The config with each batch size, the learning rate in proportion, and ghost batches that divide it.
+
+    Raises:
+      UserError: a learning rate beyond its limit.
+    """
+    return {size: _of_size(config, size) for size in sizes}
+
+
+def _of_size(config: Config, size: int) -> Config:
+    rate, ghost = config.optimizer.learning_rate * size / config.train.batch_size, config.model.ghost_size
+    divisor = math.gcd(size, ghost)
+    sized = dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, batch_size=size, eval_every=0),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
+        model=dataclasses.replace(config.model, ghost_size=divisor if divisor > 1 else ghost),
+    )
+    try:
+        return rebuild(sized)
+    except UserError as error:
+        raise UserError(f"`--batch_sizes={size}` scales the learning rate with the batch: {error}") from error
 
 
 def train_norm(

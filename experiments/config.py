@@ -4,9 +4,10 @@ import dataclasses
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import bnjax
-from experiments.schema import Range
+from experiments.schema import Count, Range
 
-Count = Annotated[int, Range(low=1)]
+Width = Annotated[int, Range(low=1, high=2**16)]
+Steps = Annotated[int, Range(low=0, high=2**31 - 1)]
 # All norms of activations that need nothing at the call but the input; `ghost` is `batch` measured in slices.
 NORMS = tuple(n for n, row in bnjax.NORMS.items() if n not in ("domain", "split") and not row.wraps)
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class ModelConfig:
     norm: Norm = "batch"
     momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
     groups: Count = 8  # of channels (`group`, `evonorm_s0`, `bcn`); what does not divide them becomes what does
-    ghost_size: Annotated[int, Range(low=2)] = 16  # examples in a slice (`ghost`)
-    widths: tuple[Count, Count, Count] = (32, 64, 128)  # of two convolutions and the dense layer
+    ghost_size: Annotated[int, Range(low=2, high=2**31 - 1)] = 16  # examples in a slice (`ghost`)
+    widths: tuple[Width, Width, Width] = (32, 64, 128)  # of two convolutions and the dense layer
     dtype: Literal["float32", "float64"] = "float32"  # of everything, the running statistics included
 
 
@@ -46,7 +47,7 @@ class OptimizerConfig:
     name: Literal["sgd", "adam"] = "sgd"  # `sgd` with Nesterov momentum 0.9
     learning_rate: Annotated[float, Range(above=0, high=100)] = 0.1  # its peak
     schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step, or not at all
-    warmup_steps: Annotated[int, Range(low=0)] = 0  # linear, from zero to the peak
+    warmup_steps: Steps = 0  # linear, from zero to the peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ParallelConfig:
     layout: Literal["jit", "shard_map", "pmap", "vmap"] = "jit"
     sync: Literal["global", "device", "group"] = "global"  # whose examples the norms measure together
     group_size: Count | None = None  # devices in a group (`sync="group"`)
-    fake_devices: Count | None = None  # pretend that the CPU is so many devices
+    fake_devices: Annotated[int, Range(low=1, high=1024)] | None = None  # pretend that the CPU is so many devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,10 @@ class TrainConfig:
     """How long, and how it is watched."""
 
     epochs: Count = 12
-    batch_size: Annotated[int, Range(low=2)] = 64
+    batch_size: Annotated[int, Range(low=2, high=2**31 - 1)] = 64
     accumulate: Count = 1  # micro-batches of a batch, one after the other: less memory, each measured by itself
     eval_batch_size: Count = 512
-    eval_every: Annotated[int, Range(low=0)] = 0  # steps between evaluations; there is one after every epoch, too
+    eval_every: Steps = 0  # steps between evaluations; there is one after every epoch, too
 
 
 @dataclasses.dataclass(frozen=True)

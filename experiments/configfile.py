@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 
 from experiments.config import Config
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, short, shown
 from experiments.schema import build, rebuild
 
 KINDS = "a Python file with `get_config()`, or the `config.json` of a run"
@@ -26,15 +26,20 @@ def load(path: str) -> Config:
 
 
 def _beside(file: Path) -> str:
+    """What may have been meant: the configs in that folder, or else those that come with the program."""
     folder = file if file.is_dir() else file.parent
-    others = sorted(str(f) for f in folder.glob("*.py"))
+    others = _configs(folder) or _configs(Path("configs"))
     return f" {nearest(str(file), others)}" if others else ""
+
+
+def _configs(folder: Path) -> list[str]:
+    return sorted(str(f) for f in folder.glob("*.py") if b"def get_config(" in f.read_bytes())
 
 
 def _load_json(file: Path) -> Config:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"The config file `{file}` cannot be read: {error}.") from error
     return build(Config, values)
 
@@ -43,23 +48,23 @@ def _load_python(file: Path) -> Config:
     try:
         names = runpy.run_path(str(file))
         config = names["get_config"]() if "get_config" in names else None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"The config file `{file}` fails{_where(error, file)}: {_what(error)}") from error
     if not isinstance(config, Config):
-        came = "there is none" if config is None else f"it returns {config!r}"
+        came = "there is none" if config is None else f"it returns {short(config)}"
         raise UserError(f"`get_config()` of `{file}` must return an `experiments.config.Config`, but {came}.")
     return rebuild(config)
 
 
-def _where(error: Exception, file: Path) -> str:
-    if isinstance(error, SyntaxError):
+def _where(error: BaseException, file: Path) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
         return f" in line {error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
     return f" in line {lines[-1]}" if lines else ""
 
 
-def _what(error: Exception) -> str:
-    text = f"{type(error).__name__}: {error}"
+def _what(error: BaseException) -> str:
+    text = shown(f"{type(error).__name__}: {error}")
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     fields = _fields(Config, unknown[1]) if unknown else ()
     return f"`{unknown[1]}` has no `{unknown[2]}`. {nearest(unknown[2], fields)}" if unknown and fields else f"{text}."

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.datasets import load_digits
 
-from experiments.config import Config, DataConfig
+from experiments.config import Config, DataConfig, TrainConfig
 from experiments.errors import UserError
 from experiments.idx import read_pair
 from experiments.parallel import Share
@@ -40,9 +40,15 @@ def load_data(config: DataConfig) -> Data:
     """The data of a config.
 
     Raises:
-      UserError: files that are missing or broken.
+      UserError: files that are missing or broken, or more examples than there are.
     """
     data = _digits() if config.name == "digits" else _idx(config.directory)
+    for name, n, part in (
+        ("train_examples", config.train_examples, data.train),
+        ("eval_examples", config.eval_examples, data.held_out),
+    ):
+        if n is not None and n > len(part.label):
+            raise UserError(f"`config.data.{name}` must be at most {len(part.label)}, all there are, but it is {n}.")
     train = data.train.take(config.train_examples)
     if config.shuffle_labels:
         train = train._replace(label=np.random.RandomState(1).permutation(train.label))
@@ -76,6 +82,29 @@ def _examples(images: np.ndarray, labels: np.ndarray, source: str) -> Examples:
     if min(images.shape[1:]) < 4:
         raise UserError(f"The images of `{source}` must be 4 by 4 at least, for two poolings, but they are smaller.")
     return Examples(images[..., None].astype(np.float32) / 255, labels.astype(np.int32))
+
+
+def check_sizes(config: Config, data: Data) -> None:
+    """Refuses what is larger than the data.
+
+    Raises:
+      UserError: a batch of more examples than there are, or more steps than can be counted.
+    """
+    train, batch, epochs = len(data.train.label), config.train.batch_size, config.train.epochs
+    if batch > train:
+        raise UserError(
+            f"`config.train.batch_size` must be at most {train}, the number of training examples, but it is {batch}."
+        )
+    most = max(len(data.held_out.label), TrainConfig().eval_batch_size)  # the default serves small data, too
+    if config.train.eval_batch_size > most:
+        raise UserError(
+            f"`config.train.eval_batch_size` must be at most {most}, but it is {config.train.eval_batch_size}."
+        )
+    if epochs * steps_per_epoch(config, data) >= 2**31:
+        raise UserError(
+            f"`config.train.epochs` must make fewer than 2^31 steps, but {epochs} epochs of "
+            f"{steps_per_epoch(config, data)} steps are more."
+        )
 
 
 def steps_per_epoch(config: Config, data: Data) -> int:

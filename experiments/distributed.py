@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.config import Config, Count
+from experiments.config import Config
 from experiments.errors import UserError
-from experiments.schema import Range
+from experiments.schema import Count, Range
 
 HEARTBEAT = 30  # seconds of silence after which a process is taken for dead, where nobody watches the group
 

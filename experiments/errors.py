@@ -1,11 +1,39 @@
 """What goes wrong by the user's hand, said in a sentence."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
+_SHORT.maxlong = 40
 
 
 class UserError(ValueError):
     """Something the user can put right: shown as one sentence without a traceback, exit status 2."""
+
+
+def shown(text: str) -> str:
+    """`text` on one line, its middle left out where it is long.
+
+    >>> shown("a" * 1000) == "a" * 98 + "..." + "a" * 99
+    True
+    """
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else f"{line[:98]}...{line[-99:]}"
+
+
+def short(value: Any) -> str:
+    """`repr(value)`, of large or deeply nested values not all.
+
+    >>> short(10**400)
+    '100000000000000000...0000000000000000000'
+    """
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of so many digits that Python does not print it
+        return f"a {type(value).__name__}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

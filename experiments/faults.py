@@ -20,12 +20,12 @@ import tyro
 
 from experiments import launch
 from experiments.checkpoints import last_arrays
-from experiments.cli import run_main
-from experiments.config import Config, Count, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from experiments.configfile import to_json
 from experiments.errors import UserError
 from experiments.files import write_text
-from experiments.schema import Range, rebuild
+from experiments.program import run_main
+from experiments.schema import Count, Range, rebuild
 
 CONFIG = Config(  # saves take as long as steps
     data=DataConfig(train_examples=200, eval_examples=50),

@@ -1,14 +1,16 @@
 """The files of a run folder. Whatever happens, none of them is ever half written."""
 
 import io
+import itertools
 import json
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from experiments.errors import UserError
+from experiments.errors import UserError, short, shown
 
 Record = dict[str, float]
 
@@ -41,9 +43,12 @@ class MetricsLog:
         self.records = [r for r in read_metrics(path) if r["step"] <= upto] if path.exists() else []
         if write:
             write_text(path, "".join(_line(r) for r in self.records))
+        self._path = path if write else None
         self._file = path.open("a", encoding="utf-8") if write else io.StringIO()
 
     def add(self, record: Record) -> None:
+        if self._path and not self._path.exists():  # the system would write on, into a file that nobody finds
+            raise UserError(f"`{self._path}` is gone: its folder was moved or deleted while the program ran.")
         self.records.append(record)
         self._file.write(_line(record))
         self._file.flush()
@@ -57,13 +62,25 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[Record]:
     """The records of a `metrics.jsonl`; a last line without its end, of a run that was killed, is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
     try:
-        records = [json.loads(line) for line in whole]
-        return [{k: math.nan if r[k] is None else r[k] for k in KEYS} for r in records]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"`{path}` is not a log of this program: {type(error).__name__}: {error}.") from error
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        records = [_record(json.loads(line)) for line in lines if line.endswith("\n")]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"`{path}` is not a log of this program: {type(error).__name__}: {shown(str(error))}."
+        ) from error
+    if any(after["step"] <= before["step"] for before, after in itertools.pairwise(records)):
+        raise UserError(f"`{path}` is not a log of this program: its steps must grow.")
+    return records
+
+
+def _record(values: Any) -> Record:
+    record = {k: math.nan if values[k] is None else values[k] for k in KEYS}
+    if wrong := [k for k, v in record.items() if type(v) not in (int, float) or math.isinf(v)]:
+        raise ValueError(f"`{wrong[0]}` is {short(record[wrong[0]])}")
+    if not record["step"] >= 1:  # nor NaN
+        raise ValueError(f"`step` is {short(record['step'])}")
+    return record
 
 
 def _line(record: Record) -> str:

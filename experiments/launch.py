@@ -18,9 +18,8 @@ from typing import IO, NoReturn
 
 import tyro
 
-from experiments.config import Count
 from experiments.errors import UserError
-from experiments.schema import rebuild
+from experiments.schema import Count, rebuild
 
 CHATTER = "Expected number of connected peer ranks is"  # Gloo's, whenever processes meet
 PATIENCE = 5  # seconds for the processes to say goodbye when they are interrupted

@@ -7,6 +7,11 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # which would end the program without a word
+        raise
+
+
 class Report:
     """What a running experiment tells its user."""
 
@@ -32,7 +37,8 @@ class Report:
 @contextlib.contextmanager
 def reporting(total: int, quiet: bool = False) -> Iterator[Report]:
     """A `Report` on `total` steps; `quiet` says nothing."""
-    console = Console(quiet=quiet)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _Console(quiet=quiet)
+    description = TextColumn("{task.description}", markup=False)  # a path may hold [/b]
+    columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
         yield Report(console, progress, progress.add_task("", total=total))

@@ -5,9 +5,9 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, nearest, short, shown
 
 T = TypeVar("T")
 
@@ -32,6 +32,10 @@ class Range:
         return " and ".join(f"{word} {limit}" for word, limit in words if math.isfinite(limit))
 
 
+Count = Annotated[int, Range(low=1, high=2**31 - 1)]  # what is counted on a device is an int32
+LONGEST = 4096  # bytes of a text: the longest path of a file
+
+
 def build(cls: type[T], values: Any, path: str = "config") -> T:
     """An instance of the dataclass `cls` from nested mappings; what is not given has its default.
 
@@ -41,18 +45,20 @@ def build(cls: type[T], values: Any, path: str = "config") -> T:
     >>> build(Range, {"low": 1})
     Range(low=1.0, high=inf, above=-inf)
     """
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = vars(values)
     if not isinstance(values, Mapping):
-        raise UserError(f"`{path}` must hold the fields of `{cls.__name__}`, but it is {values!r}.")
+        raise UserError(f"`{path}` must hold the fields of `{cls.__name__}`, but it is {short(values)}.")
     hints = typing.get_type_hints(cls, include_extras=True)
     for key in values:
         if key not in hints:
-            raise UserError(f"`{path}` has no `{key}`. {nearest(str(key), hints)}")
+            raise UserError(f"`{path}` has no `{shown(str(key))}`. {nearest(str(key), hints)}")
     return cls(**{key: _value(hints[key], value, _join(path, key)) for key, value in values.items()})
 
 
 def rebuild(config: T, path: str = "config") -> T:
     """`config` again, checked."""
-    return build(type(config), dataclasses.asdict(config), path)  # type: ignore[call-overload]
+    return build(type(config), config, path)
 
 
 def choices(hint: Any) -> tuple[str, ...]:
@@ -84,11 +90,11 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value not in args:
             valid = ", ".join(f"`{a}`" for a in args)
-            raise UserError(f"`{path}` must be one of {valid}, but it is {value!r}.")
+            raise UserError(f"`{path}` must be one of {valid}, but it is {short(value)}.")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(args):
-            raise UserError(f"`{path}` must be {len(args)} values, but it is {value!r}.")
+            raise UserError(f"`{path}` must be {len(args)} values, but it is {short(value)}.")
         return tuple(_value(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), value, path)
@@ -97,14 +103,29 @@ def _value(hint: Any, value: Any, path: str) -> Any:
 
 def _plain(kind: type, value: Any, path: str) -> Any:
     if kind is float and type(value) is int:  # in JSON, 1.0 may come back as 1
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
     if type(value) is not kind:  # exactly: True is not a number here
-        raise UserError(f"`{path}` must be of type `{kind.__name__}`, but it is {value!r}.")
+        raise UserError(f"`{path}` must be of type `{kind.__name__}`, but it is {short(value)}.")
+    if isinstance(value, str):
+        _check_text(value, path)
     return value
+
+
+def _check_text(text: str, path: str) -> None:
+    """Texts are paths or end in files and messages, which hold UTF-8."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise UserError(f"`{path}` must be UTF-8, but it is {short(text)}.") from error
+    if size > LONGEST or "\0" in text:
+        raise UserError(f"`{path}` must have at most {LONGEST} bytes, none of them zero, but it is {short(text)}.")
 
 
 def _in_range(value: Any, limits: tuple[Any, ...], path: str) -> Any:
     for limit in limits:
-        if isinstance(limit, Range) and not (value in limit and math.isfinite(value)):
-            raise UserError(f"`{path}` must be {limit}, but it is {value!r}.")
+        if isinstance(limit, Range) and not (value in limit and abs(value) < math.inf):
+            raise UserError(f"`{path}` must be {limit}, but it is {short(value)}.")
     return value

@@ -8,12 +8,13 @@ from pathlib import Path
 import tyro
 
 from experiments import distributed, run
-from experiments.cli import parse, run_main
+from experiments.cli import parse
 from experiments.config import Config
-from experiments.data import load_data
+from experiments.data import check_sizes, load_data
 from experiments.distributed import Distributed
 from experiments.parallel import make_layout
 from experiments.plots import save_curves
+from experiments.program import run_main
 from experiments.report import reporting
 
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     make_layout(config)  # what does not fit the devices is refused before any work
     workdir = Path(distributed.agreed(arguments.workdir))
     data = load_data(config.data)
+    check_sizes(config, data)
     run.claim(workdir, config, arguments.resume)
     with reporting(run.total_steps(config, data), quiet=not distributed.is_main()) as report:
         report.title(f"Training in {workdir}")

@@ -19,6 +19,7 @@ from experiments.errors import UserError
 from experiments.files import KEYS, read_metrics
 from experiments.page import save_page, save_picture
 from experiments.plots import STYLES, errors_figure, save_curves
+from experiments.schema import rebuild
 from experiments.summary import summarize
 
 TINY = Config(
@@ -226,3 +227,21 @@ def test_norms_over_batch_sizes_end_in_a_table_and_a_picture(compile_quickly, tm
 def test_batch_sizes_that_are_not_right_are_a_sentence(sizes, tmp_path):
     with pytest.raises(UserError, match="several numbers above 1"):
         compare.main(["--config=configs/digits_cnn.py", f"--batch_sizes={sizes}", f"--workdir={tmp_path}"])
+
+
+def test_a_rate_that_the_batch_scales_past_its_limit_is_a_sentence(tmp_path):
+    argv = [
+        "--config=configs/digits_cnn.py",
+        "--norms=none",
+        "--batch_sizes=8,1024",
+        "--config.optimizer.learning_rate=50",
+    ]
+    with pytest.raises(UserError, match=r"`--batch_sizes=1024` scales .* at most 100, but it is 800.0"):
+        compare.main([*argv, f"--workdir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_batch_size_gives_a_config_that_its_run_can_read_again():
+    """Ghost batches of one example would be refused, whatever the norm is."""
+    for sized in compare.of_sizes(Config(), [2, 3, 8, 9]).values():
+        assert rebuild(sized) == sized

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from experiments import compare, train
-from experiments.cli import parse, run_main
+from experiments.cli import parse
 from experiments.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from experiments.configfile import load, to_json
+from experiments.program import run_main
 from experiments.schema import build, differences, rebuild
 
 DIGITS = "configs/digits_cnn.py"
@@ -49,7 +50,7 @@ def refused(monkeypatch, capsys):
         (["--config", DIGITS, "--config.model.norm=bacth"], "Expected one of ('none', 'batch'"),
         (["--config", DIGITS, "--config.optimizer.learning_rate=0"], "must be greater than 0 and at most 100, but it"),
         (["--config", DIGITS, "--config.optimizer.learning_rate=nan"], "must be greater than 0 and at most 100"),
-        (["--config", DIGITS, "--config.train.epochs=0"], "`config.train.epochs` must be at least 1, but it is 0."),
+        (["--config", DIGITS, "--config.train.epochs=0"], "`config.train.epochs` must be at least 1 and at most"),
         (
             ["--config", DIGITS, "--config.model.momentum=1.5"],
             "`config.model.momentum` must be at least 0 and at most 1",
@@ -63,6 +64,21 @@ def refused(monkeypatch, capsys):
         (["--config", DIGITS, "--config.train.accumulate=0"], "`config.train.accumulate` must be at least 1"),
         (["--config", DIGITS, "--distributed.process_id=-1"], "`distributed.process_id` must be at least 0"),
         (["--config", DIGITS, "--distributed.process_id=0"], "`--distributed.num_processes` and"),
+        (["--config=README.md"], "It can be: `configs/digits_cnn.py`, `configs/mnist_cnn.py`."),
+        (["--config=[/b].py"], "There is no config file `[/b].py`. It can be: `configs/digits_cnn.py`"),
+        (["--config=" + "a" * 300 + ".py"], "File name too long: `aaa"),
+        (["--config=\udcff.py"], r"Arguments must be UTF-8, but one is '--config=\udcff.py'."),
+        (["--config", DIGITS, "--config.model.norm=[/b]"], "invalid choice '[/b]'"),
+        (
+            ["--config", DIGITS, "--config.train.batch_size=1000000000000"],
+            "`config.train.batch_size` must be at least 2",
+        ),
+        (["--config", DIGITS, f"--config.seed={10**400}"], "at most 2147483647, but it is 1000000"),
+        (
+            ["--config", DIGITS, "--config.model.widths", str(2**31), "2", "2"],
+            "`config.model.widths[0]` must be at least",
+        ),
+        (["--config", DIGITS, "--config.parallel.fake_devices=100000"], "at most 1024, but it is 100000"),
         (["--config", DIGITS, "--resume"], "`--resume` needs `--workdir`"),
         (["--resume", "--workdir=nowhere"], "There is no config file `nowhere/config.json`."),
     ],
@@ -111,6 +127,17 @@ def python(config):
         ("a.json", '{"seed": true}', "`config.seed` must be of type `int`, but it is True"),
         ("a.json", '{"model": 3}', "`config.model` must hold the fields of `ModelConfig`"),
         ("a.json", '{"seed": ', "cannot be read"),
+        ("a.json", "[" * 100_000, "cannot be read: maximum recursion depth exceeded"),
+        ("a.json", '{"seed": ' + "[" * 500 + "]" * 500 + "}", "`config.seed` must be of type `int`, but it is [[["),
+        ("a.json", f'{{"seed": {10**400}}}', "`config.seed` must be at least 0 and at most 2147483647"),
+        ("a.json", f'{{"optimizer": {{"learning_rate": {10**400}}}}}', "must be greater than 0 and at most 100"),
+        ("a.json", r'{"data": {"directory": "\ud800"}}', "`config.data.directory` must be UTF-8"),
+        ("a.json", r'{"data": {"directory": "\u0000"}}', "must have at most 4096 bytes, none of them zero"),
+        ("a.py", python("sys.exit(0)").replace("def", "import sys\ndef"), "fails in line 4: SystemExit: 0."),
+        ("a.py", "raise SystemExit", "fails in line 1: SystemExit"),
+        ("a.py", python(f"Config(seed={10**400} ** 20)"), "at most 2147483647, but it is a int"),
+        ("a.py", python("Config(seed=(i for i in ()))"), "`config.seed` must be of type `int`"),
+        ("a.py", python("Config(model=ModelConfig)"), "`config.model` must hold the fields of `ModelConfig`"),
         ("a.yaml", "seed: 1", "must be a Python file with `get_config()`"),
     ],
 )

@@ -4,12 +4,13 @@ import gzip
 import hashlib
 import re
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments import train
+from experiments import compare, train
 from experiments.config import DataConfig
 from experiments.data import Examples, batches, epoch_order, load_data
 from experiments.errors import UserError
@@ -101,6 +102,41 @@ def test_idx_files_are_read(tmp_path, compressed):
 def test_an_idx_file_may_be_compressed_without_saying_so(tmp_path):
     (tmp_path / "plain").write_bytes(gzip.compress(idx_bytes(LABELS)))
     np.testing.assert_array_equal(read_idx(tmp_path / "plain", 1), LABELS)
+
+
+def test_a_size_that_a_header_promises_is_no_reason_to_take_memory(tmp_path):
+    """Neither for what is promised and is not there, nor for what is there and was not promised."""
+    file, header = tmp_path / "images.gz", bytes((0, 0, 8, 3))
+    for shape, content, words in (
+        ((2**15, 2**8, 2**8), b"", "must hold 1073741824 bytes at most, but its header promises"),
+        ((2**14, 2**8, 2**8 - 1), b"x", "is cut off"),
+        ((1, 4, 4), bytes(2**26), "has bytes left over"),
+    ):
+        file.write_bytes(gzip.compress(header + struct.pack(">3I", *shape) + content, 1))
+        tracemalloc.start()
+        with pytest.raises(UserError, match=words):
+            read_idx(file, 3)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**23
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--config.train.batch_size=30000"], "`config.train.batch_size` must be at most 1437, the number of training"),
+        (["--config.train.eval_batch_size=1000000"], "`config.train.eval_batch_size` must be at most 512"),
+        (["--config.data.train_examples=30000"], "`config.data.train_examples` must be at most 1437, all there are"),
+        (["--config.data.eval_examples=361"], "`config.data.eval_examples` must be at most 360"),
+        (["--config.train.epochs=2000000000"], "must make fewer than 2^31 steps"),
+    ],
+)
+@pytest.mark.parametrize("program", [train, compare])
+def test_what_is_larger_than_the_data_is_refused_before_anything_is_written(tmp_path, program, argv, expected):
+    with pytest.raises(UserError) as error:
+        program.main(["--config=configs/digits_cnn.py", *argv, f"--workdir={tmp_path}/run"])
+    assert expected in str(error.value)
+    assert not (tmp_path / "run").exists()
 
 
 IMAGE_FILE = "train-images-idx3-ubyte"

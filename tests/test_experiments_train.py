@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import shutil
 
 import chex
 import jax
@@ -202,10 +203,34 @@ def test_a_loss_that_is_not_finite_is_null_in_the_log(tmp_path):
     assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"])
 
 
-def test_a_log_of_something_else_is_refused(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+GOOD = json.dumps(dict.fromkeys(KEYS, 1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"step": 1}', b"\xff", b"3", b"[" * 100_000, b"not json", GOOD.replace('"step": 1', '"step": "1"').encode(),
+        GOOD.replace('"step": 1', '"step": null').encode(), GOOD.replace('"step": 1', '"step": 0').encode(),
+        GOOD.replace('loss": 1', 'loss": true').encode(), GOOD.replace('loss": 1', f'loss": {10**400}').encode(),
+        f"{GOOD}\n{GOOD}".encode(),
+    ],
+)  # fmt: skip
+def test_a_log_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_bytes(text + b"\n")
     with pytest.raises(UserError, match="is not a log of this program"):
         read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_a_run_whose_folder_is_deleted_ends_with_a_sentence(tmp_path):
+    record = dict.fromkeys(KEYS, 1)
+    with MetricsLog(tmp_path / "run" / "metrics.jsonl", upto=0, write=False) as log:
+        log.add(record)  # another process writes
+    (tmp_path / "run").mkdir()
+    with MetricsLog(tmp_path / "run" / "metrics.jsonl", upto=0) as log:
+        log.add(record)
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(UserError, match="is gone: its folder was moved or deleted"):
+            log.add(record)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import tyro
 
 from experiments.bench.targets import Target, target_of
-from experiments.cli import run_main
 from experiments.files import write_text
+from experiments.program import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "scale.md"
