@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     data = load_data(config.data)
     for sized in configs.values():
         check_sizes(sized, data)
+        run.program_of(with_norm(sized, norms[0]), data)  # that it fits the memory
     run.claim(workdir, config, arguments.resume)
     found: dict[int, dict[str, list[list[Record]]]] = {size: {norm: [] for norm in norms} for size in configs}
     steps = sum(run.total_steps(c, data) for c in configs.values())

@@ -1,5 +1,6 @@
 """One run: train, measure, save, in a folder of its own."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,7 +60,26 @@ def total_steps(config: Config, data: Data) -> int:
 
 
 def program_of(config: Config, data: Data) -> Program:
-    return make_program(config, data.train.image.shape[1:], CLASSES, total_steps(config, data))
+    """The program of a config for its data.
+
+    Raises:
+      UserError: what does not fit the devices, or their memory.
+    """
+    program = make_program(config, data.train.image.shape[1:], CLASSES, total_steps(config, data))
+    state = jax.tree.leaves(jax.eval_shape(program.init, jax.random.key(0)))
+    needed, there = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in state), memory()  # gradients and updates, too
+    if needed > there:
+        raise UserError(
+            f"`config.model.widths` must fit the memory of a device, {there / 1e9:.1f} GB, but to train "
+            f"{config.model.widths} takes {needed / 1e9:.1f} GB and more; use smaller ones."
+        )
+    return program
+
+
+def memory() -> int:
+    """The bytes of a device, or of the machine where the CPU is the device."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def train(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> list[Record]:

@@ -37,11 +37,12 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(distributed.agreed(arguments.workdir))
     data = load_data(config.data)
     check_sizes(config, data)
+    program = run.program_of(config, data)
     run.claim(workdir, config, arguments.resume)
     with reporting(run.total_steps(config, data), quiet=not distributed.is_main()) as report:
         report.title(f"Training in {workdir}")
         try:
-            records = run.train(config, data, run.program_of(config, data), workdir, report)
+            records = run.train(config, data, program, workdir, report)
         except KeyboardInterrupt:
             report.line(f"To continue: python -m experiments.train --resume --workdir={workdir}")
             raise

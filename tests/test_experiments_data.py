@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments import compare, train
+from experiments import compare, run, train
 from experiments.config import DataConfig
 from experiments.data import Examples, batches, epoch_order, load_data
 from experiments.errors import UserError
@@ -136,6 +136,25 @@ def test_what_is_larger_than_the_data_is_refused_before_anything_is_written(tmp_
     with pytest.raises(UserError) as error:
         program.main(["--config=configs/digits_cnn.py", *argv, f"--workdir={tmp_path}/run"])
     assert expected in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("program", [train, compare])
+def test_a_network_that_memory_cannot_hold_is_refused_before_anything_is_written(monkeypatch, tmp_path, program):
+    monkeypatch.setattr(run, "memory", lambda: 10**9)
+    with pytest.raises(
+        UserError, match=r"must fit the memory of a device, 1.0 GB, but to train \(4096, 4096, 8\) takes"
+    ):
+        program.main(
+            [
+                "--config=configs/digits_cnn.py",
+                "--config.model.widths",
+                "4096",
+                "4096",
+                "8",
+                f"--workdir={tmp_path}/run",
+            ]
+        )
     assert not (tmp_path / "run").exists()
 
 
