@@ -169,24 +169,37 @@ def real_unless(wide: Any, value: ArrayLike | None, name: str) -> None:
         )
 
 
+def concrete(value: Any) -> np.ndarray | None:
+    """`value`, to be looked at; `None` where it is traced, or where other processes have a part of it.
+
+    Numpy's, because `jax.numpy` traces within `jit` whatever it is given, numbers that are known too.
+    """
+    for leaf in jax.tree.leaves(value):
+        if isinstance(leaf, jax.core.Tracer):
+            return None
+        if isinstance(leaf, Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return None
+    return np.asarray(value)
+
+
 def unit_interval(value: Any, name: str, hint: str = "") -> None:
     """Raises unless 0 <= value <= 1."""
     _scalar(value, name)
-    if _known(value) and not 0 <= float(value) <= 1:
+    if (known := concrete(value)) is not None and not 0 <= known <= 1:
         raise ValueError(f"`{name}` must be from 0 to 1, but it is {value}.{hint}")
 
 
 def positive(value: Any, name: str) -> None:
     """Raises unless `value` is finite and not negative."""
     _scalar(value, name)
-    if _known(value) and not 0 <= float(value) < math.inf:
+    if (known := concrete(value)) is not None and not 0 <= known < math.inf:
         raise ValueError(f"`{name}` must be finite and not negative, but it is {value}.")
 
 
 def at_least(value: Any, name: str, least: float, hint: str = "") -> None:
     """Raises unless `value` is finite and at least that."""
     _scalar(value, name)
-    if _known(value) and not least <= float(value) < math.inf:
+    if (known := concrete(value)) is not None and not least <= known < math.inf:
         raise ValueError(f"`{name}` must be at least {least}, but it is {value}.{hint}")
 
 
@@ -215,10 +228,6 @@ def known_arguments(of: str, given: Iterable[str], known: Collection[str]) -> No
 def _scalar(value: Any, name: str) -> None:
     if value is None or jnp.shape(value) != ():
         raise ValueError(f"`{name}` must be a number, but it is {value!r}, of shape {np.shape(value)}.")
-
-
-def _known(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
 
 
 def hashable_name(axis_name: Any) -> Any:

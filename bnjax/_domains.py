@@ -109,14 +109,14 @@ def _index(domain: ArrayLike | str | None, domains: Sequence[str], examples: int
     if isinstance(domain, str):
         checks.choice(domain, "domain", tuple(domains))
         domain = list(domains).index(domain)
-    domain = jnp.asarray(domain)
+    known, domain = checks.concrete(domain), jnp.asarray(domain)
     if domain.shape not in ((), (examples,)) or not jnp.issubdtype(domain.dtype, jnp.integer):
         raise ValueError(
             f"`domain` must be a name, an integer or an integer for each of {examples} examples, but it is of shape "
             f"{domain.shape} and dtype {domain.dtype}."
         )
-    if not isinstance(domain, jax.core.Tracer) and examples and not 0 <= domain.min() <= domain.max() < len(domains):
-        raise ValueError(f"`domain` must be from 0 to {len(domains) - 1}, but it is {domain}.")
+    if known is not None and known.size and not 0 <= known.min() <= known.max() < len(domains):
+        raise ValueError(f"`domain` must be from 0 to {len(domains) - 1}, but it is {known}.")
     return jnp.broadcast_to(domain, (examples,))
 
 

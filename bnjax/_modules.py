@@ -132,12 +132,14 @@ def one_value(x: Array, axis: checks.Axes) -> bool:
 
 def is_matrix(w: Array, n_steps: int, error_on_non_matrix: bool) -> bool:
     """Whether spectral norm changes these weights."""
-    if w.ndim > 2 and n_steps >= 1 and error_on_non_matrix:
+    steps = checks.concrete(n_steps)
+    some = steps is None or steps >= 1
+    if w.ndim > 2 and some and error_on_non_matrix:
         raise ValueError(
             f"Input is {w.ndim}D but error_on_non_matrix is True; the shape of the weights is {w.shape}. Write "
             "`error_on_non_matrix=False` to have all axes but the last taken as one."
         )
-    return w.ndim >= 2 and n_steps >= 1
+    return w.ndim >= 2 and bool(some)
 
 
 class Core(NamedTuple):

@@ -79,7 +79,7 @@ def resize_steps(batch_stats: Any, steps: int, seen: int | None = None) -> Any:
             raise ValueError(f"`{name}` must be a positive integer, but it is {value!r}.")
 
     def resized(t: Array) -> Array:
-        last = t.shape[0] if seen is None else min(seen, t.shape[0])
-        return t[jnp.minimum(jnp.arange(steps), last - 1)]
+        last = t.shape[0] if seen is None else min(int(seen), t.shape[0])
+        return t[jnp.minimum(jnp.arange(int(steps)), last - 1)]
 
     return jax.tree.map(resized, batch_stats)

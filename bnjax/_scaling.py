@@ -77,18 +77,29 @@ def partial_rms_norm(
     """
     x = checks.real_array(x)
     channel = one_channel_axis(checks.canonical_axes(axis, x.ndim), axis)
-    n = int(fraction * x.shape[channel]) if 0 < fraction <= 1 else 0
-    if n < 1:
-        raise ValueError(
-            f"`fraction` must be above 0, at most 1, and at least one of {x.shape[channel]} features, "
-            f"but it is {fraction!r}."
-        )
+    n = _part(fraction, x.shape[channel])
     mask = checks.mask_array(where, x.shape)
     if mask is not None:
         x = jnp.where(mask | jnp.isfinite(x), x, 0)
         mask = lax.slice_in_dim(mask, 0, min(n, mask.shape[channel]), axis=channel)
     m = moments(lax.slice_in_dim(x, 0, n, axis=channel), channel, where=mask, keepdims=True)
     return normalize(x, mean_square(m), scale, axis=channel, epsilon=epsilon, dtype=dtype)
+
+
+def _part(fraction: ArrayLike, features: int) -> int:
+    """How many features are measured."""
+    known = checks.concrete(fraction)
+    if known is None or known.ndim or not isinstance(features, int):
+        raise ValueError(
+            f"`fraction` of {features} features must be a number of them that is known when traced, because it decides "
+            f"a shape, but it is {fraction!r}; close over the number, and export with a fixed number of features."
+        )
+    n = int(known * features) if 0 < known <= 1 else 0
+    if n < 1:
+        raise ValueError(
+            f"`fraction` must be above 0, at most 1, and at least one of {features} features, but it is {fraction!r}."
+        )
+    return n
 
 
 def scale_norm(
