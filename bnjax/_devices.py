@@ -20,7 +20,7 @@ def psum(tree: Any, axis_name: AxisName | None, groups: Groups = None) -> Any:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     arrays = [leaf for leaf in leaves if not isinstance(leaf, int | float)]
-    with groups_refused(groups):
+    with groups_refused(groups), unbound_explained(axis_name):
         size = lax.psum(1, axis_name, axis_index_groups=groups)
         summed = iter(lax.psum(arrays, axis_name, axis_index_groups=groups) if arrays else ())
     return jax.tree.unflatten(structure, [t * size if isinstance(t, int | float) else next(summed) for t in leaves])
@@ -41,6 +41,43 @@ def groups_refused(groups: Groups) -> Iterator[None]:
         ) from error
 
 
+def pmax(t: Array, axis_name: AxisName | None) -> Array:
+    """The largest of all devices; nothing without a name."""
+    if axis_name is None:
+        return t
+    with unbound_explained(axis_name):
+        return lax.pmax(t, axis_name)
+
+
+@contextmanager
+def unbound_explained(axis_name: AxisName) -> Iterator[None]:
+    """Says where a name is bound, where JAX finds that it is not."""
+    try:
+        yield
+    except NameError as error:
+        unbound = [name for name in _names(axis_name) if not _is_bound(name)]
+        if not unbound:
+            raise
+        raise ValueError(
+            f"`axis_name` is {axis_name!r}, but no axis {', '.join(map(repr, unbound))} is bound here. A name is bound "
+            "inside of `jax.pmap(f, axis_name=...)`, `jax.vmap(f, axis_name=...)`, and `jax.shard_map(f, mesh=...)` "
+            "over a mesh with an axis of that name. Plain `jit` needs none: there a batch that is sharded over devices "
+            "is one batch; leave out `axis_name`."
+        ) from error
+
+
+def _names(axis_name: AxisName) -> tuple[Any, ...]:
+    return tuple(axis_name) if isinstance(axis_name, tuple | list) else (axis_name,)
+
+
+def _is_bound(name: Any) -> bool:
+    try:
+        lax.axis_index(name)
+    except NameError:
+        return False
+    return True
+
+
 def psum_about(pivot: Array, sums: Any, axis_name: AxisName | None, groups: Groups = None) -> Any:
     """One all-reduce of sums measured about `pivot`, which must be the same on all devices of a group.
 
@@ -51,8 +88,10 @@ def psum_about(pivot: Array, sums: Any, axis_name: AxisName | None, groups: Grou
     """
     if axis_name is None:
         return sums
-    names = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-    if all(varying(lax.axis_index(name)) for name in names):
+    names = _names(axis_name)
+    with unbound_explained(axis_name):
+        typed = all(varying(lax.axis_index(name)) for name in names)
+    if typed:
         _check_same(pivot, names)
         return psum(sums, axis_name, groups)
     n = psum(1, axis_name, groups)

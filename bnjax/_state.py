@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
-from bnjax._devices import AxisName
+from bnjax._devices import AxisName, pmax
 from bnjax._moments import Moments, all_reduce, ema, merge
 
 Path = tuple[Any, ...]
@@ -157,7 +157,7 @@ def sync_batch_stats(batch_stats: Any, axis_name: AxisName, counts: ArrayLike | 
     axis_name = checks.hashable_name(axis_name)
     for path, leaf in named.items():
         if jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
-            named[path] = lax.pmax(leaf, axis_name)
+            named[path] = pmax(leaf, axis_name)
     entries = list(_entries(named, weight))
     if entries:
         pooled = all_reduce(_joined([e.moments for e in entries]), axis_name)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bnjax import Moments, all_reduce, batch_norm, ema, moments, normalize, reduce
+from bnjax import Moments, accumulate, all_reduce, batch_norm, ema, moments, normalize, reduce, sync_batch_stats
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 3)), jnp.float32)
 RUNNING = Moments(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
@@ -184,8 +184,30 @@ def test_one_value_is_enough_where_devices_could_add_some_or_nothing_is_measured
     assert jax.eval_shape(batch_norm, jnp.ones((1, 0)), state(0))[0].shape == (1, 0)
 
 
-def test_an_unknown_axis_name_is_jax_s_error():
-    with pytest.raises(NameError, match="nowhere"):
-        batch_norm(X, RUNNING, axis_name="nowhere")
-    with pytest.raises(NameError, match="nowhere"):
-        all_reduce(RUNNING, "nowhere")
+STATS = {"norm": {"mean": jnp.zeros(3), "var": jnp.ones(3)}, "steps": jnp.zeros((), jnp.int32)}
+UNBOUND = {
+    "batch_norm": lambda: batch_norm(X, RUNNING, axis_name="nowhere"),
+    "all_reduce": lambda: all_reduce(RUNNING, "nowhere"),
+    "all_reduce about a pivot": lambda: all_reduce(RUNNING, "nowhere", pivot=0.0),
+    "sync_batch_stats": lambda: sync_batch_stats(STATS, "nowhere"),
+    "accumulate": lambda: accumulate(lambda x: batch_norm(x, RUNNING, axis_name="nowhere")[1], X, 2),
+    "one of two": lambda: jax.vmap(lambda x: batch_norm(x, RUNNING, axis_name=("d", "nowhere")), axis_name="d")(X),
+    "a list of two": lambda: jax.vmap(lambda x: batch_norm(x, RUNNING, axis_name=["d", "nowhere"]), axis_name="d")(X),
+}
+
+
+@pytest.mark.parametrize("case", UNBOUND)
+def test_an_unbound_axis_name_says_where_names_are_bound(case):
+    """Eagerly and under jit, where it is the most frequent mistake."""
+    for call in (UNBOUND[case], jax.jit(UNBOUND[case])):
+        assert_says(
+            call, ["`axis_name`", "no axis 'nowhere' is bound", "`jax.pmap", "`jax.shard_map", "`jit` needs none"]
+        )
+
+
+def test_another_unknown_name_is_python_s_error():
+    def activation(x):
+        return x + undefined  # noqa: F821
+
+    with pytest.raises(NameError, match="name 'undefined' is not defined"):
+        jax.vmap(lambda x: batch_norm(x, RUNNING, axis_name="d", activation=activation), axis_name="d")(X)

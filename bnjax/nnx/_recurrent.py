@@ -6,12 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.recurrent import RNNCellBase
-from jax import Array, lax
+from jax import Array
 from jax.typing import DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._batch import batch_norm
-from bnjax._devices import AxisName
+from bnjax._devices import AxisName, pmax
 from bnjax._modules import no_moments
 from bnjax._moments import Moments
 from bnjax._normalize import normalize
@@ -214,8 +214,7 @@ class BatchNormLSTMCell(_Cell):
         else:
             slot = jnp.minimum(now, self.max_steps - 1)
             end = jnp.where(mask.any(), now + 1, 0)
-            end = end if self.axis_name is None else lax.pmax(end, self.axis_name)
-            self.seen[...] = jnp.maximum(self.seen[...], end)
+            self.seen[...] = jnp.maximum(self.seen[...], pmax(end, self.axis_name))
         options: dict[str, Any] = {
             "train": not self.use_running_average, "momentum": self.momentum, "axis_name": self.axis_name,
             "epsilon": self.epsilon, "where": mask[..., None],
