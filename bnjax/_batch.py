@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._affine import Activation, activate, affine_of, form_of
 from bnjax._devices import AxisName, Groups, num_shards
 from bnjax._moments import Moments, all_reduce, for_each, of_features, of_sums, reduce, sums_about
@@ -119,7 +120,7 @@ def normalize_by_batch(
 
     `alone`: this device measures its batch as one set, in two passes, and one value per feature is no error.
     """
-    x = checks.inexact_array(x)
+    x, mask = masks.read(checks.inexact_array(x), where)
     axis_name = checks.hashable_name(axis_name)
     features = checks.canonical_axes(axis, x.ndim)
     measured = checks.other_axes(features, x.ndim)
@@ -134,7 +135,6 @@ def normalize_by_batch(
     if not alone and (axis_name is None or virtual_batch_size is not None):
         _check_several_values(x, measured, virtual_batch_size)
     affine = affine_of(form, x, features, scale, bias, residual, epsilon)
-    mask = checks.mask_array(where, x.shape)
     center = checks.feature_array(running.mean, "running.mean", x.shape, features)
 
     if virtual_batch_size is None:

@@ -88,22 +88,6 @@ def output_dtype(dtype: DTypeLike | None, x: Array) -> Any:
     return out
 
 
-def mask_array(where: ArrayLike | None, shape: Sequence[int], name: str = "where") -> Array | None:
-    """`where` as a boolean array of the rank of `shape`, each axis whole or of length one."""
-    if where is None:
-        return None
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_:
-        where = where != 0
-    full = (1,) * (len(shape) - where.ndim) + where.shape
-    if len(full) != len(shape) or any(m not in (1, s) for m, s in zip(full, shape, strict=True)):
-        raise ValueError(
-            f"`{name}` must broadcast to the shape of the input, {tuple(shape)}, but its shape is "
-            f"{where.shape}; give it one axis for each of the input's, of that length or of length 1."
-        )
-    return where.reshape(full)
-
-
 @overload
 def feature_array(value: ArrayLike, name: str, shape: Sequence[int], features: Sequence[int]) -> Array: ...
 @overload

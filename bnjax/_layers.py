@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._domains import domain_batch_norm
 from bnjax._evo import evo_norm_b0, evo_norm_s0
 from bnjax._mixtures import batch_channel_norm, example_weighted_batch_norm, switchable_norm
@@ -184,8 +185,9 @@ def call(
 ) -> tuple[Array, Mapping[str, Array]]:
     """One call of a module: the output, and the new variables of its state."""
     arguments = {name: options[name] for name in layer.defaults} | inputs | {"dtype": dtype}
-    if layer.takes_mask:
-        arguments["where"] = mask
+    x, valid = masks.read(x, mask, "mask")
+    if layer.takes_mask and valid is not None:
+        arguments["where"] = masks.Read(valid, "mask")
     if not state:
         return layer.function(x, **parameters, **arguments), {}
     y, new = layer.function(x, running=layer.pack(**state), **parameters, train=train, **arguments)

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._affine import Activation
 from bnjax._batch import normalize_by_batch
 from bnjax._devices import AxisName, Groups
@@ -84,6 +85,7 @@ def call_batch_norm(
     """
     if not module.use_fast_variance and module.pivot == "sample":
         raise ValueError("`use_fast_variance=False` means `pivot=None`, but `pivot` is 'sample'; leave out one.")
+    x, mask = masks.read(x, mask, "mask")
     common: dict[str, Any] = {
         "axis": module.axis, "epsilon": module.epsilon, "residual": residual,
         "activation": module.activation, "dtype": dtype,
@@ -185,10 +187,11 @@ def call_sample_norm(
 ) -> Array:
     """One call of a module of layer, RMS, group or instance norm."""
     arguments = {name: getattr(module, attribute) for name, attribute in module.core.arguments.items()}
+    x, mask = masks.read(floating(x), mask, "mask")
     if module.core.centred:
         arguments["pivot"] = "sample" if module.use_fast_variance else None
     return module.core.function(
-        floating(x), scale, bias, where=mask, residual=residual, dtype=dtype, epsilon=module.epsilon,
+        x, scale, bias, where=mask, residual=residual, dtype=dtype, epsilon=module.epsilon,
         axis_name=module.axis_name, axis_index_groups=module.axis_index_groups, activation=module.activation,
         **arguments,
     )  # fmt: skip

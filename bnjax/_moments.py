@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._devices import AxisName, Groups, psum, psum_about
 
 
@@ -80,7 +81,7 @@ def moments(
     """
     x = checks.inexact_array(x)
     axes = checks.canonical_axes(axis, x.ndim)
-    mask = checks.mask_array(where, x.shape)
+    x, mask = masks.read(x, where)
     dtype = checks.stat_dtype(x)
     count = jnp.asarray(count_valid(mask, x.shape, axes, dtype), checks.real_dtype(dtype))
     if pivot is None:

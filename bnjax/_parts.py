@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._devices import AxisName
 from bnjax._moments import Moments, all_reduce, moments, reduce
 
@@ -35,7 +36,7 @@ def operands(x: ArrayLike, axis: checks.Axes, where: ArrayLike | None, epsilon: 
             f"`axis` must leave axis 0 to the examples, but it is {axis!r} for an input of rank {x.ndim}; give axes "
             f"from 1 to {x.ndim - 1}."
         )
-    mask = checks.mask_array(where, x.shape)
+    x, mask = masks.read(x, where)
     return Operands(x if mask is None else jnp.where(mask | jnp.isfinite(x), x, 0), features, mask)
 
 

@@ -7,6 +7,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._affine import affine_of, form_of
 from bnjax._devices import AxisName
 from bnjax._moments import Moments, ema, of_features
@@ -76,14 +77,14 @@ def batch_renorm(
     >>> print(y.ravel())
     [1. 3.]
     """
-    x = checks.real_array(x)
+    x, mask = masks.read(checks.real_array(x), where)
     checks.choice(tracks, "tracks", ("std", "var"))
     features = checks.canonical_axes(axis, x.ndim)
     out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
     if not train:
         return normalize(x, running, scale, bias, axis=features, epsilon=epsilon, dtype=out), running
     _check_limits(r_max, d_max)
-    form, mask = form_of(x, None, arithmetic), checks.mask_array(where, x.shape)
+    form = form_of(x, None, arithmetic)
     old = at_rank(running, x, features)
     affine = affine_of(form, x, features, scale, bias, None, epsilon)
     sets = Sets(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))

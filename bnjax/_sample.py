@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._affine import Activation, activate, affine_of, form_of
 from bnjax._devices import AxisName, Groups
 from bnjax._normalize import Sets, pivot_of, standardize
@@ -257,9 +258,9 @@ def _normalized(
     dtype: DTypeLike | None,
 ) -> Array:
     checks.choice(pivot, "pivot", ("sample", None))
+    x, mask = masks.read(x, where)
     form = form_of(x, activation, dtype)
     affine = affine_of(form, x, features, scale, bias, residual, epsilon)
-    mask = checks.mask_array(where, x.shape)
     sets = sets._replace(exact=pivot is not None)
     c = pivot_of(pivot, form, sets, x, mask) if sets.use_mean else jnp.zeros((1,) * x.ndim, form.wide)
     y, _ = standardize(form, sets, x, affine, c, mask)

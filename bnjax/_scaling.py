@@ -6,6 +6,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._moments import moments, valid
 from bnjax._normalize import normalize
 from bnjax._parts import mean_square, one_channel_axis, scaled, wide
@@ -78,7 +79,7 @@ def partial_rms_norm(
     x = checks.real_array(x)
     channel = one_channel_axis(checks.canonical_axes(axis, x.ndim), axis)
     n = _part(fraction, x.shape[channel])
-    mask = checks.mask_array(where, x.shape)
+    x, mask = masks.read(x, where)
     if mask is not None:
         x = jnp.where(mask | jnp.isfinite(x), x, 0)
         mask = lax.slice_in_dim(mask, 0, min(n, mask.shape[channel]), axis=channel)
@@ -133,7 +134,8 @@ def scale_norm(
     x = checks.real_array(x)
     checks.positive(epsilon, "epsilon")
     features = checks.canonical_axes(axis, x.ndim)
-    mask, t = checks.mask_array(where, x.shape), wide(x)
+    x, mask = masks.read(x, where)
+    t = wide(x)
     if mask is not None:
         t = jnp.where(mask | jnp.isfinite(t), t, 0)
     square = jnp.square(valid(mask, t)).sum(features, keepdims=True)

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._devices import AxisName, psum
 from bnjax._moments import Moments, all_reduce, at_least_one, ema, moments, valid
 from bnjax._parts import one_channel_axis, operands, scaled, wide
@@ -146,7 +147,7 @@ def _whitened(
     x, features, mask = operands(x, axis, where, epsilon)
     channel = one_channel_axis(features, axis)
     size = group_of(x.shape[channel], group_size)
-    _check(mask, channel, running, x.shape[channel], size)
+    _check(mask, masks.name_of(where), channel, running, x.shape[channel], size)
     scale, bias = (checks.feature_array(t, n, x.shape, features) for t, n in ((scale, "scale"), (bias, "bias")))
     rows, valid_rows = jnp.moveaxis(wide(x), channel, -1), None if mask is None else jnp.moveaxis(mask, channel, -1)
     state, m = running, running
@@ -217,11 +218,11 @@ def group_of(channels: int, group_size: int) -> int:
     return size
 
 
-def _check(mask: Array | None, channel: int, running: Whitening, channels: int, size: int) -> None:
+def _check(mask: Array | None, mask_name: str, channel: int, running: Whitening, channels: int, size: int) -> None:
     if mask is not None and mask.shape[channel] != 1 and channels != 1:
         raise ValueError(
-            f"`where` must have length 1 along the channels, axis {channel}, which are measured together, but its "
-            f"shape is {mask.shape}."
+            f"`{mask_name}` must have length 1 along the channels, axis {channel}, which are measured together, but "
+            f"its shape is {mask.shape}."
         )
     for name, want in (("mean", (channels,)), ("matrix", (channels // size, size, size))):
         if (shape := jnp.shape(getattr(running, name))) != want:

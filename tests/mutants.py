@@ -71,6 +71,26 @@ MUTANTS = [
         "test_masks.py::test_a_feature_with_nothing_valid_is_its_bias[None-running-0.9]",
     ),
     Mutant(
+        "mask: one of the first axes taken for one of the last", "_masks.py",
+        "if from_right and from_left:", "if from_right and from_left and not missing:",
+        "test_errors.py::test_batch_norm_says_what_is_wrong[mask of the first or the last axis]",
+    ),
+    Mutant(
+        "mask: a traced negative entry is valid", "_masks.py",
+        "jnp.where(negative, jnp.nan, 0)", "jnp.where(negative, 0, 0)",
+        "test_family_masks.py::test_masks_may_be_mapped_over_and_a_negative_entry_makes_nan[group]",
+    ),
+    Mutant(
+        "mask: a traced negative entry drops what it does not cover", "_masks.py",
+        "valid | negative", "valid",
+        "test_family_masks.py::test_masks_may_be_mapped_over_and_a_negative_entry_makes_nan[lrn]",
+    ),
+    Mutant(
+        "mask: modules do not look at evaluation", "_modules.py",
+        'masks.read(x, mask, "mask")', 'masks.read(x, mask if train else None, "mask")',
+        "test_family_masks.py::test_a_mask_is_refused_in_training_and_at_evaluation[batch]",
+    ),
+    Mutant(
         "ema: moves where nothing was seen", "_moments.py",
         "seen = jnp.asarray(batch.count) > 0", "seen = jnp.asarray(batch.count) >= 0",
         "test_moments.py::test_ema_skips_features_that_saw_nothing",

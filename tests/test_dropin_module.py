@@ -389,7 +389,7 @@ def test_errors_name_the_argument(api):
     stats = start((C,))[1] | {"count": jnp.zeros(C)}
     with pytest.raises(ValueError, match="`unbiased=True` needs a `momentum`"):
         call(api, stats=stats, momentum=None, unbiased=True)
-    with pytest.raises(ValueError, match=r"`(where|mask)` must broadcast"):
+    with pytest.raises(ValueError, match="`mask` must broadcast"):
         call(api, given={"mask": np.ones((5, 1, 1), bool)})
 
 

@@ -353,7 +353,7 @@ def state(mean, var):
         (lambda: bnjax.iterative_norm(X, Whitening(X[0], X), steps=0), "`steps` must be a positive integer"),
         (lambda: bnjax.iterative_norm(X, Whitening(X[0], X), group_size=4), "`group_size` must be a positive divisor"),
         (lambda: bnjax.decorrelated_batch_norm(X, Whitening(X[0], X)), "`running.matrix` must have the shape"),
-        (lambda: bnnx.IterativeNorm(6, rngs=RNGS())(X, mask=X), "`where` must have length 1 along the channels"),
+        (lambda: bnnx.IterativeNorm(6, rngs=RNGS())(X, mask=X > 0), "`mask` must have length 1 along the channels"),
     ],
 )
 def test_errors(call, words):

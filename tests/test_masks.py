@@ -20,7 +20,7 @@ MASKS = {
     "positions": np.random.default_rng(2).random((6, 5, 1)) < 0.6,
     "one axis short": np.random.default_rng(3).random((5, 1)) < 0.6,
     "elements": np.random.default_rng(4).random(SHAPE) < 0.6,
-    "features": np.array([1.0, 0.0, -2.0, 1.0], np.float32),
+    "features": np.array([1.0, 0.0, 2.0, 1.0], np.float32),
     "a feature with nothing valid": NOBODY,
     "nothing": np.zeros((1, 1, 1), bool),
     "everything": np.ones((), bool),
@@ -81,7 +81,7 @@ def test_masks_of_any_kind_and_rank_are_the_same_mask():
     kinds = (
         where.astype(np.int8),
         where * 0.5,
-        where * -3,
+        where * 3,
         jnp.asarray(where),
         where.tolist(),
         np.broadcast_to(where, SHAPE),

@@ -1,0 +1,84 @@
+"""The meaning of a mask, in one place: which arrays are masks, and how one is read."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bnjax import _checks as checks
+
+
+class Read(NamedTuple):
+    """A mask that a module has read already, for the function that it calls, with the caller's word for it."""
+
+    valid: Array
+    name: str
+
+
+def read(x: Array, where: Any, name: str = "where") -> tuple[Array, Array | None]:
+    """`x`, and `where` as a boolean array of its rank, each axis whole or of length one.
+
+    A mask of fewer axes is read from the right, as numpy and Flax do. It is refused where it would fit from the left,
+    too: nothing tells which is meant. A negative entry says that the mask is to be added to something; read as a truth
+    value it would keep what it should drop. A traced mask cannot be looked at: there a negative entry makes `x` NaN and
+    all of it valid, so that whatever is computed of it is NaN. Masks that have no negative numbers cost nothing.
+    """
+    if where is None:
+        return x, None
+    if isinstance(where, Read):
+        return x, where.valid
+    mask = jnp.asarray(where)
+    _check_shape(mask.shape, x.shape, name)
+    valid = mask if mask.dtype == jnp.bool_ else mask != 0
+    if _signed(mask.dtype):
+        if (known := checks.concrete(where)) is not None:
+            _check_no_negative(known, name)
+        else:
+            negative = (mask < 0).any()
+            # A sum, not a choice: the derivative of a choice would be zero, where that of the sum becomes NaN.
+            x, valid = x + jnp.where(negative, jnp.nan, 0).astype(x.dtype), valid | negative
+    return x, valid.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+
+
+def name_of(where: Any) -> str:
+    """What the caller calls the mask: functions `where`, modules `mask`."""
+    return where.name if isinstance(where, Read) else "where"
+
+
+def _check_shape(mask: Sequence[Any], shape: Sequence[Any], name: str) -> None:
+    """Raises unless the mask fits from the right, and only from there."""
+    n, missing = len(mask), len(shape) - len(mask)
+    from_right = missing >= 0 and _fits(mask, shape[missing:])
+    from_left = n > 0 and missing > 0 and any(m != 1 for m in mask) and _fits(mask, shape[:n])
+    first, last = f"`{name}[...{', None' * missing}]`", f"`{name}[{'None, ' * missing}...]`"
+    if from_right and from_left:
+        raise ValueError(
+            f"`{name}` has the shape {tuple(mask)}, which fits the first axes of an input of shape {tuple(shape)} and "
+            f"the last ones; write {first} for the first, {last} for the last."
+        )
+    if not from_right:
+        hint = "give it one axis for each of the input's, of that length or of length 1"
+        if from_left:
+            hint = f"fewer axes are read as the last ones, and it fits the first ones: write {first}"
+        raise ValueError(
+            f"`{name}` must broadcast to the shape of the input, {tuple(shape)}, but its shape is {tuple(mask)}; "
+            f"{hint}."
+        )
+
+
+def _fits(mask: Sequence[Any], shape: Sequence[Any]) -> bool:
+    return all(m in (1, s) for m, s in zip(mask, shape, strict=True))
+
+
+def _signed(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.signedinteger, jnp.floating))
+
+
+def _check_no_negative(where: np.ndarray, name: str) -> None:
+    if (where < 0).any():
+        raise ValueError(
+            f"`{name}` must be zero where masked out and positive where valid, but it has {where.min()}. For a mask "
+            f"that is added to logits, 0 where valid and -1e9 elsewhere, write `{name} == 0`."
+        )
