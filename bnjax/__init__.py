@@ -50,5 +50,6 @@ from bnjax._weights import scaled_weight_standardize as scaled_weight_standardiz
 from bnjax._weights import weight_standardize as weight_standardize
 from bnjax._recurrent import resize_steps as resize_steps
 from bnjax._registry import NORMS as NORMS
+from bnjax._registry import NormName as NormName
 
 __version__ = "0.1.0"

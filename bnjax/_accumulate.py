@@ -1,5 +1,7 @@
 """Gradient accumulation: a batch in micro-batches, one after the other, and their moments merged into one."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from functools import partial

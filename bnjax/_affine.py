@@ -6,8 +6,9 @@ Its tangent is written so that the backward pass keeps `x` in its own dtype and 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -15,7 +16,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._compilers import again, by_rows, keeps_by_itself, recomputed, whole
 
-Activation = str | Callable[[Array], Array] | None
+Activation = Literal["relu", "gelu", "silu"] | Callable[[Array], Array] | None
+BY_AUTODIFF = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}  # relu is inside the rule
 
 
 class Form(NamedTuple):
@@ -39,11 +41,13 @@ class Affine(NamedTuple):
 def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
     """The static part of a map of `x`, checked."""
     if not callable(activation):
-        checks.choice(activation, "activation", (None, "relu"), " or a callable")
-    if activation == "relu" and jnp.iscomplexobj(x):
-        raise ValueError("`activation` is 'relu', which has no meaning for a complex `x`; pass a callable.")
+        checks.choice(activation, "activation", (None, "relu", *BY_AUTODIFF), " or a callable")
     out = checks.output_dtype(dtype, x)
-    return Form(checks.stat_dtype(x, out), out, activation == "relu", keeps_by_itself())
+    wide = checks.stat_dtype(x, out)
+    if isinstance(activation, str) and jnp.issubdtype(wide, jnp.complexfloating):
+        of = "`x`" if jnp.iscomplexobj(x) else "`dtype`"
+        raise ValueError(f"`activation` is {activation!r}, which has no meaning for a complex {of}; pass a callable.")
+    return Form(wide, out, activation == "relu", keeps_by_itself())
 
 
 def affine_of(
@@ -73,8 +77,10 @@ def affine_of(
 
 
 def activate(y: Array, activation: Activation) -> Array:
-    """What the rule has not done yet: a callable, by plain autodiff."""
-    return activation(y) if callable(activation) else y
+    """What the rule has not done yet, by plain autodiff."""
+    if isinstance(activation, str):
+        activation = BY_AUTODIFF.get(activation)
+    return y if activation is None else activation(y)
 
 
 def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:

@@ -1,5 +1,7 @@
 """Batch normalization: measure, combine, normalize, and a running state in and out."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -71,7 +73,8 @@ def batch_norm(
         `"sample"`: a sample of `x`, right from the first step (under a mask the mean: two passes).
         `None`: two passes.
       residual: of the shape of `x`; added after the affine map, before the activation.
-      activation: `None`, `"relu"` (inside the rule), or a callable, applied by plain autodiff.
+      activation: `None`, `"relu"` (inside the rule), or by plain autodiff `"gelu"` (approximate, as `jax.nn.gelu`),
+        `"silu"` or a callable.
       dtype: of the output; that of `x` by default.
 
     Raises:

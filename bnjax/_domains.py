@@ -1,5 +1,7 @@
 """Batch normalization with statistics for each domain: of the data, or of clean and adversarial examples."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import jax

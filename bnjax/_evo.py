@@ -1,5 +1,7 @@
 """EvoNorm: normalization and activation in one, found by search; B0 by the batch, S0 by the example."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax

@@ -1,5 +1,7 @@
 """Relatives of batch norm that mix its statistics with those of each example: switchable, batch-channel, weighted."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax

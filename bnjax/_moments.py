@@ -5,6 +5,8 @@ of two sets give the moments of their union. `ema` is the literature's running a
 thing: it forgets.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -39,7 +41,7 @@ class Moments:
     var: Array
 
     @classmethod
-    def empty(cls, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> "Moments":
+    def empty(cls, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> Moments:
         """The moments of no number at all: the identity of `merge`."""
         real = checks.real_dtype(dtype)
         return cls(jnp.zeros((), real), jnp.zeros(shape, dtype), jnp.zeros(shape, real))

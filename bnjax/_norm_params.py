@@ -1,5 +1,7 @@
 """Which parameters of a model are those of norms, told by their names and shapes."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 

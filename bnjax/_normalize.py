@@ -8,6 +8,8 @@ Both keep everything about a pivot c: d = x - c, and the mean as c + delta. With
 cancels, neither in the statistics nor in the map nor in its derivatives.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -70,7 +72,8 @@ def normalize(
       axis: the feature axes, as in Flax.
       epsilon: added to the variance.
       residual: of the shape of `x`; added after the affine map, before the activation.
-      activation: `None`, `"relu"`, or a callable, which is applied to the result.
+      activation: `None`, `"relu"`, `"gelu"` (approximate, as `jax.nn.gelu`), `"silu"`, or a callable, which is applied
+        to the result.
       dtype: of the result; that of `x` by default.
 
     Raises:

@@ -1,5 +1,7 @@
 """A step of the recurrent cells that normalize what goes into their gates, whatever norms those are."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any
 

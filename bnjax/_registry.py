@@ -6,7 +6,7 @@ against a second source, and if it costs less than a hundred lines of its own.
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bnjax import _checks as checks
 from bnjax._batch import batch_norm
@@ -61,6 +61,13 @@ class Norm(NamedTuple):
 
 YES, EXAMPLE = "yes", "no: each example by itself"
 POINTWISE, WEIGHTS = "no: element by element", "no: weights, not activations"
+
+# The keys of the table, for type checkers.
+NormName = Literal[
+    "batch", "ghost", "renorm", "layer", "rms", "group", "instance", "frn", "evonorm_b0", "evonorm_s0", "lrn",
+    "grn", "positional", "prms", "scale", "pixel", "dyt", "example_weighted", "domain", "split", "switchable",
+    "bcn", "dbn", "iternorm", "spectral", "weight", "ws", "scaled_ws",
+]  # fmt: skip
 
 NORMS: dict[str, Norm] = {
     "batch": Norm(

@@ -4,6 +4,8 @@ A model keeps, for its backward pass, the input of every norm and, beside it, wh
 layer. One of the two is enough, because it takes one pass to get from the first to the second.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar

@@ -1,5 +1,7 @@
 """Batch renormalization: batch norm that trains as it will be evaluated, up to limits."""
 
+from __future__ import annotations
+
 from typing import Literal
 
 import jax.numpy as jnp

@@ -1,5 +1,7 @@
 """Norms by the response of a filter: filter, local and global response normalization."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike

@@ -3,6 +3,8 @@
 They differ in the axes that are measured over, and in nothing else: all go through the rule of `_normalize`.
 """
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
@@ -54,7 +56,8 @@ def layer_norm(
         element of `x`, one pass (under a mask the mean: two passes). `None`: two passes, as Flax has them; the
         mean is rounded, which is an error of 6e-8 times mean/std.
       residual: of the shape of `x`; added after the affine map, before the activation.
-      activation: `None`, `"relu"` (inside the rule), or a callable, applied by plain autodiff.
+      activation: `None`, `"relu"` (inside the rule), or by plain autodiff `"gelu"` (approximate, as `jax.nn.gelu`),
+        `"silu"` or a callable.
       dtype: of the output; that of `x` by default.
 
     Raises:

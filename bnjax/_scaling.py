@@ -1,5 +1,7 @@
 """Norms by one number a position: positional, partial RMS, scale and pixel norm; and what does without statistics."""
 
+from __future__ import annotations
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -215,7 +217,7 @@ _GAINS = {
 def scaled_activation(x: ArrayLike, activation: str = "relu") -> Array:
     """An activation that keeps the variance of a standard normal input: `gain * activation(x)`.
 
-    With `weight_standardize(scaled=True)` it takes the place of normalization in NF-nets.
+    With `scaled_weight_standardize` it takes the place of normalization in NF-nets.
 
     Args:
       x: floating-point.

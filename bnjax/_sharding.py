@@ -1,5 +1,7 @@
 """Data parallelism under `jit`, its boilerplate: a mesh, the sharding of a batch, a state on every device."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import jax

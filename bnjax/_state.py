@@ -4,6 +4,8 @@ A model's `batch_stats` is any pytree: a linen collection, an `nnx.State` or its
 What counts is how leaves are named: a `mean` and a `var` side by side are a pair.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple

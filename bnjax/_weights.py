@@ -1,5 +1,7 @@
 """Norms of weights instead of activations: weight norm, weight standardization and spectral norm."""
 
+from __future__ import annotations
+
 import math
 from typing import Literal
 

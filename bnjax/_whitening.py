@@ -1,5 +1,7 @@
 """Whitening: decorrelated batch norm and iterative normalization, which divide by the root of the covariance."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial

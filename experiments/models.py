@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,8 @@ class LinenCNN(nn.Module):
     def setup(self) -> None:
         def norm(features: int, ndim: int) -> Any:
             arguments = norm_arguments(self.config, features, ndim, self.norm)
-            return _no_norm if arguments is None else bnn.make_norm(self.config.norm, **arguments)()
+            name = cast(bnjax.NormName, self.config.norm)
+            return _no_norm if arguments is None else bnn.make_norm(name, **arguments)()
 
         layers = Layers(
             norm=norm,
@@ -141,7 +142,8 @@ class NnxCNN(nnx.Module):
     def __init__(self, config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any], *, rngs: nnx.Rngs):
         def make(features: int, ndim: int) -> Any:
             arguments = norm_arguments(config, features, ndim, norm)
-            return _no_norm if arguments is None else bnnx.make_norm(config.norm, features, **arguments, rngs=rngs)
+            name = cast(bnjax.NormName, config.norm)
+            return _no_norm if arguments is None else bnnx.make_norm(name, features, **arguments, rngs=rngs)
 
         layers = Layers(
             norm=make,

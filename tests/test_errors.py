@@ -67,10 +67,21 @@ BATCH_NORM = {
         {"x": jnp.ones((8, 3)), "virtual_batch_size": 1, "axis_name": "d"},
         ["`x`", "one value per feature", "`virtual_batch_size=1`"],
     ),
-    "unknown activation": ({"activation": "gelu"}, ["`activation`", "'gelu'", "'relu'", "callable"]),
+    "unknown activation": (
+        {"activation": "swish"},
+        ["`activation`", "'swish'", "'relu', 'gelu', 'silu'", "callable"],
+    ),
     "relu of a complex x": (
         {"x": X.astype(jnp.complex64), "running": state(3, jnp.complex64), "activation": "relu"},
-        ["`activation`", "'relu'", "complex", "callable"],
+        ["`activation`", "'relu'", "complex `x`", "callable"],
+    ),
+    "silu of a complex x": (
+        {"x": X.astype(jnp.complex64), "running": state(3, jnp.complex64), "activation": "silu"},
+        ["`activation`", "'silu'", "complex `x`", "callable"],
+    ),
+    "relu of a complex result": (
+        {"dtype": jnp.complex64, "running": state(3, jnp.complex64), "activation": "relu"},
+        ["`activation`", "'relu'", "complex `dtype`", "callable"],
     ),
     "unknown pivot": ({"pivot": "mean"}, ["`pivot`", "'mean'", "'running'", "'sample'", "None"]),
     "a number for a pivot": ({"pivot": 0.0}, ["`pivot`", "0.0", "'running'"]),

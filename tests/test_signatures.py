@@ -1,6 +1,7 @@
 """The arguments of every class are written out: they cannot differ from those of its function and of Flax's class."""
 
 import inspect
+from typing import get_args
 
 import flax.linen
 import flax.nnx
@@ -69,6 +70,21 @@ def test_a_class_of_flax_takes_what_flax_and_the_function_take(name, api):
     assert all(by_name for by_name, _ in added.values()) or api == "linen"
     missing = function.keys() - dict(got).keys()
     assert {FLAX_NAMES.get(k, k) for k in missing} - NOT_IN_FLAX.get(name, set()) <= dict(flaxes).keys()
+
+
+def test_the_types_of_names_are_the_names():
+    assert get_args(bnjax.NormName) == tuple(NORMS)
+
+
+def test_help_shows_the_names_of_types_and_not_what_they_are_short_for():
+    """`ArrayLike` alone is a union of eight types."""
+    public = [t for t in vars(bnjax).values() if inspect.isfunction(t)]
+    public += [t for api, _ in APIS.values() for t in vars(api).values() if inspect.isfunction(t)]
+    public += [t.__init__ for t in vars(bnjax.nnx).values() if inspect.isclass(t)]
+    for function in public:
+        if function.__module__.startswith("bnjax"):
+            annotations = {k: v for k, v in function.__annotations__.items() if not isinstance(v, str)}
+            assert "ndarray" not in str(annotations), function
 
 
 @pytest.mark.parametrize("api", APIS)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = """
 import jax
 import jax.numpy as jnp
-from flax import linen as nn, nnx
+from flax import nnx
 
 import bnjax
 import bnjax.linen as bn
@@ -49,6 +49,23 @@ bn.DynamicTanh(alpha_init=0.5)
 bn.DynamicTanh(alphaa=0.5)  # call-arg
 bnjax.batch_norm(x, running, pivot="batch")  # arg-type
 bnjax.layer_norm(x, pivot="running")  # arg-type
+
+bn.make_norm("group", num_groups=4)
+bn.make_norm("bacth")  # arg-type
+bx.make_norm("group", 32, num_groups=4, rngs=rngs)
+bx.make_norm("bacth", 32, rngs=rngs)  # arg-type
+bnjax.batch_norm(x, running, activation="gelu")
+bnjax.batch_norm(x, running, activation=jax.nn.tanh)
+bnjax.batch_norm(x, running, activation="swish")  # arg-type
+bnjax.normalize(x, running, activation="Relu")  # arg-type
+bn.LayerNorm(activation="silu")
+bn.LayerNorm(activation="swish")  # arg-type
+bx.GroupNorm(32, activation="relu", rngs=rngs)
+bx.GroupNorm(32, activation=nnx.PReLU(), rngs=rngs)
+bx.GroupNorm(32, activation="tanh", rngs=rngs)  # arg-type
+bnjax.batch_renorm(x, running, tracks="var")
+bnjax.batch_renorm(x, running, tracks="variance")  # arg-type
+bx.WeightStandardization(nnx.Linear(2, 3, rngs=rngs), epsilon_to="std", rngs=rngs)  # arg-type
 """
 
 

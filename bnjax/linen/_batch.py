@@ -1,5 +1,7 @@
 """Batch normalization for linen."""
 
+from __future__ import annotations
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -26,7 +28,7 @@ class BatchNorm(nn.BatchNorm):
       pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
       virtual_batch_size: examples in a ghost batch.
       unbiased: keep the unbiased variance in the running state, as PyTorch does.
-      activation: `None`, `"relu"` or a callable (a module, too), applied last.
+      activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
 
     >>> layer = BatchNorm(use_running_average=False, activation="relu")
     >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])

@@ -1,5 +1,7 @@
 """Relatives of batch norm for linen."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Literal
 

@@ -1,5 +1,7 @@
 """The norms that Flax does not have, for linen: one call, a row for each."""
 
+from __future__ import annotations
+
 from typing import Any, ClassVar
 
 import jax.numpy as jnp

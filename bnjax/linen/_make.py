@@ -7,10 +7,10 @@ from typing import Any
 from flax import linen as nn
 
 from bnjax import linen
-from bnjax._registry import check_arguments, norm_named
+from bnjax._registry import NormName, check_arguments, norm_named
 
 
-def make_norm(name: str, /, **arguments: Any) -> partial[nn.Module]:
+def make_norm(name: NormName, /, **arguments: Any) -> partial[nn.Module]:
     """The constructor of the module of that name, its arguments filled in.
 
     Modules that keep a running state take `use_running_average` at the call, all others do not:

@@ -1,5 +1,7 @@
 """Recurrent cells with normalization for `flax.linen.RNN`."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The memory switch for linen."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -1,5 +1,7 @@
 """Layer, RMS, group and instance norm for linen: one call, four rows."""
 
+from __future__ import annotations
+
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ class LayerNorm(_SampleNorm, nn.LayerNorm):
     (`use_fast_variance`) right at large means. Added, also to the other modules of this file:
 
     Attributes:
-      activation: `None`, `"relu"` or a callable (a module, too), applied last.
+      activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
 
     >>> layer = LayerNorm(activation="relu")
     >>> x = jnp.array([[1.0, 3.0], [30.0, 10.0]])

@@ -1,5 +1,7 @@
 """Norms of each example by itself that Flax does not have, for linen."""
 
+from __future__ import annotations
+
 from bnjax import _layers as shared
 from bnjax._checks import Axes
 from bnjax.linen._layers import Affine, SampleNorm

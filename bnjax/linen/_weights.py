@@ -1,5 +1,7 @@
 """Spectral and weight norm for linen: wrappers that call a layer with normalized parameters."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 

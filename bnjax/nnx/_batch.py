@@ -1,5 +1,7 @@
 """Batch normalization for nnx."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,7 +45,7 @@ class BatchNorm(nnx.BatchNorm):
       pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
       virtual_batch_size: examples in a ghost batch.
       unbiased: keep the unbiased variance in the running state, as PyTorch does.
-      activation: `None`, `"relu"` or a callable (a module, too), applied last.
+      activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
 
     >>> layer = BatchNorm(2, activation="relu", rngs=nnx.Rngs(0))
     >>> y = layer(jnp.array([[1.0, 0.0], [3.0, 4.0]]))

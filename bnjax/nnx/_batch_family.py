@@ -1,5 +1,7 @@
 """Relatives of batch norm for nnx."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal

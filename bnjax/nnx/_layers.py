@@ -1,5 +1,7 @@
 """The norms that Flax does not have, for nnx: one call, a row for each."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, ClassVar

@@ -6,10 +6,10 @@ from typing import Any
 from flax import nnx
 
 from bnjax import nnx as family
-from bnjax._registry import check_arguments, norm_named
+from bnjax._registry import NormName, check_arguments, norm_named
 
 
-def make_norm(name: str, /, *positional: Any, **arguments: Any) -> nnx.Module:
+def make_norm(name: NormName, /, *positional: Any, **arguments: Any) -> nnx.Module:
     """The module of that name.
 
     Modules that keep a running state take `use_running_average` at the call, all others do not:

@@ -1,5 +1,7 @@
 """The memory switch for nnx."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar

@@ -1,5 +1,7 @@
 """Layer, RMS, group and instance norm for nnx: one call, four rows."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,7 +72,7 @@ class LayerNorm(_SampleNorm, nnx.LayerNorm):
     this file:
 
     Args:
-      activation: `None`, `"relu"` or a callable (a module, too), applied last.
+      activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
 
     >>> layer = LayerNorm(2, activation="relu", rngs=nnx.Rngs(0))
     >>> print(layer(jnp.array([[1.0, 3.0], [30.0, 10.0]])).round(3))

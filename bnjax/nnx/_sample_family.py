@@ -1,5 +1,7 @@
 """Norms of each example by itself that Flax does not have, for nnx."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from bnjax import _layers as shared

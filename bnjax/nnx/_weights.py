@@ -1,5 +1,7 @@
 """Spectral and weight norm for nnx: wrappers that call a layer with normalized parameters."""
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
