@@ -156,9 +156,10 @@ def batch_channel_norm(
     """
     x, features, mask = operands(x, axis, where, epsilon)
     channels = x.shape[one_channel_axis(features, axis)]
-    size = channels_per_group(channels, num_groups)
-    gamma = _at_channels(channel_scale, "channel_scale", channels, size)
-    beta = _at_channels(channel_bias, "channel_bias", channels, size)
+    channels_per_group(channels, num_groups)  # raises where they cannot be grouped so
+    groups = checks.positive_integer(num_groups)
+    gamma = _at_channels(channel_scale, "channel_scale", groups, channels)
+    beta = _at_channels(channel_bias, "channel_bias", groups, channels)
     common = {"axis": features, "epsilon": epsilon, "dtype": checks.stat_dtype(x)}
     if train:
         z, running = batch_norm(
@@ -170,13 +171,13 @@ def batch_channel_norm(
     return group_norm(z, gamma, beta, num_groups=num_groups, where=mask, **common | {"axis": features[0]}), running
 
 
-def _at_channels(t: ArrayLike | None, name: str, channels: int, size: int) -> Array | None:
+def _at_channels(t: ArrayLike | None, name: str, groups: int, channels: int) -> Array | None:
     """What there is for each group, at its channels."""
     if t is None:
         return None
-    if jnp.shape(t) != (want := (channels // size,)):
+    if jnp.shape(t) != (want := (groups,)):
         raise ValueError(f"`{name}` must have the shape {want}, one for each group, but its shape is {jnp.shape(t)}.")
-    return jnp.repeat(jnp.asarray(t), size)
+    return jnp.repeat(jnp.asarray(t), channels // groups)
 
 
 def example_weighted_batch_norm(

@@ -79,13 +79,13 @@ def over_groups(m: Moments, channel: int, num_groups: int) -> Moments:
 
 
 def channels_per_group(channels: int, num_groups: int) -> int:
-    """How many channels each group has."""
+    """How many channels each group has; of no channels, none of one."""
     groups = checks.positive_integer(num_groups)
     if not groups or channels % groups:
         raise ValueError(
             f"`num_groups` must be a positive divisor of the {channels} channels, but it is {num_groups!r}."
         )
-    return channels // groups
+    return channels // groups or 1
 
 
 def where_seen(m: Moments) -> Moments:

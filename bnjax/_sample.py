@@ -171,7 +171,7 @@ def group_norm(
         )
     sets = Sets(
         tuple(a for a in measured if a != channel), axis_name, checks.hashable(axis_index_groups),
-        pools=(channel, x.shape[channel] // groups),
+        pools=(channel, x.shape[channel] // groups or 1),
     )  # fmt: skip
     return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
 
@@ -235,7 +235,7 @@ def _number_of_groups(num_groups: int | None, group_size: int | None, channels: 
                 "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
                 f"`num_groups=None`; it is {num_groups!r}, and `group_size` {group_size!r} of {channels} channels."
             )
-        return channels // size
+        return channels // size or 1
     if num_groups is None:
         raise ValueError("Either `num_groups` or `group_size` should be specified, but both are None.")
     groups = checks.positive_integer(num_groups)

@@ -97,8 +97,8 @@ def _part(fraction: ArrayLike, features: int) -> int:
             f"`fraction` of {features} features must be a number of them that is known when traced, because it decides "
             f"a shape, but it is {fraction!r}; close over the number, and export with a fixed number of features."
         )
-    n = int(known * features) if 0 < known <= 1 else 0
-    if n < 1:
+    n = int(known * features) if 0 < known <= 1 else -1
+    if n < min(1, features):
         raise ValueError(
             f"`fraction` must be above 0, at most 1, and at least one of {features} features, but it is {fraction!r}."
         )

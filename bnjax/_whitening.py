@@ -214,7 +214,7 @@ def _dot(subscripts: str, *factors: Array) -> Array:
 
 def group_of(channels: int, group_size: int) -> int:
     """How many channels are whitened together."""
-    size = min(checks.positive_integer(group_size), channels)
+    size = min(checks.positive_integer(group_size), channels or 1)
     if not size or channels % size:
         raise ValueError(f"`group_size` must be a positive divisor of {channels} channels, but it is {group_size!r}.")
     return size

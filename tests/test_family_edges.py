@@ -1,4 +1,4 @@
-"""All norms on inputs at the edge: a batch of one example, and of none."""
+"""All norms on inputs at the edge: a batch of one example, and nothing at all."""
 
 from functools import partial
 
@@ -59,13 +59,34 @@ def test_one_example(name):
         assert_close(model, wide(linen))
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 2, 6), (4, 0, 2, 6)], ids=str)
 @each
-def test_no_example(name):
+def test_no_example_or_no_position(name, shape):
     """Is an empty result, as in Flax, and leaves the state as it is."""
-    x = np.zeros((0, 3, 2, 6), np.float32)
+    x = np.zeros(shape, np.float32)
     for train in (True, False) if NORMS[name].takes_running_average else (True,):
         linen, model, variables = both(name, x, train)
         assert linen[0].shape == model[0].shape == x.shape
         kept = {k: v for k, v in variables["batch_stats"].items() if k != "step"}
         for _, state in (linen, model):
             assert_close({k: state[k] for k in kept}, wide(kept), 1e-6)
+
+
+@each
+def test_no_channel(name):
+    """Is an empty result, too, with a gradient. Modules of nnx refuse `num_features=0`."""
+    x = np.zeros((4, 3, 0), np.float32)
+    layer = bnjax.linen.make_norm(name, **options(name, 4))()
+    call = {"use_running_average": False} if NORMS[name].takes_running_average else {}
+    variables = layer.init(jax.random.key(0), x, **call)
+
+    def f(x):
+        return layer.apply(variables, x, **call, **ROWS[name].inputs(4), mutable="batch_stats")[0]
+
+    assert f(x).shape == jax.grad(lambda x: f(x).sum())(x).shape == x.shape
+
+
+def test_no_channel_in_groups_of_a_size():
+    x = np.zeros((4, 0), np.float32)
+    for groups in ({"num_groups": 1}, {"num_groups": None, "group_size": 2}):
+        assert bnjax.group_norm(x, **groups).shape == x.shape
