@@ -155,6 +155,7 @@ def normalize_by_batch(
 
 
 def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:
+    checks.real_state(running, "running", "Moments", "mean", "var")
     want = tuple(x.shape[a] for a in features)
     for name in ("mean", "var"):
         checks.state_shape(getattr(running, name), f"running.{name}", x.shape, features)

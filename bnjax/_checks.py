@@ -6,7 +6,7 @@ number cannot be looked at and passes.
 
 import math
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -78,9 +78,19 @@ def real_dtype(dtype: DTypeLike) -> Any:
     return jnp.finfo(dtype).dtype
 
 
+def named_dtype(dtype: DTypeLike | None) -> Any:
+    """`dtype`, of whatever names one, or `None`."""
+    try:
+        return None if dtype is None else jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(
+            f"`dtype` must be floating-point or complex, such as `jnp.bfloat16`, but it is {dtype!r}."
+        ) from None
+
+
 def output_dtype(dtype: DTypeLike | None, x: Array) -> Any:
     """`dtype`, or else that of `x`; a complex input keeps a complex output."""
-    out = jnp.dtype(x.dtype if dtype is None else dtype)
+    out = named_dtype(x.dtype if dtype is None else dtype)
     if not jnp.issubdtype(out, jnp.inexact):
         raise ValueError(f"`dtype` must be floating-point or complex, but it is {out}.")
     if jnp.iscomplexobj(x) and not jnp.issubdtype(out, jnp.complexfloating):
@@ -112,6 +122,31 @@ def feature_array(value: ArrayLike | None, name: str, shape: Sequence[int], feat
         f"`{name}` must have the shape of the features, {want}, or rank {len(shape)} and broadcast to the "
         f"input's shape {tuple(shape)}, but its shape is {value.shape}."
     )
+
+
+def has_parts(state: Any, name: str, make: str, *parts: str) -> None:
+    """Raises unless `state` has the parts of a state, as attributes; a mapping that holds them is told what to write."""
+    if all(
+        hasattr(state, part) and not callable(getattr(state, part)) for part in parts
+    ):  # arrays have a method `mean`
+        return
+    remedy = f"pass {make}"
+    if isinstance(state, Mapping) and all(part in state for part in parts):
+        held = ", ".join(f"{name}[{part!r}]" for part in parts)
+        remedy = f"write `{make}({'jnp.zeros(()), ' if make == 'Moments' else ''}{held})`"
+    raise ValueError(f"`{name}` must be {make}, but it is {state!r:.80}, of type {type(state).__name__}; {remedy}.")
+
+
+def real_state(state: Any, name: str, make: str, *parts: str) -> None:
+    """Raises unless `state` has these parts, and none of them is of integers, which no average can be kept in."""
+    has_parts(state, name, make, *parts)
+    for part in parts:
+        dtype = jnp.asarray(getattr(state, part)).dtype
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(
+                f"`{name}.{part}` must be floating-point, but its dtype is {dtype}; write "
+                f"`{name}.{part}.astype(jnp.float32)`."
+            )
 
 
 def state_shape(value: ArrayLike, name: str, shape: Sequence[int], features: Sequence[int]) -> None:
@@ -210,7 +245,12 @@ def known_arguments(of: str, given: Iterable[str], known: Collection[str]) -> No
 
 
 def _scalar(value: Any, name: str) -> None:
-    if value is None or jnp.shape(value) != ():
+    """Raises unless `value` is one real number, of Python or an array."""
+    dtype = getattr(value, "dtype", None)
+    of_array = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    if not of_array and not isinstance(value, int | float):
+        raise ValueError(f"`{name}` must be a number, but it is {value!r}.")
+    if jnp.shape(value) != ():
         raise ValueError(f"`{name}` must be a number, but it is {value!r}, of shape {np.shape(value)}.")
 
 

@@ -52,6 +52,8 @@ def pmax(t: Array, axis_name: AxisName | None) -> Array:
 @contextmanager
 def unbound_explained(axis_name: AxisName) -> Iterator[None]:
     """Says where a name is bound, where JAX finds that it is not."""
+    if any(isinstance(name, int) for name in _names(axis_name)):  # which JAX would take for an axis of the array
+        raise ValueError(f"`axis_name` must be a name, or a tuple of names, and no number, but it is {axis_name!r}.")
     try:
         yield
     except NameError as error:

@@ -123,6 +123,7 @@ def _index(domain: ArrayLike | str | None, domains: Sequence[str], examples: int
 
 
 def _check_state(running: Moments, domains: int, features: Sequence[int]) -> None:
+    checks.real_state(running, "running", "Moments", "mean", "var")
     want = (domains, *features)
     for name in ("mean", "var"):
         if (shape := jnp.shape(getattr(running, name))) != want:

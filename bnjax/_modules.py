@@ -39,7 +39,7 @@ class BatchNormAttributes(Protocol):
 def result_dtype(*arrays: ArrayLike | None, dtype: DTypeLike | None) -> Any:
     """`dtype`, or what Flax infers from input and parameters: at least a float."""
     if dtype is not None:
-        return dtype
+        return checks.named_dtype(dtype)
     inferred = jnp.result_type(*(a for a in arrays if a is not None))
     return inferred if jnp.issubdtype(inferred, jnp.inexact) else jnp.promote_types(jnp.float32, inferred)
 

@@ -91,6 +91,7 @@ def normalize(
     features = checks.canonical_axes(axis, x.ndim)
     form = form_of(x, activation, dtype)
     affine = affine_of(form, x, features, scale, bias, residual, epsilon)
+    checks.has_parts(m, "m", "Moments", "mean", "var")
     mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
     var = checks.feature_array(m.var, "m.var", x.shape, features)
     checks.real_unless(form.wide, mean, "m.mean")

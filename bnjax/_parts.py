@@ -106,6 +106,7 @@ def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any) -> Arr
 
 def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:
     """A running state of the features' shape, at the rank of `x`."""
+    checks.real_state(m, "running", "Moments", "mean", "var")
     checks.state_shape(m.mean, "running.mean", x.shape, features)
     checks.state_shape(m.var, "running.var", x.shape, features)
     mean = checks.feature_array(m.mean, "running.mean", x.shape, features)

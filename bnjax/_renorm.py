@@ -83,11 +83,11 @@ def batch_renorm(
     checks.choice(tracks, "tracks", ("std", "var"))
     features = checks.canonical_axes(axis, x.ndim)
     out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
+    old = at_rank(running, x, features)
     if not train:
         return normalize(x, running, scale, bias, axis=features, epsilon=epsilon, dtype=out), running
     _check_limits(r_max, d_max)
     form = form_of(x, None, arithmetic)
-    old = at_rank(running, x, features)
     affine = affine_of(form, x, features, scale, bias, None, epsilon)
     sets = Sets(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))
     pivot = pivot_of("running", form, sets, x, mask, old.mean)

@@ -72,7 +72,9 @@ def layer_norm(
     """
     x = checks.inexact_array(x)
     features = checks.canonical_axes(axis, x.ndim)
-    sets = Sets(_measured(reduction_axes, features, x.ndim), axis_name, checks.hashable(axis_index_groups))
+    sets = Sets(
+        _measured(reduction_axes, features, x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
+    )
     return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
 
 
@@ -109,7 +111,7 @@ def rms_norm(
     x = checks.inexact_array(x)
     features = checks.canonical_axes(axis, x.ndim)
     measured = _measured(reduction_axes, features, x.ndim)
-    sets = Sets(measured, axis_name, checks.hashable(axis_index_groups), use_mean=False)
+    sets = Sets(measured, checks.hashable_name(axis_name), checks.hashable(axis_index_groups), use_mean=False)
     return _normalized(x, scale, bias, features, sets, epsilon, where, None, residual, activation, dtype)
 
 
@@ -170,7 +172,7 @@ def group_norm(
             f"{channel}; add that."
         )
     sets = Sets(
-        tuple(a for a in measured if a != channel), axis_name, checks.hashable(axis_index_groups),
+        tuple(a for a in measured if a != channel), checks.hashable_name(axis_name), checks.hashable(axis_index_groups),
         pools=(channel, x.shape[channel] // groups or 1),
     )  # fmt: skip
     return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
@@ -213,7 +215,9 @@ def instance_norm(
             "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
             f"`axis` is {axis!r} for an input of rank {x.ndim}; give axes from 1 to {x.ndim - 1}."
         )
-    sets = Sets(checks.other_axes((0, *features), x.ndim), axis_name, checks.hashable(axis_index_groups))
+    sets = Sets(
+        checks.other_axes((0, *features), x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
+    )
     return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
 
 

@@ -44,7 +44,7 @@ def weight_norm(
     w = checks.inexact_array(w, "w")
     checks.positive(epsilon, "epsilon")
     features = checks.canonical_axes(axis, w.ndim)
-    wide = w.astype(checks.stat_dtype(w, dtype))
+    wide = w.astype(checks.stat_dtype(w, checks.output_dtype(dtype, w)))
     scale = checks.feature_array(scale, "scale", w.shape, features)
     y = _unit(wide, checks.other_axes(features, w.ndim), epsilon)
     return (y if scale is None else y * scale).astype(checks.output_dtype(dtype, w))

@@ -226,6 +226,7 @@ def _check(mask: Array | None, mask_name: str, channel: int, running: Whitening,
             f"`{mask_name}` must have length 1 along the channels, axis {channel}, which are measured together, but "
             f"its shape is {mask.shape}."
         )
+    checks.real_state(running, "running", "Whitening", "mean", "matrix")
     for name, want in (("mean", (channels,)), ("matrix", (channels // size, size, size))):
         if (shape := jnp.shape(getattr(running, name))) != want:
             raise ValueError(f"`running.{name}` must have the shape {want}, but it has {shape}.")

@@ -113,6 +113,27 @@ BATCH_NORM = {
     "epsilon None": ({"epsilon": None}, ["`epsilon`", "None", "number"]),
     "a scalar x": ({"x": jnp.ones(()), "running": state(())}, ["`x`", "()"]),
     "groups without a name": ({"axis_index_groups": [[0, 1]]}, ["`axis_index_groups`", "`axis_name`"]),
+    "epsilon a word": ({"epsilon": "a"}, ["`epsilon`", "'a'", "number"]),
+    "epsilon complex": ({"epsilon": 1j}, ["`epsilon`", "1j", "number"]),
+    "momentum a word": ({"momentum": "0.9"}, ["`momentum`", "'0.9'", "number"]),
+    "dtype a word": ({"dtype": "nope"}, ["`dtype`", "'nope'", "floating-point"]),
+    "axis_name a truth": ({"axis_name": True}, ["`axis_name`", "True", "name"]),
+    "axis_name a number": ({"axis_name": ("d", 0)}, ["`axis_name`", "0", "name"]),
+    "running None": ({"running": None}, ["`running`", "None", "Moments"]),
+    "running a dictionary": (
+        {"running": {"mean": jnp.zeros(3), "var": jnp.ones(3)}},
+        ["`running`", "dict", "`Moments(jnp.zeros(()), running['mean'], running['var'])`"],
+    ),
+    "running a tuple": ({"running": (jnp.zeros(3), jnp.ones(3))}, ["`running`", "tuple", "Moments"]),
+    "running an array": ({"running": jnp.ones(3)}, ["`running`", "Moments"]),
+    "running mean of integers": (
+        {"running": Moments(jnp.zeros(()), jnp.zeros(3, int), jnp.ones(3))},
+        ["`running.mean`", "int32", "`running.mean.astype(jnp.float32)`"],
+    ),
+    "running variance of integers": (
+        {"running": Moments(jnp.zeros(()), jnp.zeros(3), jnp.ones(3, int))},
+        ["`running.var`", "int32", "`running.var.astype(jnp.float32)`"],
+    ),
     "integer dtype": ({"dtype": jnp.int32}, ["`dtype`", "int32", "floating-point or complex"]),
     "a real dtype for a complex x": (
         {"x": X.astype(jnp.complex64), "running": state(3, jnp.complex64), "dtype": jnp.float32},
@@ -145,6 +166,7 @@ OTHERS = {
     "normalize: epsilon": (lambda: normalize(X, RUNNING, epsilon=-1.0), ["`epsilon`", "-1.0", "not negative"]),
     "normalize: residual": (lambda: normalize(X, RUNNING, residual=X[0]), ["`residual`", "(4, 3)", "(8, 4, 3)"]),
     "normalize: activation": (lambda: normalize(X, RUNNING, activation="elu"), ["`activation`", "'elu'", "'relu'"]),
+    "normalize: no moments": (lambda: normalize(X, (1, 2)), ["`m`", "tuple", "Moments"]),
     "normalize: dtype": (lambda: normalize(X, RUNNING, dtype=bool), ["`dtype`", "bool", "floating-point"]),
 }
 

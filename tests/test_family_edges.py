@@ -1,5 +1,6 @@
 """All norms on inputs at the edge: a batch of one example, and nothing at all."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 
 import bnjax.linen
 import bnjax.nnx
-from bnjax import NORMS
+from bnjax import NORMS, Moments, Whitening
 from tests.family import ROWS, assert_close, wide
 
 each = pytest.mark.parametrize("name", ROWS)
@@ -90,3 +91,46 @@ def test_no_channel_in_groups_of_a_size():
     x = np.zeros((4, 0), np.float32)
     for groups in ({"num_groups": 1}, {"num_groups": None, "group_size": 2}):
         assert bnjax.group_norm(x, **groups).shape == x.shape
+
+
+WRONG = {"epsilon": "a", "momentum": "0.9", "dtype": "nope", "axis_name": True}
+
+
+@each
+def test_words_for_numbers_are_named(name):
+    """In both APIs: a word for a number or a dtype, and a truth for a name."""
+    x = np.random.default_rng(0).normal(size=(4, 3, 2, 6)).astype(np.float32)
+    call = {"use_running_average": False} if NORMS[name].takes_running_average else {}
+    more = call | ROWS[name].inputs(4)
+    good = bnjax.linen.make_norm(name, **options(name, 4))()
+    variables = jax.eval_shape(partial(good.init, **call), jax.random.key(0), x)
+    variables = jax.tree.map(lambda t: np.ones(t.shape, t.dtype), variables)
+    makers = (
+        lambda o: bnjax.linen.make_norm(name, **o)().apply(variables, x, **more, mutable="batch_stats"),
+        lambda o: bnjax.nnx.make_norm(name, 6, **o, rngs=nnx.Rngs(0))(x, **more),
+    )
+    for argument in WRONG.keys() & inspect.signature(NORMS[name].function).parameters.keys():
+        for make in makers:
+            with pytest.raises(ValueError, match=f"`{argument}`.*{WRONG[argument]}"):
+                make(options(name, 4) | {argument: WRONG[argument]})
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if NORMS[name].takes_running_average])
+def test_a_state_of_another_kind_is_named(name):
+    x = np.random.default_rng(0).normal(size=(4, 3, 2, 6)).astype(np.float32)
+    f = partial(NORMS[name].function, **options(name, 4) | ROWS[name].inputs(4))
+    zeros, ones = jnp.zeros(6), jnp.ones(6)
+    for state, message in (
+        ({"mean": zeros, "var": ones, "matrix": ones}, r"write `\w*\(.*running\['mean'\], running\['\w*'\]\)`"),
+        ((zeros, ones), "of type tuple"),
+        (
+            Whitening(zeros.astype(int), ones),
+            r"`running\.mean`.* int32" if name in ("dbn", "iternorm") else "Whitening",
+        ),
+        (
+            Moments(zeros, zeros, ones.astype(int)),
+            "Moments" if name in ("dbn", "iternorm") else r"`running\.var`.* int32",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            f(x, state)

@@ -121,6 +121,7 @@ class BatchNorm(nnx.BatchNorm):
         bias = replaced(None if self.bias is None else self.bias[...], bias, "bias", self.use_bias)
         mean, var = self.mean[...], self.var[...]
         # The running state is never rounded to `dtype`, and x is not widened: the rule does that, and keeps x.
+        checks.named_dtype(self.dtype)
         promoted, _, _, scale, bias = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
         x = not_widened(x, promoted)
         shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))

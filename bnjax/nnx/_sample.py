@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from bnjax import _checks as checks
 from bnjax import _modules as shared
 from bnjax._affine import Activation
 from bnjax._checks import Axes
@@ -55,6 +56,7 @@ class _SampleNorm(nnx.Module):
         )
         scale = shared.replaced(own_scale, scale, "scale", self.use_scale)
         bias = shared.replaced(own_bias, bias, "bias", self.core.centred and self.use_bias)
+        checks.named_dtype(self.dtype)
         if self.core.centred:
             promoted, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
         else:
