@@ -125,7 +125,7 @@ def feature_array(value: ArrayLike | None, name: str, shape: Sequence[int], feat
 
 
 def has_parts(state: Any, name: str, make: str, *parts: str) -> None:
-    """Raises unless `state` has the parts of a state, as attributes; a mapping that holds them is told what to write."""
+    """Raises unless `state` has these attributes; for a mapping that holds them it says what to write."""
     if all(
         hasattr(state, part) and not callable(getattr(state, part)) for part in parts
     ):  # arrays have a method `mean`
