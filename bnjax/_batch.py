@@ -174,9 +174,11 @@ def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int]) ->
     if 0 in features:
         raise ValueError(f"`virtual_batch_size` slices axis 0, but `axis` makes it a feature axis: {features}.")
     if not isinstance(size, int | np.integer) or size < 1 or x.shape[0] % size:
+        symbol = not isinstance(x.shape[0], int)
         raise ValueError(
             f"`virtual_batch_size` must be a positive integer that divides the batch, but it is {size!r} for a "
-            f"batch of {x.shape[0]}."
+            f"batch of {x.shape[0]}"
+            + (f', a symbol of `jax.export`; export a multiple, `symbolic_shape("{size}*n, ...")`.' if symbol else ".")
         )
     shards = num_shards(x, 0)
     if x.shape[0] // size % shards:

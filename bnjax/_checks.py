@@ -4,6 +4,8 @@ Everything here looks at shapes, dtypes and concrete numbers only, before any wo
 number cannot be looked at and passes.
 """
 
+import contextlib
+import json
 import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +14,7 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 from jax.typing import ArrayLike, DTypeLike
 
 Axes = int | Sequence[int]
@@ -252,6 +254,18 @@ def _scalar(value: Any, name: str) -> None:
         raise ValueError(f"`{name}` must be a number, but it is {value!r}.")
     if jnp.shape(value) != ():
         raise ValueError(f"`{name}` must be a number, but it is {value!r}, of shape {np.shape(value)}.")
+
+
+def in_exported_files(cls: type, name: str) -> None:
+    """Makes `cls` known to `jax.export`, whose files say of what arguments and results consist."""
+    with contextlib.suppress(ValueError):  # of a name that is known, as when the module is loaded again
+        export.register_pytree_node_serialization(
+            cls,
+            serialized_name=name,
+            serialize_auxdata=lambda static: json.dumps(static).encode(),
+            deserialize_auxdata=lambda static: tuple(json.loads(static) or ()),
+            from_children=lambda static, children: cls(*children, *static),
+        )
 
 
 def hashable_name(axis_name: Any) -> Any:

@@ -47,6 +47,9 @@ class Moments:
         return cls(jnp.zeros((), real), jnp.zeros(shape, dtype), jnp.zeros(shape, real))
 
 
+checks.in_exported_files(Moments, "bnjax.Moments")
+
+
 def moments(
     x: ArrayLike,
     axis: checks.Axes,
@@ -238,9 +241,15 @@ def valid(mask: Array | None, t: Array) -> Array:
 def count_valid(mask: Array | None, shape: Sequence[int], axes: Sequence[int], dtype: DTypeLike) -> Array | float:
     """How many elements are valid over `axes`, axes kept; without a mask a number, known when traced."""
     if mask is None:
-        return float(math.prod(shape[a] for a in axes))
-    repeats = math.prod(shape[a] for a in axes if mask.shape[a] == 1)
+        return number_of([shape[a] for a in axes], dtype)
+    repeats = number_of([shape[a] for a in axes if mask.shape[a] == 1], dtype)
     return mask.sum(axes, keepdims=True, dtype=checks.real_dtype(dtype)) * repeats
+
+
+def number_of(lengths: Sequence[int], dtype: DTypeLike) -> Array | float:
+    """How many elements there are; an array where a length is a symbol of `jax.export`, known when called only."""
+    real = checks.real_dtype(dtype)
+    return math.prod((float(n) if isinstance(n, int) else jnp.asarray(n, real) for n in lengths), start=1.0)
 
 
 def for_each(count: Array, mean: Array, axes: Sequence[int]) -> Array:

@@ -92,10 +92,15 @@ def partial_rms_norm(
 def _part(fraction: ArrayLike, features: int) -> int:
     """How many features are measured."""
     known = checks.concrete(fraction)
-    if known is None or known.ndim or not isinstance(features, int):
+    if known is None or known.ndim:
         raise ValueError(
-            f"`fraction` of {features} features must be a number of them that is known when traced, because it decides "
-            f"a shape, but it is {fraction!r}; close over the number, and export with a fixed number of features."
+            f"`fraction` must be a number, and known when traced, because it decides a shape, but it is {fraction!r}; "
+            "close over the number."
+        )
+    if not isinstance(features, int):
+        raise ValueError(
+            f"`x` has {features} features, a symbol of `jax.export`, of which `fraction` cannot be taken; "
+            "export with a number of features."
         )
     n = int(known * features) if 0 < known <= 1 else -1
     if n < min(1, features):

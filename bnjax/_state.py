@@ -34,6 +34,9 @@ class Update(Moments):
     unbiased: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
+checks.in_exported_files(Update, "bnjax.Update")
+
+
 def check_momentum(momentum: ArrayLike | None, unbiased: bool) -> None:
     """Raises for what `next_state` cannot mean."""
     if momentum is not None:

@@ -31,6 +31,9 @@ class Whitening(NamedTuple):
     matrix: Array
 
 
+checks.in_exported_files(Whitening, "bnjax.Whitening")
+
+
 def decorrelated_batch_norm(
     x: ArrayLike,
     running: Whitening,
@@ -214,7 +217,9 @@ def _dot(subscripts: str, *factors: Array) -> Array:
 
 def group_of(channels: int, group_size: int) -> int:
     """How many channels are whitened together."""
-    size = min(checks.positive_integer(group_size), channels or 1)
+    size = checks.positive_integer(group_size)
+    if isinstance(channels, int):  # and no symbol of `jax.export`, which is a multiple of the group
+        size = min(size, channels or 1)
     if not size or channels % size:
         raise ValueError(f"`group_size` must be a positive divisor of {channels} channels, but it is {group_size!r}.")
     return size

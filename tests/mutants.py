@@ -317,6 +317,12 @@ MUTANTS = [
         "return w.astype(dtype) * jnp.asarray(t, dtype)",
         "test_accumulate.py::test_means_over_the_valid_are_weighed",
     ),
+    Mutant(
+        "export: what a mask repeats is not counted", "_moments.py",
+        "repeats = number_of([shape[a] for a in axes if mask.shape[a] == 1], dtype)",
+        "repeats = number_of([n for a in axes if mask.shape[a] == 1 and isinstance(n := shape[a], int)], dtype)",
+        "test_transforms.py::test_exported_masks[mask1]",
+    ),
 ]  # fmt: skip
 
 

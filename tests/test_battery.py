@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx, serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import export
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -326,6 +327,26 @@ def test_under_scan_and_remat(name):
         x, state = run(name, x, own, None, more)
         assert_close(jax.tree.map(lambda t, i=i: t[i], new.get("batch_stats", {}).get("norm", {})), wide(state), 1e-5)
     assert_close(y, wide(x), 1e-5)
+
+
+@each
+def test_export(name):
+    """Of any batch, height and width, for all platforms: written to bytes, read, and called, its gradients too."""
+    x, g, variables = sample(name)
+    more = jax.tree.map(jnp.asarray, inputs(name, x))
+    lengths = export.symbolic_shape("2*b, h, w, 6" if name == "ghost" else "b, h, w, 6")
+
+    def f(x, g, more):
+        evaluated = run(name, x, variables, None, more, train=False)[0] if name in STATEFUL else ()
+        return *gradients(name, x, g, variables, None, more), evaluated
+
+    images = jax.ShapeDtypeStruct(lengths, x.dtype)
+    labels = jax.tree.map(lambda t: jax.ShapeDtypeStruct(lengths[:1], t.dtype), more)
+    exported = export.export(jax.jit(f), platforms=("cpu", "tpu", "cuda"))(images, images, labels)
+    *got, evaluated = export.deserialize(exported.serialize()).call(x, g, more)
+    assert_close(got, expected(name, x, g, variables)[0])
+    if name in STATEFUL:
+        assert_close(evaluated, formula(name, *wide((x, variables)), train=False)[0])
 
 
 @each

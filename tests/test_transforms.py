@@ -5,11 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import nnx
+from jax import export
 
 import bnjax
 from bnjax import Moments
 from bnjax import linen as bl
+from bnjax import nnx as bx
 from tests.family import assert_close
+from tests.references import moments as measured
 
 X = np.random.default_rng(0).normal(size=(4, 3, 2, 10)).astype(np.float32)
 
@@ -60,3 +64,69 @@ def test_known_numbers_are_known_within_jit(name, kind):
 def test_a_number_of_features_is_not_traced():
     with pytest.raises(ValueError, match=r"`fraction`.*known when traced"):
         jax.jit(bnjax.partial_rms_norm)(X, fraction=0.5)
+
+
+def exported(f, symbols, *arrays):
+    """`f` of arrays with these shapes, from the bytes of a file."""
+    scope = export.SymbolicScope()
+    specs = [
+        jax.ShapeDtypeStruct(export.symbolic_shape(s, scope=scope), t.dtype)
+        for s, t in zip(symbols, arrays, strict=True)
+    ]
+    return export.deserialize(export.export(jax.jit(f))(*specs).serialize()).call(*arrays)
+
+
+@pytest.mark.parametrize("mask", [(4, 3, 2, 10), (4, 1, 2, 1), (1, 3, 1, 10)])
+def test_exported_masks(mask):
+    """Of a mask that repeats, the symbols of what it is repeated for are counted, too."""
+    n = np.random.default_rng(1).random(mask) < 0.7
+    symbols = ", ".join(s if length > 1 else "1" for s, length in zip(("b", "h", "w", "10"), mask, strict=True))
+    f = lambda x, n: bnjax.moments(x, (0, 1, 2), where=n)  # noqa: E731
+    want = measured(X, (0, 1, 2), n)
+    got = exported(f, ("b, h, w, 10", symbols), X, n)
+    assert_close((got.mean, got.var), (want.mean, want.var))
+    np.testing.assert_array_equal(np.broadcast_to(got.count, want.count.shape), want.count)
+
+
+def test_exported_files_know_the_types_of_states():
+    layer, old = bl.BatchNorm(use_running_average=False, momentum=0.9), state(10)
+
+    def f(x, running, whitening):
+        y, running = bnjax.batch_norm(x, running)
+        z, whitening = bnjax.iterative_norm(x, whitening, group_size=5)
+        stats = {"batch_stats": {"mean": old.mean, "var": old.var}, "params": {"scale": old.var, "bias": old.mean}}
+        return y, z, running, whitening, layer.apply(stats, x, mutable="batch_moments")[1]
+
+    arguments = X, jax.tree.map(jnp.asarray, old), bnjax.Whitening(jnp.zeros(10), jnp.stack([jnp.eye(5)] * 2))
+    specs = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), arguments)
+    got = export.deserialize(export.export(jax.jit(f))(*specs).serialize()).call(*arguments)
+    want = jax.jit(f)(*arguments)
+    assert jax.tree.structure(got) == jax.tree.structure(want)  # momentum, too
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "FilterResponseNorm", "DecorrelatedBatchNorm"])
+def test_exported_nnx(name):
+    layer = getattr(bx, name)(10, rngs=nnx.Rngs(0))
+    graph, old = nnx.split(layer)
+
+    def f(x):
+        own = nnx.merge(graph, nnx.to_pure_dict(old))
+        return own(x), nnx.to_pure_dict(nnx.state(own, nnx.BatchStat))
+
+    assert_close(exported(f, ("b, h, w, 10",), X), jax.jit(f)(X))
+
+
+@pytest.mark.parametrize(
+    ("symbols", "f", "message"),
+    [
+        ("b, 10", lambda x: bnjax.batch_norm(x, state(10), virtual_batch_size=2), r'batch of b.*"2\*n, \.\.\."'),
+        ("b, c", lambda x: bnjax.partial_rms_norm(x, fraction=0.5), "`fraction`.*export with a number of features"),
+        ("b, c", lambda x: bnjax.group_norm(x, num_groups=2), "`num_groups`"),
+        ("b, c", lambda x: bnjax.evo_norm_s0(x, num_groups=2), "`num_groups`"),
+        ("b, c", lambda x: bnjax.iterative_norm(x, None, group_size=2), "`group_size`"),
+    ],
+)
+def test_what_a_symbol_cannot_tell(symbols, f, message):
+    with pytest.raises(ValueError, match=message):
+        exported(f, (symbols,), X[:, 0, 0])
