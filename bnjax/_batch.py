@@ -132,9 +132,9 @@ def normalize_by_batch(
     _check_running(running, x, features, form.wide)
     if axis_index_groups is not None and axis_name is None:
         raise ValueError("`axis_index_groups` are groups along `axis_name`, which is None; name the axis too.")
+    _check_virtual_batch(virtual_batch_size, x, features, alone)
     if alone:
         axis_name = axis_index_groups = virtual_batch_size = pivot = None
-    _check_virtual_batch(virtual_batch_size, x, features)
     if not alone and (axis_name is None or virtual_batch_size is not None):
         _check_several_values(x, measured, virtual_batch_size)
     affine = affine_of(form, x, features, scale, bias, residual, epsilon)
@@ -168,13 +168,25 @@ def _check_running(running: Moments, x: Array, features: Sequence[int], wide: An
         )
 
 
-def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int]) -> None:
+def check_virtual_batch_size(size: int | None) -> None:
+    """Raises for what is no size of any batch."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1):
+        raise ValueError(
+            "`virtual_batch_size` must be a positive integer, the examples of a slice that divides the batch, or None, "
+            f"but it is {size!r}."
+        )
+
+
+def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int], alone: bool) -> None:
+    check_virtual_batch_size(size)
     if size is None:
         return
     if 0 in features:
         raise ValueError(f"`virtual_batch_size` slices axis 0, but `axis` makes it a feature axis: {features}.")
-    if not isinstance(size, int | np.integer) or size < 1 or x.shape[0] % size:
-        symbol = not isinstance(x.shape[0], int)
+    symbol = not isinstance(x.shape[0], int)
+    if alone and not symbol and x.shape[0] < size:  # models are initialised by one example
+        return
+    if x.shape[0] % size:
         raise ValueError(
             f"`virtual_batch_size` must be a positive integer that divides the batch, but it is {size!r} for a "
             f"batch of {x.shape[0]}"

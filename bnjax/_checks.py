@@ -232,6 +232,13 @@ def positive_integer(value: Any) -> int:
         return 0
 
 
+def flag(value: Any, name: str) -> None:
+    """Raises unless `value` is a boolean, or None: one that is given later. Arrays of one pass."""
+    if value is None or isinstance(value, bool | np.bool_ | Array) or (isinstance(value, int) and value in (0, 1)):
+        return
+    raise ValueError(f"`{name}` must be True or False, or None to be given at the call, but it is {value!r}.")
+
+
 def choice(value: Any, name: str, choices: Sequence[Any], hint: str = "") -> None:
     """Raises unless `value` is one of `choices`."""
     if not any(value is c or (isinstance(c, str) and value == c) for c in choices):

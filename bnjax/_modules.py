@@ -1,7 +1,7 @@
 """What the linen and the nnx modules share: everything but reading parameters and writing state."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._affine import Activation
-from bnjax._batch import normalize_by_batch
+from bnjax._batch import check_virtual_batch_size, normalize_by_batch
 from bnjax._devices import AxisName, Groups
 from bnjax._moments import Moments
 from bnjax._normalize import normalize
@@ -34,6 +34,36 @@ class BatchNormAttributes(Protocol):
     virtual_batch_size: int | None
     unbiased: bool
     activation: Activation
+    use_running_average: bool | None
+
+
+def check_batch_norm(module: BatchNormAttributes) -> None:
+    """Raises for attributes of a BatchNorm that have no meaning, when it is made."""
+    checks.choice(module.pivot, "pivot", ("running", "sample", None))
+    check_virtual_batch_size(module.virtual_batch_size)
+    checks.flag(module.use_running_average, "use_running_average")
+
+
+def check_state(path: Sequence[str], name: str, value: ArrayLike, want: tuple[int, ...], x: Array) -> None:
+    """Raises where a variable of the module at `path`, of the state that is given, does not have the shape it needs."""
+    if jnp.shape(value) != want:
+        where = f"the module {'/'.join(path)}" if path else "the module at the top"
+        raise ValueError(
+            f"`{name}` of {where} must have the shape {want} for an input of shape {x.shape}, but its shape is "
+            f"{jnp.shape(value)}; pass the state of this model, or make a new one with `init`."
+        )
+
+
+def check_num_features(module: Any, made_for: Sequence[int], features: Sequence[int], x: Array) -> None:
+    """Raises where a module was made for features of other lengths than those of `x`."""
+    if tuple(made_for) != tuple(features):
+        was, want = (lengths[0] if len(lengths) == 1 else tuple(lengths) for lengths in (made_for, features))
+        axes = next((name for name in ("feature_axes", "axis") if hasattr(module, name)), None)
+        raise ValueError(
+            f"`num_features` of {type(module).__name__} does not fit: it was made for {was}, but `x` of shape "
+            f"{x.shape} has {want}; write `num_features={want}`"
+            + (f", or say by `{axes}` where they are." if axes else ".")
+        )
 
 
 def result_dtype(*arrays: ArrayLike | None, dtype: DTypeLike | None) -> Any:

@@ -145,7 +145,7 @@ def group_norm(
 
     Args:
       num_groups: the number of groups.
-      group_size: the channels in a group, instead of `num_groups=None`.
+      group_size: the channels in a group, with `num_groups=None`.
       axis: the channels' axis.
       reduction_axes: the axes measured over, that of the channels among them; all but the first by default.
 
@@ -225,8 +225,18 @@ def _measured(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim
     return default if reduction_axes is None else checks.canonical_axes(reduction_axes, ndim, "reduction_axes")
 
 
+def check_groups(num_groups: int | None, group_size: int | None) -> None:
+    """Raises unless there is one of the two; the words are Flax's."""
+    if (num_groups is None) == (group_size is None):
+        raise ValueError(
+            "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
+            f"`num_groups=None`; `num_groups` is {num_groups!r}, and `group_size` is {group_size!r}."
+        )
+
+
 def _number_of_groups(num_groups: int | None, group_size: int | None, channels: int) -> int:
     """How many groups, by their number or their size."""
+    check_groups(num_groups, group_size)
     if group_size is not None:
         size = checks.positive_integer(group_size)
         if not size or channels % size:
@@ -234,14 +244,7 @@ def _number_of_groups(num_groups: int | None, group_size: int | None, channels: 
                 f"Number of channels ({channels}) is not multiple of the group size ({group_size}). "
                 "`group_size` must divide the channels."
             )
-        if num_groups not in (None, channels // size):
-            raise ValueError(
-                "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
-                f"`num_groups=None`; it is {num_groups!r}, and `group_size` {group_size!r} of {channels} channels."
-            )
         return channels // size or 1
-    if num_groups is None:
-        raise ValueError("Either `num_groups` or `group_size` should be specified, but both are None.")
     groups = checks.positive_integer(num_groups)
     if not groups or channels % groups:
         raise ValueError(

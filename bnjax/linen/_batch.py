@@ -9,7 +9,15 @@ from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
 from bnjax._affine import Activation
-from bnjax._modules import call_batch_norm, floating, handed_out, replaced, result_dtype
+from bnjax._modules import (
+    call_batch_norm,
+    check_batch_norm,
+    check_state,
+    floating,
+    handed_out,
+    replaced,
+    result_dtype,
+)
 from bnjax._moments import Moments
 
 
@@ -44,6 +52,10 @@ class BatchNorm(nn.BatchNorm):
     unbiased: bool = False
     activation: Activation = None
 
+    def __post_init__(self) -> None:
+        check_batch_norm(self)
+        super().__post_init__()
+
     @nn.compact
     def __call__(
         self,
@@ -71,11 +83,14 @@ class BatchNorm(nn.BatchNorm):
           ValueError: an argument that does not fit; one value per feature in training.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        checks.flag(use_running_average, "use_running_average")
         x = jnp.asarray(x)
         shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
         state_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, state_dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, state_dtype)
+        for name, variable in (("mean", mean), ("var", var)):
+            check_state(self.path, f"batch_stats/{name}", variable.value, shape, x)
         count = None
         if self.momentum is None and (self.is_initializing() or not use_running_average):
             count = self.variable("batch_stats", "count", jnp.zeros, shape)

@@ -9,8 +9,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from bnjax import _checks as checks
 from bnjax import _layers as shared
-from bnjax._modules import floating, no_moments, replaced, result_dtype
+from bnjax._modules import check_state, floating, no_moments, replaced, result_dtype
 
 
 class Norm(nn.Module):
@@ -41,15 +42,17 @@ class Norm(nn.Module):
             name: self.variable("batch_stats", name, shared.initial, part, features, options, jnp.float32)
             for name, part in layer.state.items()
         }
+        for name, part in layer.state.items():
+            check_state(self.path, f"batch_stats/{name}", state[name].value, part.shape(features, options), x)
         if self.is_initializing() and "axis_name" in options:
             options["axis_name"] = None  # it need not exist yet
         y, new = shared.call(
-            layer, x, parameters, {name: part.value for name, part in state.items()}, options, train=train, mask=mask,
-            dtype=result_dtype(x, *parameters.values(), dtype=self.dtype), **inputs,
+            layer, x, parameters, {name: variable.value for name, variable in state.items()}, options, train=train,
+            mask=mask, dtype=result_dtype(x, *parameters.values(), dtype=self.dtype), **inputs,
         )  # fmt: skip
         if train and not self.is_initializing():
-            for name, part in state.items():
-                part.value = new[name]
+            for name, variable in state.items():
+                variable.value = new[name]
         return y
 
     def _parameter(self, name: str, features: shared.Shape, options: shared.Options, given: Any) -> Any:
@@ -98,6 +101,10 @@ class StatefulNorm(Norm):
 
     use_running_average: bool | None = None
 
+    def __post_init__(self) -> None:
+        checks.flag(self.use_running_average, "use_running_average")
+        super().__post_init__()
+
     def __call__(
         self,
         x: ArrayLike,
@@ -124,6 +131,7 @@ class StatefulNorm(Norm):
           ValueError: an argument that does not fit.
         """
         average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        checks.flag(average, "use_running_average")
         return self.run(x, train=not average, mask=mask, given={"scale": scale, "bias": bias}, **inputs)
 
 

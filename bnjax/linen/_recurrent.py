@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from bnjax import _checks as checks
 from bnjax._recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
 from bnjax.linen._batch import BatchNorm
 from bnjax.linen._sample import LayerNorm
@@ -138,6 +139,10 @@ class BatchNormLSTMCell(_Cell):
     use_running_average: bool = False
     momentum: float = 0.9
     axis_name: Any = None
+
+    def __post_init__(self) -> None:
+        checks.flag(self.use_running_average, "use_running_average")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, carry: tuple[Array, ...], inputs: Array) -> tuple[tuple[Array, ...], Array]:

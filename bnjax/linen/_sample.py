@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from bnjax import _modules as shared
 from bnjax._affine import Activation
+from bnjax._sample import check_groups
 
 
 class _SampleNorm(nn.Module):
@@ -95,6 +96,10 @@ class GroupNorm(_SampleNorm, nn.GroupNorm):
     """
 
     core = shared.GROUP_NORM
+
+    def __post_init__(self) -> None:
+        check_groups(self.num_groups, self.group_size)
+        super().__post_init__()
 
 
 class InstanceNorm(_SampleNorm, nn.InstanceNorm):

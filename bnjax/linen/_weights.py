@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from bnjax import _checks as checks
-from bnjax._modules import is_matrix, result_dtype
+from bnjax._modules import check_state, is_matrix, result_dtype
 from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
 
 
@@ -48,6 +48,8 @@ class SpectralNorm(nn.SpectralNorm):
             known = self.has_variable(self.collection_name, f"{name}/u")
             key = None if known else self.make_rng("params")
             u = self.variable(self.collection_name, f"{name}/u", init_u, key, (1, w.shape[-1]), self.param_dtype)
+            if u.value.size != w.shape[-1]:
+                check_state(self.path, f"{self.collection_name}/{name}/u", u.value, (1, w.shape[-1]), w)
             sigma = self.variable(self.collection_name, f"{name}/sigma", jnp.ones, (), self.param_dtype)
             new_w, new_u, new_sigma = spectral_norm(w, u.value, n_steps=self.n_steps, epsilon=self.epsilon)
             if update_stats:

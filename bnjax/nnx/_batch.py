@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,16 @@ from bnjax import _checks as checks
 from bnjax._affine import Activation
 from bnjax._checks import Axes, Pivot
 from bnjax._devices import AxisName, Groups
-from bnjax._modules import call_batch_norm, handed_out, not_widened, one_value, replaced, result_dtype
+from bnjax._modules import (
+    call_batch_norm,
+    check_batch_norm,
+    check_num_features,
+    handed_out,
+    not_widened,
+    one_value,
+    replaced,
+    result_dtype,
+)
 from bnjax._moments import Moments
 from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
 
@@ -84,6 +94,7 @@ class BatchNorm(nnx.BatchNorm):
         self.virtual_batch_size = virtual_batch_size
         self.unbiased = unbiased
         self.activation = activation
+        check_batch_norm(self)
         if momentum is None:
             self.count = nnx.BatchStat(jnp.zeros(num_features))
 
@@ -116,7 +127,12 @@ class BatchNorm(nnx.BatchNorm):
             error_msg="`use_running_average` must be given to the constructor or the call of BatchNorm, or set by "
             "`nnx.view(model, use_running_average=...)`, `model.train()` or `model.eval()`.",
         )
+        checks.flag(use_running_average, "use_running_average")
         x = jnp.asarray(x)
+        shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
+        for variable in (self.mean, self.var, self.scale, self.bias):
+            if variable is not None:
+                check_num_features(self, (variable[...].size,), (math.prod(shape),), x)
         scale = replaced(None if self.scale is None else self.scale[...], scale, "scale", self.use_scale)
         bias = replaced(None if self.bias is None else self.bias[...], bias, "bias", self.use_bias)
         mean, var = self.mean[...], self.var[...]
@@ -124,7 +140,6 @@ class BatchNorm(nnx.BatchNorm):
         checks.named_dtype(self.dtype)
         promoted, _, _, scale, bias = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
         x = not_widened(x, promoted)
-        shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
         counted = self.momentum is None and not use_running_average
         count = self.count[...] if counted else jnp.zeros(mean.shape)
         running = jax.tree.map(lambda t: t.reshape(shape), Moments(count, mean, var))

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _layers as shared
-from bnjax._modules import floating, no_moments, replaced, result_dtype
+from bnjax._modules import check_num_features, floating, no_moments, replaced, result_dtype
 from bnjax.nnx._batch import asked_for_moments
 
 
@@ -61,6 +61,8 @@ class Norm(nnx.Module):
         if layer.state and train and asked_for_moments(self):
             raise no_moments(type(self).__name__, "the call without `nnx.capture`")
         options = {name: getattr(self, name) for name in layer.defaults}
+        features = shared.features_of(x, options.get("axis", -1))
+        check_num_features(self, self._made_for(len(features)), features, x)
         parameters = {}
         for name in layer.parameters:
             used = getattr(self, f"use_{name}")
@@ -74,6 +76,13 @@ class Norm(nnx.Module):
             for name in state:
                 getattr(self, name)[...] = new[name]
         return y
+
+    def _made_for(self, ndim: int) -> Sequence[int]:
+        """The features that there are variables for: under `shard_map` a part of all."""
+        variables = (getattr(self, name, None) for name in ("scale", "bias", "mean"))
+        shapes = (v[...].shape for v in variables if isinstance(v, nnx.Variable))
+        lengths: Any = self.num_features  # a tuple by now
+        return next((shape[-ndim:] for shape in shapes if ndim and len(shape) >= ndim), lengths)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -113,6 +122,10 @@ class StatefulNorm(Norm):
 
     use_running_average: bool | None = False
 
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        checks.flag(self.use_running_average, "use_running_average")
+        super().__post_init__(rngs)
+
     def __call__(
         self,
         x: ArrayLike,
@@ -142,6 +155,7 @@ class StatefulNorm(Norm):
             error_msg="`use_running_average` must be given to the constructor or the call, or set by `model.train()` "
             "or `model.eval()`.",
         )
+        checks.flag(average, "use_running_average")
         return self.run(x, train=not average, mask=mask, given={"scale": scale, "bias": bias}, **inputs)
 
     def set_view(self, use_running_average: bool | None = None) -> None:

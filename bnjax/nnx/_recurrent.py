@@ -188,6 +188,7 @@ class BatchNormLSTMCell(_Cell):
         if not self.max_steps:
             raise ValueError(f"`max_steps` must be a positive integer, but it is {max_steps!r}.")
         self.momentum, self.axis_name = momentum, axis_name
+        checks.flag(use_running_average, "use_running_average")
         self.use_running_average = use_running_average
         self.seen = nnx.BatchStat(jnp.zeros((), jnp.int32))
         super().__init__(

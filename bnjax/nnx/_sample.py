@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from bnjax import _modules as shared
 from bnjax._affine import Activation
 from bnjax._checks import Axes
 from bnjax._devices import AxisName, Groups
+from bnjax._sample import check_groups
 from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
 
 
@@ -50,6 +52,8 @@ class _SampleNorm(nnx.Module):
         """
         x = jnp.asarray(x)
         shape = shared.features_shape(self, x)
+        for size in self._sizes():
+            shared.check_num_features(self, (size,), (math.prod(shape),), x)
         own_scale, own_bias = (
             None if parameter is None else parameter[...].reshape(shape)
             for parameter in (self.scale, self.bias if self.core.centred else None)
@@ -64,6 +68,11 @@ class _SampleNorm(nnx.Module):
         dtype = shared.result_dtype(promoted, scale, bias, dtype=self.dtype)
         x = shared.not_widened(x, promoted)
         return shared.call_sample_norm(self, x, scale, bias, mask=mask, residual=residual, dtype=dtype)
+
+    def _sizes(self) -> list[int]:
+        """Of the parameters; without any, `x` may have any number of features, as in Flax."""
+        parameters = (self.scale, self.bias if self.core.centred else None)
+        return [parameter[...].size for parameter in parameters if parameter is not None]
 
 
 class LayerNorm(_SampleNorm, nnx.LayerNorm):
@@ -151,7 +160,7 @@ class GroupNorm(_SampleNorm, nnx.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
-    core = shared.GROUP_NORM
+    core = shared.GROUP_NORM._replace(arguments={name: name for name in ("num_groups", "reduction_axes")})
 
     def __init__(
         self,
@@ -176,8 +185,12 @@ class GroupNorm(_SampleNorm, nnx.GroupNorm):
         scale_metadata: Mapping[str, Any] = NO_METADATA,
         activation: Activation = None,
     ):
+        check_groups(num_groups, group_size)
         construct(super().__init__, locals())
         self.activation = activation
+
+    def _sizes(self) -> list[int]:
+        return [self.num_groups * self.group_size, *super()._sizes()]
 
 
 class InstanceNorm(_SampleNorm, nnx.InstanceNorm):
