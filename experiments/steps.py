@@ -68,10 +68,12 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def init_state(network: Network, optimizer: optax.GradientTransformation, dtype: str, key: Array) -> TrainState:
-    def cast(t: Array) -> Array:  # what counts steps stays an integer
+    def cast(t: Array) -> Array:
         return t.astype(dtype) if jnp.issubdtype(t.dtype, jnp.inexact) else t
 
-    params, stats = jax.tree.map(cast, network.init(key))
+    params, stats = network.init(key)
+    params = jax.tree.map(cast, params)
+    stats = jax.tree.map(lambda t: cast(t) if t.ndim else t, stats)  # what counts steps would stop in half precision
     return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 

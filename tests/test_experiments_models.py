@@ -170,8 +170,8 @@ def test_every_norm_that_configs_offer_trains(norm, api, batch):
     new, sums = jax.eval_shape(functools.partial(train_step, network, optimizer, layout), state, batch)
     assert new == state
     assert jax.eval_shape(functools.partial(eval_step, network, layout), state, batch) == sums
-    wrong = [t for t in jax.tree.leaves(state.batch_stats) if t.dtype != (jnp.float64 if t.shape else jnp.int32)]
-    assert not wrong, "statistics are of the config's dtype, and what counts steps is an integer"
+    wrong = [t for t in jax.tree.leaves(state.batch_stats) if t.dtype != (jnp.float64 if t.shape else jnp.float32)]
+    assert not wrong, "statistics are of the config's dtype, and what counts steps is a float32"
 
 
 @pytest.mark.parametrize("api", ["linen", "nnx"])

@@ -72,7 +72,10 @@ def test_what_renorm_cannot_average(tracks):
 @pytest.mark.parametrize("dtype", [None, jnp.int32, jnp.bfloat16])
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 def test_averaged_states_of_renorm_are_carried_by_a_scan(api, dtype):
-    """A target network follows by `optax.incremental_update`, as in reinforcement learning, and trains on."""
+    """A target network follows by `optax.incremental_update`, as in reinforcement learning, and trains on.
+
+    A counter of another dtype is carried as it is.
+    """
     limits = {"r_max": optax.linear_schedule(1.0, 3.0, 10)}
     if api == "linen":
         layer = bnn.BatchRenorm(use_running_average=False, **limits)

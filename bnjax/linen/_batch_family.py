@@ -20,7 +20,8 @@ class BatchRenorm(Affine, StatefulNorm):
     """`bnjax.batch_renorm` with its parameters and its running state.
 
     `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `batch_stats/step`.
-    That is a float32, so that a weighted average of two states has the dtypes of the states. It counts to 2^24 steps.
+    That is a float32, so that an average of two states (`optax.incremental_update`) has the dtypes of the states, and
+    is exact up to 2^24 steps; a float16 or bfloat16 would soon stop counting.
 
     >>> layer = BatchRenorm(use_running_average=False, d_max=lambda step: 5.0 * (step > 100))
     >>> print(layer.init(jax.random.key(0), jnp.ones((2, 3)))["batch_stats"]["step"])

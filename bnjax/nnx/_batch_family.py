@@ -21,8 +21,9 @@ Limit = ArrayLike | Callable[[Array], ArrayLike]  # a number, or a function of t
 class BatchRenorm(Affine, StatefulNorm):
     """`bnjax.batch_renorm` with its parameters and its running state.
 
-    `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `step`. That is a
-    float32, so that a weighted average of two states has the dtypes of the states. It counts to 2^24 steps.
+    `r_max` and `d_max` may be numbers or schedules: functions of the number of steps, which is `step`.
+    That is a float32, so that an average of two states (`optax.incremental_update`) has the dtypes of the states, and
+    is exact up to 2^24 steps; a float16 or bfloat16 would soon stop counting.
 
     >>> from flax import nnx
     >>> layer = BatchRenorm(3, d_max=lambda step: 5.0 * (step > 100), rngs=nnx.Rngs(0))
