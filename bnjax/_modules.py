@@ -136,6 +136,27 @@ def call_batch_norm(
     return y, *lax.stop_gradient((state, batch))
 
 
+def not_normalized(
+    x: ArrayLike,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    *,
+    axis: checks.Axes,
+    residual: ArrayLike | None,
+    activation: Activation,
+) -> Any:
+    """`x`, with all that comes after a norm, but without the norm."""
+    if scale is None and bias is None and residual is None and activation is None:
+        return x
+    x = floating(x)
+    ones = jnp.ones((1,) * x.ndim)
+    dtype = result_dtype(x, scale, bias, dtype=None)
+    return normalize(
+        x, Moments(jnp.ones(()), 0 * ones, ones), scale, bias,
+        axis=axis, epsilon=0.0, residual=residual, activation=activation, dtype=dtype,
+    )  # fmt: skip
+
+
 def handed_out(module: BatchNormAttributes, batch: Moments) -> Update:
     """The moments of a batch with what makes a step of them, for `update_batch_stats`."""
     if isinstance(module.momentum, jax.core.Tracer):

@@ -69,6 +69,20 @@ NormName = Literal[
     "bcn", "dbn", "iternorm", "spectral", "weight", "ws", "scaled_ws",
 ]  # fmt: skip
 
+# The classes and the functions, each a name of the first norm that has it.
+NormAlias = Literal[
+    "BatchNorm", "batch_norm", "BatchRenorm", "batch_renorm", "LayerNorm", "layer_norm", "RMSNorm", "rms_norm",
+    "GroupNorm", "group_norm", "InstanceNorm", "instance_norm", "FilterResponseNorm", "filter_response_norm",
+    "EvoNormB0", "evo_norm_b0", "EvoNormS0", "evo_norm_s0", "LocalResponseNorm", "local_response_norm",
+    "GlobalResponseNorm", "global_response_norm", "PositionalNorm", "positional_norm", "PartialRMSNorm",
+    "partial_rms_norm", "ScaleNorm", "scale_norm", "PixelNorm", "pixel_norm", "DynamicTanh", "dynamic_tanh",
+    "ExampleWeightedBatchNorm", "example_weighted_batch_norm", "DomainBatchNorm", "domain_batch_norm",
+    "SplitBatchNorm", "SwitchableNorm", "switchable_norm", "BatchChannelNorm", "batch_channel_norm",
+    "DecorrelatedBatchNorm", "decorrelated_batch_norm", "IterativeNorm", "iterative_norm", "SpectralNorm",
+    "spectral_norm", "WeightNorm", "weight_norm", "WeightStandardization", "weight_standardize",
+    "ScaledWeightStandardization", "scaled_weight_standardize",
+]  # fmt: skip
+
 NORMS: dict[str, Norm] = {
     "batch": Norm(
         batch_norm, "BatchNorm", "N, H, W", "mean, var", YES, YES, YES, "Ioffe and Szegedy 2015",
@@ -186,14 +200,21 @@ NORMS: dict[str, Norm] = {
 }  # fmt: skip
 
 
+ALIASES: dict[str, str] = {}
+for _name, _norm in NORMS.items():
+    ALIASES.setdefault(_norm.module, _name)
+    ALIASES.setdefault(_norm.function.__name__, _name)
+
+
 def norm_named(name: str) -> Norm:
-    """The row of that name.
+    """The row of that name, or that of the class or function of that name.
 
     Raises:
       ValueError: no such name; says the nearest.
     """
+    name = ALIASES.get(name, name)
     if name not in NORMS:
-        near = difflib.get_close_matches(str(name), NORMS, cutoff=0.4) or sorted(NORMS)
+        near = difflib.get_close_matches(str(name), [*NORMS, "none"], cutoff=0.4) or sorted(NORMS)
         raise ValueError(
             f"`name` must be that of a norm, but it is {name!r}; did you mean {' or '.join(map(repr, near))}?"
         )

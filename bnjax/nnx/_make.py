@@ -1,32 +1,73 @@
 """Norms by name, for nnx."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
+from jax.typing import ArrayLike
 
 from bnjax import nnx as family
-from bnjax._registry import NormName, check_arguments, norm_named
+from bnjax._affine import Activation
+from bnjax._checks import Axes
+from bnjax._modules import not_normalized
+from bnjax._registry import NORMS, Norm, NormAlias, NormName, check_arguments, norm_named
 
 
-def make_norm(name: NormName, /, *positional: Any, **arguments: Any) -> nnx.Module:
+def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any, **arguments: Any) -> nnx.Module:
     """The module of that name.
 
     Modules that keep a running state take `use_running_average` at the call, all others do not:
     `bnjax.NORMS[name].takes_running_average`.
 
     Args:
-      name: one of `bnjax.NORMS`.
+      name: one of `bnjax.NORMS`, or the name of a class or function: the first norm that has it. `"none"` is the
+        identity, see below.
       *positional: what the module takes first: the number of features, or the layer that it wraps.
       **arguments: of the module, `rngs` among them.
 
     Raises:
       ValueError: no such name (says the nearest), or an argument that the norm does not take (says which it takes).
 
+    `"none"` takes what any norm of activations takes, and ignores it: the module has no variables, and returns its
+    input. What comes after a norm stays: an `activation`, and a `residual`, a `scale` and a `bias` that the call gives.
+
     >>> make_norm("group", 8, num_groups=2, rngs=nnx.Rngs(0)).num_groups
     2
     """
+    if name == "none":
+        known = set().union(*(_arguments(row) for row in NORMS.values() if not row.wraps))
+        check_arguments(name, arguments, known)
+        if any(isinstance(t, nnx.Module) for t in positional):
+            raise ValueError(
+                "`name` is 'none', the identity in the place of norms of activations, but a layer was given to be "
+                "wrapped; call the layer itself."
+            )
+        return Identity(arguments.get("axis", arguments.get("feature_axes", -1)), arguments.get("activation"))
     row = norm_named(name)
-    module = getattr(family, row.module)
-    check_arguments(name, arguments, inspect.signature(module.__init__).parameters.keys() - {"self"})
-    return module(*positional, **(dict(row.arguments) | arguments))
+    check_arguments(name, arguments, _arguments(row))
+    return getattr(family, row.module)(*positional, **(dict(row.arguments) | arguments))
+
+
+class Identity(nnx.Module):
+    """No normalization, with the call of all norms of activations."""
+
+    def __init__(self, axis: Axes, activation: Activation):
+        self.axis, self.activation = axis, activation
+
+    def __call__(
+        self,
+        x: ArrayLike,
+        *ignored: Any,
+        use_running_average: bool | None = None,
+        mask: ArrayLike | None = None,
+        domain: Any = None,
+        residual: ArrayLike | None = None,
+        scale: ArrayLike | None = None,
+        bias: ArrayLike | None = None,
+    ) -> Any:
+        """`x`, times `scale`, plus `bias` and `residual`, through the activation: of what there is."""
+        return not_normalized(x, scale, bias, axis=self.axis, residual=residual, activation=self.activation)
+
+
+def _arguments(row: Norm) -> set[str]:
+    return set(inspect.signature(getattr(family, row.module).__init__).parameters) - {"self"}
