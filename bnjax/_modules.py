@@ -35,6 +35,7 @@ class BatchNormAttributes(Protocol):
     unbiased: bool
     activation: Activation
     use_running_average: bool | None
+    track_running_stats: bool
 
 
 def check_batch_norm(module: BatchNormAttributes) -> None:
@@ -42,6 +43,34 @@ def check_batch_norm(module: BatchNormAttributes) -> None:
     checks.choice(module.pivot, "pivot", ("running", "sample", None))
     check_virtual_batch_size(module.virtual_batch_size)
     checks.flag(module.use_running_average, "use_running_average")
+    checks.flag(module.track_running_stats, "track_running_stats")
+    if not module.track_running_stats:
+        by_batch_only(module.use_running_average)
+        for name, given in (("momentum=None", module.momentum is None), ("unbiased=True", module.unbiased)):
+            if given:
+                raise _no_running_state(name)
+
+
+def running_state(shape: tuple[int, ...], stats: Mapping[str, Array]) -> Moments:
+    """The variables of a state as moments of the features' shape; of a module without one: any, nothing reads them."""
+    if not stats:
+        return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
+    count = stats["count"].reshape(shape) if "count" in stats else jnp.zeros(())
+    return Moments(count, stats["mean"].reshape(shape), stats["var"].reshape(shape))
+
+
+def by_batch_only(use_running_average: bool | None) -> bool:
+    """`use_running_average` of a module without a running state: never; raises where it is asked for."""
+    if use_running_average:
+        raise _no_running_state("use_running_average=True")
+    return False
+
+
+def _no_running_state(name: str) -> ValueError:
+    return ValueError(
+        f"`{name}` is about the running state, which `track_running_stats=False` does not keep; leave out one of the "
+        "two."
+    )
 
 
 def check_state(path: Sequence[str], name: str, value: ArrayLike, want: tuple[int, ...], x: Array) -> None:
@@ -116,6 +145,9 @@ def call_batch_norm(
     if not module.use_fast_variance and module.pivot == "sample":
         raise ValueError("`use_fast_variance=False` means `pivot=None`, but `pivot` is 'sample'; leave out one.")
     x, mask = masks.read(x, mask, "mask")
+    pivot = module.pivot if module.use_fast_variance else None
+    if pivot == "running" and not module.track_running_stats:
+        pivot = "sample"
     common: dict[str, Any] = {
         "axis": module.axis, "epsilon": module.epsilon, "residual": residual,
         "activation": module.activation, "dtype": dtype,
@@ -129,10 +161,9 @@ def call_batch_norm(
     y, batch = normalize_by_batch(
         x, running, scale, bias,
         where=mask, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
-        virtual_batch_size=module.virtual_batch_size, pivot=module.pivot if module.use_fast_variance else None,
-        alone=alone, **common,
+        virtual_batch_size=module.virtual_batch_size, pivot=pivot, alone=alone, **common,
     )  # fmt: skip
-    state = next_state(running, batch, module.momentum, module.unbiased)
+    state = next_state(running, batch, module.momentum, module.unbiased) if module.track_running_stats else running
     return y, *lax.stop_gradient((state, batch))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
@@ -10,6 +12,7 @@ from jax.typing import ArrayLike
 from bnjax import _checks as checks
 from bnjax._affine import Activation
 from bnjax._modules import (
+    by_batch_only,
     call_batch_norm,
     check_batch_norm,
     check_state,
@@ -17,8 +20,8 @@ from bnjax._modules import (
     handed_out,
     replaced,
     result_dtype,
+    running_state,
 )
-from bnjax._moments import Moments
 
 
 class BatchNorm(nn.BatchNorm):
@@ -36,6 +39,8 @@ class BatchNorm(nn.BatchNorm):
       pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
       virtual_batch_size: examples in a ghost batch.
       unbiased: keep the unbiased variance in the running state, as PyTorch does.
+      track_running_stats: `False`: there is no running state; statistics are always the batch's, at evaluation, too.
+        `pivot="running"` means `"sample"` then, and no moments are handed out.
       activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
 
     >>> layer = BatchNorm(use_running_average=False, activation="relu")
@@ -50,6 +55,7 @@ class BatchNorm(nn.BatchNorm):
     pivot: checks.Pivot = "running"
     virtual_batch_size: int | None = None
     unbiased: bool = False
+    track_running_stats: bool = True
     activation: Activation = None
 
     def __post_init__(self) -> None:
@@ -82,19 +88,23 @@ class BatchNorm(nn.BatchNorm):
         Raises:
           ValueError: an argument that does not fit; one value per feature in training.
         """
-        use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        if self.track_running_stats:
+            use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        else:
+            use_running_average = by_batch_only(use_running_average)
         checks.flag(use_running_average, "use_running_average")
         x = jnp.asarray(x)
         shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
-        state_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, state_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, state_dtype)
-        for name, variable in (("mean", mean), ("var", var)):
-            check_state(self.path, f"batch_stats/{name}", variable.value, shape, x)
-        count = None
-        if self.momentum is None and (self.is_initializing() or not use_running_average):
-            count = self.variable("batch_stats", "count", jnp.zeros, shape)
-        running = Moments(jnp.zeros(()) if count is None else count.value, mean.value, var.value)
+        stats: dict[str, Any] = {}
+        if self.track_running_stats:
+            dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+            stats["mean"] = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
+            stats["var"] = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
+            for name, variable in stats.items():
+                check_state(self.path, f"batch_stats/{name}", variable.value, shape, x)
+            if self.momentum is None and (self.is_initializing() or not use_running_average):
+                stats["count"] = self.variable("batch_stats", "count", jnp.zeros, shape)
+        running = running_state(shape, {name: variable.value for name, variable in stats.items()})
 
         own_scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         own_bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
@@ -105,13 +115,12 @@ class BatchNorm(nn.BatchNorm):
             train=not use_running_average, alone=self.is_initializing(), mask=mask, residual=residual,
             dtype=result_dtype(x, scale, bias, dtype=self.dtype),
         )  # fmt: skip
-        if use_running_average or self.is_initializing():
+        if use_running_average or self.is_initializing() or not stats:
             return y
         out = self.is_mutable_collection("batch_moments")
         if out:
             self.sow("batch_moments", "batch", handed_out(self, batch))
         if self.is_mutable_collection("batch_stats") or not out:
-            mean.value, var.value = new.mean, new.var
-            if count is not None:
-                count.value = new.count
+            for name, variable in stats.items():
+                variable.value = getattr(new, name)
         return y

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -17,6 +16,7 @@ from bnjax._affine import Activation
 from bnjax._checks import Axes, Pivot
 from bnjax._devices import AxisName, Groups
 from bnjax._modules import (
+    by_batch_only,
     call_batch_norm,
     check_batch_norm,
     check_num_features,
@@ -25,8 +25,8 @@ from bnjax._modules import (
     one_value,
     replaced,
     result_dtype,
+    running_state,
 )
-from bnjax._moments import Moments
 from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
 
 
@@ -55,6 +55,8 @@ class BatchNorm(nnx.BatchNorm):
       pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
       virtual_batch_size: examples in a ghost batch.
       unbiased: keep the unbiased variance in the running state, as PyTorch does.
+      track_running_stats: `False`: there is no running state; statistics are always the batch's, also after
+        `model.eval()`, as in PyTorch. `pivot="running"` means `"sample"` then, and no moments are handed out.
       activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
 
     >>> layer = BatchNorm(2, activation="relu", rngs=nnx.Rngs(0))
@@ -87,15 +89,19 @@ class BatchNorm(nnx.BatchNorm):
         pivot: Pivot = "running",
         virtual_batch_size: int | None = None,
         unbiased: bool = False,
+        track_running_stats: bool = True,
         activation: Activation = None,
     ):
         construct(super().__init__, locals())
         self.pivot = pivot
         self.virtual_batch_size = virtual_batch_size
         self.unbiased = unbiased
+        self.track_running_stats = track_running_stats
         self.activation = activation
         check_batch_norm(self)
-        if momentum is None:
+        if not track_running_stats:
+            self.mean = self.var = nnx.data(None)  # type: ignore[arg-type]
+        elif momentum is None:
             self.count = nnx.BatchStat(jnp.zeros(num_features))
 
     def __call__(
@@ -121,12 +127,15 @@ class BatchNorm(nnx.BatchNorm):
         Raises:
           ValueError: an argument that does not fit.
         """
-        use_running_average = nnx.module.first_from(
-            use_running_average,
-            self.use_running_average,
-            error_msg="`use_running_average` must be given to the constructor or the call of BatchNorm, or set by "
-            "`nnx.view(model, use_running_average=...)`, `model.train()` or `model.eval()`.",
-        )
+        if self.track_running_stats:
+            use_running_average = nnx.module.first_from(
+                use_running_average,
+                self.use_running_average,
+                error_msg="`use_running_average` must be given to the constructor or the call of BatchNorm, or set by "
+                "`nnx.view(model, use_running_average=...)`, `model.train()` or `model.eval()`.",
+            )
+        else:  # the attribute is set by `model.eval()` in all modules that have it
+            use_running_average = by_batch_only(use_running_average)
         checks.flag(use_running_average, "use_running_average")
         x = jnp.asarray(x)
         shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
@@ -135,24 +144,24 @@ class BatchNorm(nnx.BatchNorm):
                 check_num_features(self, (variable[...].size,), (math.prod(shape),), x)
         scale = replaced(None if self.scale is None else self.scale[...], scale, "scale", self.use_scale)
         bias = replaced(None if self.bias is None else self.bias[...], bias, "bias", self.use_bias)
-        mean, var = self.mean[...], self.var[...]
+        counted = self.momentum is None and not use_running_average
+        names = (("mean", "var", "count") if counted else ("mean", "var")) if self.track_running_stats else ()
+        stats = {name: getattr(self, name)[...] for name in names}
         # The running state is never rounded to `dtype`, and x is not widened: the rule does that, and keeps x.
         checks.named_dtype(self.dtype)
-        promoted, _, _, scale, bias = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
+        promoted, _, _, scale, bias = self.promote_dtype(
+            (x, stats.get("mean"), stats.get("var"), scale, bias), dtype=self.dtype
+        )
         x = not_widened(x, promoted)
-        counted = self.momentum is None and not use_running_average
-        count = self.count[...] if counted else jnp.zeros(mean.shape)
-        running = jax.tree.map(lambda t: t.reshape(shape), Moments(count, mean, var))
+        running = running_state(shape, stats)
         y, new, batch = call_batch_norm(
             self, x, running, scale, bias,
             train=not use_running_average, alone=self.axis_name is None and one_value(x, self.axis), mask=mask,
             residual=residual, dtype=result_dtype(promoted, scale, bias, dtype=self.dtype),
         )  # fmt: skip
-        if not use_running_average:
-            _write(self.mean, new.mean)
-            _write(self.var, new.var)
-            if counted:
-                _write(self.count, new.count)
+        if stats and not use_running_average:
+            for name in stats:
+                _write(getattr(self, name), getattr(new, name))
             if asked_for_moments(self):
                 self.sow(BatchMoments, "batch", handed_out(self, batch))
         return y
