@@ -14,6 +14,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._compilers import again, by_rows, keeps_by_itself, recomputed, whole
 
 Activation = Literal["relu", "gelu", "silu"] | Callable[[Array], Array] | None
@@ -58,8 +59,9 @@ def affine_of(
     bias: ArrayLike | None,
     residual: ArrayLike | None,
     epsilon: ArrayLike,
+    zero: Array | None = None,
 ) -> Affine:
-    """The operands of a map of `x`, checked and brought to its rank."""
+    """The operands of a map of `x`, checked and brought to its rank; zero where the mask `zero` says so."""
     checks.positive(epsilon, "epsilon")
     for name, value in (("scale", scale), ("bias", bias), ("residual", residual)):
         checks.real_unless(form.wide, value, name)
@@ -69,18 +71,25 @@ def affine_of(
             "broadcast or project it first."
         )
     return Affine(
-        checks.feature_array(scale, "scale", x.shape, features),
-        checks.feature_array(bias, "bias", x.shape, features),
-        None if residual is None else jnp.asarray(residual),
+        masks.valid_alone(zero, checks.feature_array(scale, "scale", x.shape, features)),
+        masks.valid_alone(zero, checks.feature_array(bias, "bias", x.shape, features)),
+        masks.valid_alone(zero, None if residual is None else jnp.asarray(residual)),
         jnp.asarray(epsilon, checks.real_dtype(form.wide)).reshape((1,) * x.ndim),
     )
 
 
-def activate(y: Array, activation: Activation) -> Array:
-    """What the rule has not done yet, by plain autodiff."""
+def activate(y: Array, activation: Activation, zero: Array | None = None) -> Array:
+    """What the rule has not done yet, by plain autodiff; and zeros where the mask `zero` says so."""
     if isinstance(activation, str):
         activation = BY_AUTODIFF.get(activation)
-    return y if activation is None else activation(y)
+    if activation is not None:
+        shape, y = y.shape, activation(masks.valid(zero, y))
+        if zero is not None and jnp.shape(y) != shape:
+            raise ValueError(
+                f"`zero_masked=True` needs an `activation` that keeps the shape; of {shape} it makes {jnp.shape(y)}. "
+                "Apply it to the result."
+            )
+    return masks.valid(zero, y)
 
 
 def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
@@ -100,8 +109,8 @@ def _tangent(
         dz = _of_parts(form, primals, tangents, mask)
     else:
         dz = _of_line(form, primals, tangents, mask, spread)
-    if mask is not None:  # the transpose drops the cotangents of what is not finite, which may not be finite either
-        dz = jnp.where(mask | jnp.isfinite(x), dz, 0)
+    # The transpose drops the cotangents of what is not finite, which may not be finite either.
+    dz = masks.finite(mask, dz, source=x)
     if affine.residual is not None:
         dz = dz + daffine.residual.astype(form.wide)
     dz = again(dz.astype(form.out))  # the gradient's dtype: the CPU's compiler would widen it first, then write it out
@@ -168,8 +177,7 @@ def written(form: Form, affine: Affine, y: Array) -> Array:
 
 def centre(form: Form, x: Array, c: Array, mask: Array | None) -> Array:
     """x - c; zero where masked out and not finite, so that it reaches no other gradient."""
-    d = x.astype(form.wide) - c
-    return d if mask is None else jnp.where(mask | jnp.isfinite(d), d, 0)
+    return masks.finite(mask, x.astype(form.wide) - c)
 
 
 def _times(a: Array, scale: Array | None) -> Array:

@@ -32,6 +32,7 @@ def batch_norm(
     momentum: ArrayLike | None = 0.99,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     axis_index_groups: Groups = None,
     virtual_batch_size: int | None = None,
@@ -62,6 +63,7 @@ def batch_norm(
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics;
         it goes through the same map, with its gradient. A feature with nothing valid becomes `bias`, has no
         gradient to `x`, and keeps its running state.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too. Under plain `jit` a
         sharded batch needs none.
       axis_index_groups: groups of devices along `axis_name`, where JAX takes them.
@@ -94,8 +96,9 @@ def batch_norm(
     check_momentum(momentum, unbiased)
     y, batch = normalize_by_batch(
         x, running, scale, bias,
-        axis=axis, epsilon=epsilon, where=where, axis_name=axis_name, axis_index_groups=axis_index_groups,
-        virtual_batch_size=virtual_batch_size, pivot=pivot, residual=residual, activation=activation, dtype=dtype,
+        axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, axis_name=axis_name,
+        axis_index_groups=axis_index_groups, virtual_batch_size=virtual_batch_size, pivot=pivot, residual=residual,
+        activation=activation, dtype=dtype,
     )  # fmt: skip
     state = next_state(running, batch, momentum, unbiased)
     return y, lax.stop_gradient(state)
@@ -110,6 +113,7 @@ def normalize_by_batch(
     axis: checks.Axes,
     epsilon: ArrayLike,
     where: ArrayLike | None,
+    zero_masked: bool,
     axis_name: AxisName | None,
     axis_index_groups: Groups,
     virtual_batch_size: int | None,
@@ -124,6 +128,7 @@ def normalize_by_batch(
     `alone`: this device measures its batch as one set, in two passes, and one value per feature is no error.
     """
     x, mask = masks.read(checks.inexact_array(x), where)
+    x, zero = masks.zeroed(x, mask, zero_masked)
     axis_name = checks.hashable_name(axis_name)
     features = checks.canonical_axes(axis, x.ndim)
     measured = checks.other_axes(features, x.ndim)
@@ -137,7 +142,7 @@ def normalize_by_batch(
         axis_name = axis_index_groups = virtual_batch_size = pivot = None
     if not alone and (axis_name is None or virtual_batch_size is not None):
         _check_several_values(x, measured, virtual_batch_size)
-    affine = affine_of(form, x, features, scale, bias, residual, epsilon)
+    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
     center = checks.feature_array(running.mean, "running.mean", x.shape, features)
 
     if virtual_batch_size is None:
@@ -151,7 +156,7 @@ def normalize_by_batch(
         y, batch = y.reshape(x.shape), reduce(slices) if common is None else _reduce_about(common, slices)
         if axis_name is not None:
             batch = all_reduce(batch, axis_name, pivot=common, axis_index_groups=axis_index_groups)
-    return activate(y, activation), of_features(batch, jnp.shape(running.mean))
+    return activate(y, activation, zero), of_features(batch, jnp.shape(running.mean))
 
 
 def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._devices import AxisName
 from bnjax._moments import Moments, all_reduce, ema, reduce
-from bnjax._normalize import normalize
+from bnjax._normalize import normalize_valid
 from bnjax._parts import Operands, operands, per_example, where_seen
 
 
@@ -28,6 +28,7 @@ def domain_batch_norm(
     momentum: ArrayLike = 0.99,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -51,6 +52,7 @@ def domain_batch_norm(
       momentum: the fraction of the running state that is kept (1 - PyTorch's); a domain without examples keeps it all.
       epsilon: added to the variance.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
       train: without, by the running state, which comes back as it is.
       dtype: of the output; that of `x` by default.
@@ -68,8 +70,8 @@ def domain_batch_norm(
     >>> print(y.ravel().round(3), running.mean.ravel())
     [-1.  1. -1.  1.] [ 1. 10.]
     """
-    ops = operands(x, axis, where, epsilon)
-    x, features, _ = ops
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, _, zero = ops
     index = _index(domain, domains, x.shape[0], train)
     _check_state(running, len(domains), [x.shape[a] for a in features])
     m, state = running, running
@@ -92,7 +94,7 @@ def domain_batch_norm(
 
     mine = Moments(jnp.ones(()), of_example(m.mean), of_example(m.var))
     parameters = own(scale, "scale"), own(bias, "bias")
-    return normalize(x, mine, *parameters, axis=features, epsilon=epsilon, dtype=dtype), state
+    return normalize_valid(x, mine, *parameters, zero, axis=features, epsilon=epsilon, dtype=dtype), state
 
 
 def _by_domain(ops: Operands, index: Array, domains: int, axis_name: AxisName | None) -> Moments:

@@ -10,13 +10,14 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._devices import AxisName
 from bnjax._moments import Moments, ema, of_features
-from bnjax._normalize import normalize
+from bnjax._normalize import normalize_valid
 from bnjax._parts import (
     at_rank,
     one_channel_axis,
     operands,
     over_batch,
     over_groups,
+    parameter,
     per_example,
     scaled,
     where_seen,
@@ -35,6 +36,7 @@ def evo_norm_b0(
     momentum: ArrayLike = 0.99,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -56,6 +58,7 @@ def evo_norm_b0(
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to both variances.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure the batch over too.
       train: without, by the running state, which comes back as it is.
       dtype: of the output; that of `x` by default.
@@ -71,18 +74,16 @@ def evo_norm_b0(
     >>> print((100 * y).ravel().round(), running.var)
     [-45.  45.  75.  83.] [3.]
     """
-    ops = operands(x, axis, where, epsilon)
-    x, features, _ = ops
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, _, zero = ops
     own = per_example(ops)
     kept = at_rank(running, x, features)
     m = over_batch(own, axis_name) if train else kept
-    scale, bias, v = (
-        checks.feature_array(t, name, x.shape, features) for t, name in ((scale, "scale"), (bias, "bias"), (v, "v"))
-    )
+    scale, bias, v = (parameter(t, name, ops) for t, name in ((scale, "scale"), (bias, "bias"), (v, "v")))
     t = wide(x)
     right = (t if v is None else t * v) + jnp.sqrt(own.var + epsilon)
     y = t / jnp.maximum(jnp.sqrt(where_seen(m).var + epsilon), right)
-    y = scaled(y, scale, bias, checks.output_dtype(dtype, x))
+    y = scaled(y, scale, bias, checks.output_dtype(dtype, x), zero)
     return y, lax.stop_gradient(ema(running, of_features(m, jnp.shape(running.mean)), momentum)) if train else running
 
 
@@ -96,6 +97,7 @@ def evo_norm_s0(
     axis: int = -1,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """EvoNorm S0: `x * sigmoid(v * x) / sqrt(var + epsilon) * scale + bias`, var of groups of channels of an example.
@@ -109,6 +111,7 @@ def evo_norm_s0(
       axis: the channels' axis.
       epsilon: added to the variance.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       dtype: of the output; that of `x` by default.
 
     Raises:
@@ -120,11 +123,11 @@ def evo_norm_s0(
     >>> print(evo_norm_s0(jnp.array([[[-1.0], [1.0]]]), num_groups=1).ravel().round(1))
     [-0.3  0.7]
     """
-    ops = operands(x, axis, where, epsilon)
-    x, features, _ = ops
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, _, zero = ops
     m = where_seen(over_groups(per_example(ops), one_channel_axis(features, axis), num_groups))
-    v, t = checks.feature_array(v, "v", x.shape, features), wide(x)
+    v, t = parameter(v, "v", ops), wide(x)
     gated = t * jax.nn.sigmoid(t if v is None else t * v)
     about_zero = Moments(m.count, jnp.zeros_like(m.mean), m.var)
     out = checks.output_dtype(dtype, x)
-    return normalize(gated, about_zero, scale, bias, axis=features, epsilon=epsilon, dtype=out)
+    return normalize_valid(gated, about_zero, scale, bias, zero, axis=features, epsilon=epsilon, dtype=out)

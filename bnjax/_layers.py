@@ -80,11 +80,12 @@ class Layer(NamedTuple):
         """The attributes of the module that are arguments of the function, and their defaults."""
         parameters = inspect.signature(self.signature_of or self.function).parameters.values()
         by_call = {"where", "train", "dtype", "domain"}
-        return {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in by_call}
+        own = {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.name not in by_call}
+        return own | {"zero_masked": False}  # all modules take a mask
 
     @property
     def takes_mask(self) -> bool:
-        """Whether there is anything to be masked."""
+        """Whether there is anything to be masked: a norm without statistics only has a result to be made zero."""
         return "where" in inspect.signature(self.signature_of or self.function).parameters
 
 
@@ -186,7 +187,10 @@ def call(
     """One call of a module: the output, and the new variables of its state."""
     arguments = {name: options[name] for name in layer.defaults} | inputs | {"dtype": dtype}
     x, valid = masks.read(x, mask, "mask")
-    if layer.takes_mask and valid is not None:
+    if not layer.takes_mask:
+        x, zero = masks.zeroed(x, valid, arguments.pop("zero_masked"))
+        return masks.valid(zero, layer.function(x, **parameters, **arguments)), {}
+    if valid is not None:
         arguments["where"] = masks.Read(valid, "mask")
     if not state:
         return layer.function(x, **parameters, **arguments), {}

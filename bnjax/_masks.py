@@ -1,11 +1,13 @@
-"""The meaning of a mask, in one place: which arrays are masks, and how one is read."""
+"""The meaning of a mask, in one place: which arrays are masks, what is valid, and what becomes of the rest."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import DTypeLike
 
 from bnjax import _checks as checks
 
@@ -40,6 +42,53 @@ def read(x: Array, where: Any, name: str = "where") -> tuple[Array, Array | None
             # A sum, not a choice: the derivative of a choice would be zero, where that of the sum becomes NaN.
             x, valid = x + jnp.where(negative, jnp.nan, 0).astype(x.dtype), valid | negative
     return x, valid.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+
+
+def zeroed(x: Array, mask: Array | None, zero_masked: bool) -> tuple[Array, Array | None]:
+    """`x` and the mask by which the result of a norm becomes zero, as `zero_masked` has it: else `x` and `None`.
+
+    `x` is zero where masked out from here on, so that nothing that stands there is multiplied with a gradient: where a
+    result is made zero its gradient is, and zero times NaN is NaN.
+    """
+    if not isinstance(zero_masked, bool | np.bool_):
+        raise ValueError(f"`zero_masked` must be True or False, but it is {zero_masked!r}.")
+    return (valid(mask, x), mask) if zero_masked else (x, None)
+
+
+def valid(mask: Array | None, t: Array) -> Array:
+    """`t`, with zeros where masked out."""
+    return t if mask is None else jnp.where(mask, t, jnp.zeros((), t.dtype))
+
+
+def valid_alone(mask: Array | None, t: Array | None) -> Array | None:
+    """`t`, with zeros where nothing valid has a part in it: parameters of each example or position, a residual."""
+    if mask is None or t is None or any(m not in (1, s) for m, s in zip(mask.shape, t.shape, strict=True)):
+        return t
+    return valid(mask, t)
+
+
+def finite(mask: Array | None, t: Array, source: Array | None = None) -> Array:
+    """`t`, with zeros where masked out and not finite (`source`, where that is given)."""
+    return t if mask is None else jnp.where(mask | jnp.isfinite(t if source is None else source), t, 0)
+
+
+def inf_where_empty(var: Array, count: Array | float) -> Array:
+    """The variance, infinite where nothing is valid: what is normalized by it is constant, the bias."""
+    return jnp.where(jnp.asarray(count) > 0, var, jnp.inf)
+
+
+def count_valid(mask: Array | None, shape: Sequence[int], axes: Sequence[int], dtype: DTypeLike) -> Array | float:
+    """How many elements are valid over `axes`, axes kept; without a mask a number, known when traced."""
+    if mask is None:
+        return number_of([shape[a] for a in axes], dtype)
+    repeats = number_of([shape[a] for a in axes if mask.shape[a] == 1], dtype)
+    return mask.sum(axes, keepdims=True, dtype=checks.real_dtype(dtype)) * repeats
+
+
+def number_of(lengths: Sequence[int], dtype: DTypeLike) -> Array | float:
+    """How many elements there are; an array where a length is a symbol of `jax.export`, known when called only."""
+    real = checks.real_dtype(dtype)
+    return math.prod((float(n) if isinstance(n, int) else jnp.asarray(n, real) for n in lengths), start=1.0)
 
 
 def name_of(where: Any) -> str:

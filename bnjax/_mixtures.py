@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -11,7 +13,7 @@ from bnjax import _checks as checks
 from bnjax._batch import batch_norm
 from bnjax._devices import AxisName
 from bnjax._moments import Moments, ema, merge, of_features
-from bnjax._normalize import normalize
+from bnjax._normalize import normalize_valid
 from bnjax._parts import (
     at_rank,
     channels_per_group,
@@ -37,6 +39,7 @@ def switchable_norm(
     momentum: ArrayLike = 0.9,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -60,6 +63,7 @@ def switchable_norm(
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variance.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure the batch over too.
       train: without, by the running state, which comes back as it is.
       dtype: of the output; that of `x` by default.
@@ -78,8 +82,8 @@ def switchable_norm(
     >>> print(y.ravel().round(3))
     [-1.  1. -1.  1.]
     """
-    ops = operands(x, axis, where, epsilon)
-    x, features, _ = ops
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, _, zero = ops
     instance = per_example(ops)
     layer = merged(instance, features)
     kept = at_rank(running, x, features)
@@ -87,7 +91,7 @@ def switchable_norm(
     means, variances = ([getattr(m, name) for m in (instance, layer, batch)] for name in ("mean", "var"))
     mean, var = _mixed(means, mean_weight, "mean_weight"), _mixed(variances, var_weight, "var_weight")
     m = where_seen(Moments(batch.count, mean, var))
-    y = normalize(x, m, scale, bias, axis=features, epsilon=epsilon, dtype=dtype)
+    y = normalize_valid(x, m, scale, bias, zero, axis=features, epsilon=epsilon, dtype=dtype)
     return y, lax.stop_gradient(
         ema(running, of_features(batch, jnp.shape(running.mean)), momentum)
     ) if train else running
@@ -115,6 +119,7 @@ def batch_channel_norm(
     momentum: ArrayLike = 0.99,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -135,6 +140,7 @@ def batch_channel_norm(
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to both variances.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure the batch over too.
       train: without, batch norm is by the running state, which comes back as it is.
       dtype: of the output; that of `x` by default.
@@ -154,21 +160,22 @@ def batch_channel_norm(
     [[-1.  1.]
      [ 1. -1.]]
     """
-    x, features, mask = operands(x, axis, where, epsilon)
+    x, features, mask, zero = operands(x, axis, where, zero_masked, epsilon)
     channels = x.shape[one_channel_axis(features, axis)]
     channels_per_group(channels, num_groups)  # raises where they cannot be grouped so
     groups = checks.positive_integer(num_groups)
     gamma = _at_channels(channel_scale, "channel_scale", groups, channels)
     beta = _at_channels(channel_bias, "channel_bias", groups, channels)
-    common = {"axis": features, "epsilon": epsilon, "dtype": checks.stat_dtype(x)}
+    common: dict[str, Any] = {"axis": features, "epsilon": epsilon, "dtype": checks.stat_dtype(x)}
+    masked: dict[str, Any] = {"where": mask, "zero_masked": zero_masked}
     if train:
         z, running = batch_norm(
-            x, running, scale, bias, momentum=momentum, where=mask, axis_name=axis_name, **common
+            x, running, scale, bias, momentum=momentum, axis_name=axis_name, **masked, **common
         )  # fmt: skip
     else:
-        z = normalize(x, running, scale, bias, **common)
-    common["dtype"] = checks.output_dtype(dtype, x)
-    return group_norm(z, gamma, beta, num_groups=num_groups, where=mask, **common | {"axis": features[0]}), running
+        z = normalize_valid(x, running, scale, bias, zero, **common)
+    common |= {"axis": features[0], "dtype": checks.output_dtype(dtype, x)}
+    return group_norm(z, gamma, beta, num_groups=num_groups, **masked, **common), running
 
 
 def _at_channels(t: ArrayLike | None, name: str, groups: int, channels: int) -> Array | None:
@@ -191,6 +198,7 @@ def example_weighted_batch_norm(
     momentum: ArrayLike = 0.99,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -214,6 +222,7 @@ def example_weighted_batch_norm(
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variance.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
       train: without, evaluation as above; the running state comes back as it is.
       dtype: of the output; that of `x` by default.
@@ -232,15 +241,15 @@ def example_weighted_batch_norm(
     >>> print(y.ravel().round(3))
     [-1.  1.]
     """
-    ops = operands(x, axis, where, epsilon)
-    x, features, mask = ops
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, mask, zero = ops
     checks.unit_interval(example_weight, "example_weight")
     if train:
         return batch_norm(
-            x, running, scale, bias, axis=features, momentum=momentum, epsilon=epsilon, where=mask, axis_name=axis_name,
-            dtype=dtype,
+            x, running, scale, bias, axis=features, momentum=momentum, epsilon=epsilon, where=mask,
+            zero_masked=zero_masked, axis_name=axis_name, dtype=dtype,
         )  # fmt: skip
     own, kept = per_example(ops), at_rank(running, x, features)
     own = Moments(jnp.where(own.count > 0, example_weight, 0), own.mean, own.var)
     m = merge(Moments(1 - own.count, kept.mean, kept.var), own)
-    return normalize(x, m, scale, bias, axis=features, epsilon=epsilon, dtype=dtype), running
+    return normalize_valid(x, m, scale, bias, zero, axis=features, epsilon=epsilon, dtype=dtype), running

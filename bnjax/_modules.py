@@ -15,7 +15,7 @@ from bnjax._affine import Activation
 from bnjax._batch import check_virtual_batch_size, normalize_by_batch
 from bnjax._devices import AxisName, Groups
 from bnjax._moments import Moments
-from bnjax._normalize import normalize
+from bnjax._normalize import normalize_valid
 from bnjax._sample import group_norm, instance_norm, layer_norm, rms_norm
 from bnjax._state import Update, check_momentum, next_state
 
@@ -34,6 +34,7 @@ class BatchNormAttributes(Protocol):
     virtual_batch_size: int | None
     unbiased: bool
     activation: Activation
+    zero_masked: bool
     use_running_average: bool | None
     track_running_stats: bool
 
@@ -153,15 +154,17 @@ def call_batch_norm(
         "activation": module.activation, "dtype": dtype,
     }  # fmt: skip
     if not train:
-        return normalize(x, running, scale, bias, **common), running, running
+        x, zero = masks.zeroed(x, mask, module.zero_masked)
+        return normalize_valid(x, running, scale, bias, zero, **common), running, running
     check_momentum(module.momentum, module.unbiased)
     if jnp.issubdtype(jnp.promote_types(x.dtype, dtype), jnp.complexfloating):
         wide = checks.stat_dtype(x, dtype)
         running = Moments(running.count, running.mean.astype(wide), running.var)
     y, batch = normalize_by_batch(
         x, running, scale, bias,
-        where=mask, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
-        virtual_batch_size=module.virtual_batch_size, pivot=pivot, alone=alone, **common,
+        where=mask, zero_masked=module.zero_masked, axis_name=module.axis_name,
+        axis_index_groups=module.axis_index_groups, virtual_batch_size=module.virtual_batch_size,
+        pivot=pivot, alone=alone, **common,
     )  # fmt: skip
     state = next_state(running, batch, module.momentum, module.unbiased) if module.track_running_stats else running
     return y, *lax.stop_gradient((state, batch))
@@ -173,17 +176,23 @@ def not_normalized(
     bias: ArrayLike | None,
     *,
     axis: checks.Axes,
+    mask: ArrayLike | None,
+    zero_masked: bool,
     residual: ArrayLike | None,
     activation: Activation,
 ) -> Any:
     """`x`, with all that comes after a norm, but without the norm."""
-    if scale is None and bias is None and residual is None and activation is None:
+    nothing_follows = scale is None and bias is None and residual is None and activation is None
+    if nothing_follows and (mask is None or not zero_masked):
         return x
-    x = floating(x)
+    x, mask = masks.read(floating(x), mask, "mask")
+    x, zero = masks.zeroed(x, mask, zero_masked)
+    if nothing_follows:
+        return x
     ones = jnp.ones((1,) * x.ndim)
     dtype = result_dtype(x, scale, bias, dtype=None)
-    return normalize(
-        x, Moments(jnp.ones(()), 0 * ones, ones), scale, bias,
+    return normalize_valid(
+        x, Moments(jnp.ones(()), 0 * ones, ones), scale, bias, zero,
         axis=axis, epsilon=0.0, residual=residual, activation=activation, dtype=dtype,
     )  # fmt: skip
 
@@ -249,6 +258,7 @@ class SampleNormAttributes(Protocol):
     axis_index_groups: Groups
     use_fast_variance: bool
     activation: Activation
+    zero_masked: bool
 
 
 def features_shape(module: SampleNormAttributes, x: Array) -> tuple[int, ...]:
@@ -273,7 +283,7 @@ def call_sample_norm(
     if module.core.centred:
         arguments["pivot"] = "sample" if module.use_fast_variance else None
     return module.core.function(
-        x, scale, bias, where=mask, residual=residual, dtype=dtype, epsilon=module.epsilon,
-        axis_name=module.axis_name, axis_index_groups=module.axis_index_groups, activation=module.activation,
-        **arguments,
+        x, scale, bias, where=mask, zero_masked=module.zero_masked, residual=residual, dtype=dtype,
+        epsilon=module.epsilon, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
+        activation=module.activation, **arguments,
     )  # fmt: skip

@@ -8,7 +8,6 @@ thing: it forgets.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
@@ -19,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._devices import AxisName, Groups, psum, psum_about
+from bnjax._masks import count_valid, valid
 
 
 @jax.tree_util.register_dataclass
@@ -231,25 +231,6 @@ def dot(a: Array, b: Array) -> Array:
     if jnp.iscomplexobj(a):
         return a.real * b.real + a.imag * b.imag
     return a * b
-
-
-def valid(mask: Array | None, t: Array) -> Array:
-    """`t`, with zeros where masked out."""
-    return t if mask is None else jnp.where(mask, t, jnp.zeros((), t.dtype))
-
-
-def count_valid(mask: Array | None, shape: Sequence[int], axes: Sequence[int], dtype: DTypeLike) -> Array | float:
-    """How many elements are valid over `axes`, axes kept; without a mask a number, known when traced."""
-    if mask is None:
-        return number_of([shape[a] for a in axes], dtype)
-    repeats = number_of([shape[a] for a in axes if mask.shape[a] == 1], dtype)
-    return mask.sum(axes, keepdims=True, dtype=checks.real_dtype(dtype)) * repeats
-
-
-def number_of(lengths: Sequence[int], dtype: DTypeLike) -> Array | float:
-    """How many elements there are; an array where a length is a symbol of `jax.export`, known when called only."""
-    real = checks.real_dtype(dtype)
-    return math.prod((float(n) if isinstance(n, int) else jnp.asarray(n, real) for n in lengths), start=1.0)
 
 
 def for_each(count: Array, mean: Array, axes: Sequence[int]) -> Array:

@@ -36,14 +36,13 @@ from bnjax._affine import (
 )
 from bnjax._compilers import Rows, again, apart, neighbours, recomputed
 from bnjax._devices import AxisName, Groups, groups_refused, psum, psum_about
+from bnjax._masks import count_valid, inf_where_empty, valid
 from bnjax._moments import (
     Moments,
     about_pivot,
     abs_sq,
     at_least_one,
-    count_valid,
     dot,
-    valid,
 )
 
 
@@ -87,15 +86,34 @@ def normalize(
     [[1. 0.]
      [0. 2.]]
     """
-    x = checks.inexact_array(x)
+    return normalize_valid(
+        checks.inexact_array(x), m, scale, bias, None,
+        axis=axis, epsilon=epsilon, residual=residual, activation=activation, dtype=dtype,
+    )  # fmt: skip
+
+
+def normalize_valid(
+    x: Array,
+    m: Moments,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    zero: Array | None,
+    *,
+    axis: checks.Axes,
+    epsilon: ArrayLike,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """`normalize` with zeros where the mask `zero` says so; `x` has them there."""
     features = checks.canonical_axes(axis, x.ndim)
     form = form_of(x, activation, dtype)
-    affine = affine_of(form, x, features, scale, bias, residual, epsilon)
+    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
     checks.has_parts(m, "m", "Moments", "mean", "var")
     mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
     var = checks.feature_array(m.var, "m.var", x.shape, features)
     checks.real_unless(form.wide, mean, "m.mean")
-    return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var, None), activation)
+    return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var, None), activation, zero)
 
 
 # The names under which `jax.checkpoint` knows what every norm needs to be computed again from.
@@ -275,7 +293,7 @@ def _pooled(axis: int, n: int, t: Array | float) -> Array | float:
 def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
     """The variance, not below zero. Where a mask leaves nothing, infinite: the map is constant, `bias`, and dx zero."""
     var = jnp.maximum(var, 0)
-    return var if mask is None else jnp.where(count > 0, var, jnp.inf)
+    return var if mask is None else inf_where_empty(var, count)
 
 
 def _one_number(c: Array) -> Array:

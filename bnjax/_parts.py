@@ -24,9 +24,12 @@ class Operands(NamedTuple):
     x: Array  # real; zero where masked out and not finite
     features: tuple[int, ...]
     mask: Array | None
+    zero: Array | None  # the mask, where the result is to be zero where masked out
 
 
-def operands(x: ArrayLike, axis: checks.Axes, where: ArrayLike | None, epsilon: ArrayLike = 0.0) -> Operands:
+def operands(
+    x: ArrayLike, axis: checks.Axes, where: ArrayLike | None, zero_masked: bool, epsilon: ArrayLike = 0.0
+) -> Operands:
     """The input of a norm whose examples are along axis 0."""
     x = checks.real_array(x)
     checks.positive(epsilon, "epsilon")
@@ -37,7 +40,8 @@ def operands(x: ArrayLike, axis: checks.Axes, where: ArrayLike | None, epsilon: 
             f"from 1 to {x.ndim - 1}."
         )
     x, mask = masks.read(x, where)
-    return Operands(x if mask is None else jnp.where(mask | jnp.isfinite(x), x, 0), features, mask)
+    x, zero = masks.zeroed(x, mask, zero_masked)
+    return Operands(masks.finite(mask, x), features, mask, zero)
 
 
 def one_channel_axis(features: Sequence[int], axis: checks.Axes) -> int:
@@ -54,7 +58,7 @@ def wide(x: Array) -> Array:
 
 def per_example(ops: Operands) -> Moments:
     """The moments of each channel of each example, the measured axes kept."""
-    x, features, mask = ops
+    x, features, mask, _ = ops
     m = moments(x, checks.other_axes((0, *features), x.ndim), where=mask, keepdims=True)
     return Moments(jnp.broadcast_to(m.count, m.mean.shape), m.mean, m.var)
 
@@ -90,7 +94,7 @@ def channels_per_group(channels: int, num_groups: int) -> int:
 
 def where_seen(m: Moments) -> Moments:
     """An infinite variance where nothing was valid: what is normalized by it becomes the bias, without a gradient."""
-    return Moments(m.count, m.mean, jnp.where(m.count > 0, m.var, jnp.inf))
+    return Moments(m.count, m.mean, masks.inf_where_empty(m.var, m.count))
 
 
 def mean_square(m: Moments) -> Moments:
@@ -98,10 +102,15 @@ def mean_square(m: Moments) -> Moments:
     return where_seen(Moments(m.count, jnp.zeros_like(m.mean), m.var + m.mean * m.mean))
 
 
-def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any) -> Array:
-    """`y * scale + bias`, of what there is, in `dtype`."""
+def parameter(value: ArrayLike | None, name: str, ops: Operands) -> Array | None:
+    """A parameter at the rank of the input, zero where the result shall be."""
+    return masks.valid_alone(ops.zero, checks.feature_array(value, name, ops.x.shape, ops.features))
+
+
+def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any, zero: Array | None = None) -> Array:
+    """`y * scale + bias`, of what there is, in `dtype`; zero where the mask `zero` says so."""
     y = y if scale is None else y * scale
-    return (y if bias is None else y + bias).astype(dtype)
+    return masks.valid(zero, (y if bias is None else y + bias).astype(dtype))
 
 
 def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:

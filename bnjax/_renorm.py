@@ -13,7 +13,7 @@ from bnjax import _masks as masks
 from bnjax._affine import affine_of, form_of
 from bnjax._devices import AxisName
 from bnjax._moments import Moments, ema, of_features
-from bnjax._normalize import Sets, normalize, pivot_of, standardize
+from bnjax._normalize import Sets, normalize_valid, pivot_of, standardize
 from bnjax._parts import at_rank
 
 
@@ -30,6 +30,7 @@ def batch_renorm(
     momentum: ArrayLike = 0.99,
     epsilon: ArrayLike = 1e-3,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -64,6 +65,7 @@ def batch_renorm(
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variances.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
       train: without, `normalize(x, running, scale, bias)`; the state comes back as it is.
       dtype: of the output; that of `x` by default.
@@ -80,15 +82,16 @@ def batch_renorm(
     [1. 3.]
     """
     x, mask = masks.read(checks.real_array(x), where)
+    x, zero = masks.zeroed(x, mask, zero_masked)
     checks.choice(tracks, "tracks", ("std", "var"))
     features = checks.canonical_axes(axis, x.ndim)
     out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
     old = at_rank(running, x, features)
     if not train:
-        return normalize(x, running, scale, bias, axis=features, epsilon=epsilon, dtype=out), running
+        return normalize_valid(x, running, scale, bias, zero, axis=features, epsilon=epsilon, dtype=out), running
     _check_limits(r_max, d_max)
     form = form_of(x, None, arithmetic)
-    affine = affine_of(form, x, features, scale, bias, None, epsilon)
+    affine = affine_of(form, x, features, scale, bias, None, epsilon, zero)
     sets = Sets(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))
     pivot = pivot_of("running", form, sets, x, mask, old.mean)
     y, batch = standardize(form, sets, x, affine._replace(bias=None), pivot, mask)
@@ -97,7 +100,7 @@ def batch_renorm(
     y = y * r + (shift if affine.bias is None else shift + affine.bias)
     new = of_features(batch, jnp.shape(running.mean))
     state = ema(running, new, momentum) if tracks == "var" else _ema_of_roots(running, new, momentum, epsilon)
-    return y.astype(out), lax.stop_gradient(state)
+    return masks.valid(zero, y.astype(out)), lax.stop_gradient(state)
 
 
 def _ema_of_roots(running: Moments, batch: Moments, momentum: ArrayLike, epsilon: ArrayLike) -> Moments:

@@ -7,10 +7,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._affine import affine_of, form_of
-from bnjax._moments import valid
 from bnjax._normalize import Sets, standardize
-from bnjax._parts import one_channel_axis, operands, per_example, scaled, wide
+from bnjax._parts import one_channel_axis, operands, parameter, per_example, scaled, wide
 
 
 def filter_response_norm(
@@ -22,6 +22,7 @@ def filter_response_norm(
     axis: checks.Axes = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Filter response normalization (FRN) with a thresholded linear unit (TLU).
@@ -39,6 +40,7 @@ def filter_response_norm(
       axis: the feature axes, not the first.
       epsilon: added to the mean square. To learn it, as where one number is measured, pass its absolute value.
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       dtype: of the output; that of `x` by default.
 
     Raises:
@@ -51,14 +53,16 @@ def filter_response_norm(
     >>> print(filter_response_norm(x, threshold=jnp.zeros(1)).ravel().round(3))
     [1.2 0.  0.  0. ]
     """
-    x, features, mask = operands(x, axis, where, epsilon)
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, mask, zero = ops
     out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
     form = form_of(x, None, arithmetic)
-    affine = affine_of(form, x, features, scale, bias, None, epsilon)
-    tau = checks.feature_array(threshold, "threshold", x.shape, features)
+    affine = affine_of(form, x, features, scale, bias, None, epsilon, zero)
+    tau = parameter(threshold, "threshold", ops)
     sets = Sets(checks.other_axes((0, *features), x.ndim), use_mean=False)
     y, _ = standardize(form, sets, x, affine, jnp.zeros((1,) * x.ndim, form.wide), mask)
-    return (y if tau is None else jnp.maximum(y, tau.astype(y.dtype))).astype(out)
+    y = y if tau is None else jnp.maximum(y, tau.astype(y.dtype))
+    return masks.valid(zero, y.astype(out))
 
 
 def local_response_norm(
@@ -70,6 +74,7 @@ def local_response_norm(
     k: float = 2.0,
     axis: int = -1,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Local response normalization: `x / (k + alpha * s) ** beta`, s the squares of neighbouring channels, summed.
@@ -84,6 +89,7 @@ def local_response_norm(
       k: what is divided by where all is zero.
       axis: the channels' axis.
       where: broadcastable to `x`; what is not valid counts as zero in the sum.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       dtype: of the output; that of `x` by default.
 
     Raises:
@@ -95,16 +101,16 @@ def local_response_norm(
     >>> print(local_response_norm(jnp.ones((1, 4)), size=3, alpha=1.0, beta=1.0, k=1.0).round(3))
     [[0.333 0.25  0.25  0.333]]
     """
-    x, features, mask = operands(x, axis, where)
+    x, features, mask, zero = operands(x, axis, where, zero_masked)
     channel = one_channel_axis(features, axis)
     number = checks.positive_integer(size)
     if not number:
         raise ValueError(f"`size` must be a positive integer, but it is {size!r}.")
-    square = jnp.square(valid(mask, wide(x)))
+    square = jnp.square(masks.valid(mask, wide(x)))
     window = [number if a == channel else 1 for a in range(x.ndim)]
     padding = [(number // 2, (number - 1) // 2) if a == channel else (0, 0) for a in range(x.ndim)]
     total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * x.ndim, padding)
-    return (x * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x))
+    return masks.valid(zero, (x * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x)))
 
 
 def global_response_norm(
@@ -115,6 +121,7 @@ def global_response_norm(
     axis: int = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Global response normalization (GRN): each channel by its length, as a share of all channels' mean length.
@@ -132,6 +139,7 @@ def global_response_norm(
       axis: the channels' axis.
       epsilon: added to the mean length.
       where: broadcastable to `x`; what is not valid has no part in the lengths, nor has a channel without any.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       dtype: of the output; that of `x` by default.
 
     Raises:
@@ -143,14 +151,14 @@ def global_response_norm(
     >>> print(global_response_norm(jnp.array([[[3.0, 0.0], [4.0, 0.0]]]))[0, :, 0].round(1))
     [ 9. 12.]
     """
-    ops = operands(x, axis, where, epsilon)
-    x, features, _ = ops
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, _, zero = ops
     channel = one_channel_axis(features, axis)
-    scale, bias = (checks.feature_array(v, name, x.shape, features) for v, name in ((scale, "scale"), (bias, "bias")))
+    scale, bias = parameter(scale, "scale", ops), parameter(bias, "bias", ops)
     m = per_example(ops)
     square = m.count * (m.var + m.mean * m.mean)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     seen = jnp.maximum((m.count > 0).sum(channel, keepdims=True), 1)
     share = length / (length.sum(channel, keepdims=True) / seen + epsilon)
     y = wide(x) * (1 + (share if scale is None else share * scale))
-    return scaled(y, None, bias, checks.output_dtype(dtype, x))
+    return scaled(y, None, bias, checks.output_dtype(dtype, x), zero)

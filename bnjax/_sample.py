@@ -25,6 +25,7 @@ def layer_norm(
     reduction_axes: checks.Axes | None = None,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     axis_index_groups: Groups = None,
     pivot: checks.SamplePivot = "sample",
@@ -49,6 +50,7 @@ def layer_norm(
       where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics;
         it goes through the same map, with its gradient. Where nothing is valid the result is `bias`, as it
         is where there is one value to measure.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too, weighted by count; for
         features that are spread over devices. Under plain `jit` none is needed.
       axis_index_groups: groups of devices along `axis_name`, where JAX takes them.
@@ -75,7 +77,7 @@ def layer_norm(
     sets = Sets(
         _measured(reduction_axes, features, x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
     )
-    return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
+    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, pivot, residual, activation, dtype)
 
 
 def rms_norm(
@@ -87,6 +89,7 @@ def rms_norm(
     reduction_axes: checks.Axes | None = None,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     axis_index_groups: Groups = None,
     residual: ArrayLike | None = None,
@@ -112,7 +115,7 @@ def rms_norm(
     features = checks.canonical_axes(axis, x.ndim)
     measured = _measured(reduction_axes, features, x.ndim)
     sets = Sets(measured, checks.hashable_name(axis_name), checks.hashable(axis_index_groups), use_mean=False)
-    return _normalized(x, scale, bias, features, sets, epsilon, where, None, residual, activation, dtype)
+    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, None, residual, activation, dtype)
 
 
 def group_norm(
@@ -126,6 +129,7 @@ def group_norm(
     reduction_axes: checks.Axes | None = None,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     axis_index_groups: Groups = None,
     pivot: checks.SamplePivot = "sample",
@@ -175,7 +179,7 @@ def group_norm(
         tuple(a for a in measured if a != channel), checks.hashable_name(axis_name), checks.hashable(axis_index_groups),
         pools=(channel, x.shape[channel] // groups or 1),
     )  # fmt: skip
-    return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
+    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, pivot, residual, activation, dtype)
 
 
 def instance_norm(
@@ -186,6 +190,7 @@ def instance_norm(
     axis: checks.Axes = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     axis_index_groups: Groups = None,
     pivot: checks.SamplePivot = "sample",
@@ -218,7 +223,7 @@ def instance_norm(
     sets = Sets(
         checks.other_axes((0, *features), x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
     )
-    return _normalized(x, scale, bias, features, sets, epsilon, where, pivot, residual, activation, dtype)
+    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, pivot, residual, activation, dtype)
 
 
 def _measured(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -262,6 +267,7 @@ def _normalized(
     sets: Sets,
     epsilon: ArrayLike,
     where: ArrayLike | None,
+    zero_masked: bool,
     pivot: checks.SamplePivot,
     residual: ArrayLike | None,
     activation: Activation,
@@ -269,9 +275,10 @@ def _normalized(
 ) -> Array:
     checks.choice(pivot, "pivot", ("sample", None))
     x, mask = masks.read(x, where)
+    x, zero = masks.zeroed(x, mask, zero_masked)
     form = form_of(x, activation, dtype)
-    affine = affine_of(form, x, features, scale, bias, residual, epsilon)
+    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
     sets = sets._replace(exact=pivot is not None)
     c = pivot_of(pivot, form, sets, x, mask) if sets.use_mean else jnp.zeros((1,) * x.ndim, form.wide)
     y, _ = standardize(form, sets, x, affine, c, mask)
-    return activate(y, activation)
+    return activate(y, activation, zero)

@@ -9,8 +9,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._moments import moments, valid
-from bnjax._normalize import normalize
+from bnjax._moments import moments
+from bnjax._normalize import normalize_valid
 from bnjax._parts import mean_square, one_channel_axis, scaled, wide
 from bnjax._sample import layer_norm, rms_norm
 
@@ -23,6 +23,7 @@ def positional_norm(
     axis: checks.Axes = -1,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Positional normalization (PONO): by the mean and variance of the channels at each position of each example.
@@ -41,7 +42,7 @@ def positional_norm(
     [[[[-1.  1.]
        [ 1. -1.]]]]
     """
-    return layer_norm(x, scale, bias, axis=axis, epsilon=epsilon, where=where, dtype=dtype)
+    return layer_norm(x, scale, bias, axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, dtype=dtype)
 
 
 def partial_rms_norm(
@@ -52,6 +53,7 @@ def partial_rms_norm(
     axis: int = -1,
     epsilon: ArrayLike = 1e-6,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Partial RMS normalization (pRMSNorm): by the root mean square of the first features only.
@@ -67,6 +69,7 @@ def partial_rms_norm(
       axis: the feature axis.
       epsilon: added to the mean square.
       where: broadcastable to `x`; what is not valid counts for nothing.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       dtype: of the output; that of `x` by default.
 
     Raises:
@@ -82,11 +85,12 @@ def partial_rms_norm(
     channel = one_channel_axis(checks.canonical_axes(axis, x.ndim), axis)
     n = _part(fraction, x.shape[channel])
     x, mask = masks.read(x, where)
+    x, zero = masks.zeroed(x, mask, zero_masked)
     if mask is not None:
-        x = jnp.where(mask | jnp.isfinite(x), x, 0)
+        x = masks.finite(mask, x)
         mask = lax.slice_in_dim(mask, 0, min(n, mask.shape[channel]), axis=channel)
     m = moments(lax.slice_in_dim(x, 0, n, axis=channel), channel, where=mask, keepdims=True)
-    return normalize(x, mean_square(m), scale, axis=channel, epsilon=epsilon, dtype=dtype)
+    return normalize_valid(x, mean_square(m), scale, None, zero, axis=channel, epsilon=epsilon, dtype=dtype)
 
 
 def _part(fraction: ArrayLike, features: int) -> int:
@@ -117,6 +121,7 @@ def scale_norm(
     axis: checks.Axes = -1,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Scale normalization: `x` at the length `scale`, `scale * x / max(norm(x), epsilon)`.
@@ -127,6 +132,7 @@ def scale_norm(
       axis: the feature axes, over which the length is measured.
       epsilon: the least length divided by.
       where: broadcastable to `x`; what is not valid has no part in the length.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       dtype: of the output; that of `x` by default.
 
     Raises:
@@ -142,14 +148,14 @@ def scale_norm(
     checks.positive(epsilon, "epsilon")
     features = checks.canonical_axes(axis, x.ndim)
     x, mask = masks.read(x, where)
-    t = wide(x)
-    if mask is not None:
-        t = jnp.where(mask | jnp.isfinite(t), t, 0)
-    square = jnp.square(valid(mask, t)).sum(features, keepdims=True)
+    x, zero = masks.zeroed(x, mask, zero_masked)
+    t = masks.finite(mask, wide(x))
+    square = jnp.square(masks.valid(mask, t)).sum(features, keepdims=True)
     y = t * lax.rsqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2))
     if mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
         y = jnp.where(mask.any(features, keepdims=True), y, 0)
-    return (y if scale is None else y * _one_number(scale, "scale")).astype(checks.output_dtype(dtype, x))
+    y = y if scale is None else y * _one_number(scale, "scale")
+    return masks.valid(zero, y.astype(checks.output_dtype(dtype, x)))
 
 
 def pixel_norm(
@@ -158,6 +164,7 @@ def pixel_norm(
     axis: checks.Axes = -1,
     epsilon: ArrayLike = 1e-8,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     dtype: DTypeLike | None = None,
 ) -> Array:
     """Pixel normalization: each position by the root mean square of its channels, nothing learned.
@@ -173,7 +180,7 @@ def pixel_norm(
     >>> print(pixel_norm(jnp.array([[0.0, 4.0, 0.0, 0.0]])).round(3))
     [[0. 2. 0. 0.]]
     """
-    return rms_norm(x, axis=axis, epsilon=epsilon, where=where, dtype=dtype)
+    return rms_norm(x, axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, dtype=dtype)
 
 
 def dynamic_tanh(

@@ -15,8 +15,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._devices import AxisName, psum
-from bnjax._moments import Moments, all_reduce, at_least_one, ema, moments, valid
-from bnjax._parts import one_channel_axis, operands, scaled, wide
+from bnjax._moments import Moments, all_reduce, at_least_one, ema, moments
+from bnjax._parts import one_channel_axis, operands, parameter, scaled, wide
 
 
 class Whitening(NamedTuple):
@@ -45,6 +45,7 @@ def decorrelated_batch_norm(
     momentum: ArrayLike = 0.9,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -68,6 +69,7 @@ def decorrelated_batch_norm(
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
       epsilon: added to the variances.
       where: broadcastable to `x`, of length 1 along `axis`; non-zero is valid. What is masked out counts for nothing.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
       train: without, by the running state, which comes back as it is.
       dtype: of the output; that of `x` by default.
@@ -84,7 +86,7 @@ def decorrelated_batch_norm(
     [[1. 0.]
      [0. 1.]]
     """
-    common = (axis, momentum, epsilon, where, axis_name, train, dtype)
+    common = (axis, momentum, epsilon, where, zero_masked, axis_name, train, dtype)
     return _whitened(x, running, scale, bias, inverse_root, group_size, *common)
 
 
@@ -100,6 +102,7 @@ def iterative_norm(
     momentum: ArrayLike = 0.9,
     epsilon: ArrayLike = 1e-5,
     where: ArrayLike | None = None,
+    zero_masked: bool = False,
     axis_name: AxisName | None = None,
     train: bool = True,
     dtype: DTypeLike | None = None,
@@ -130,7 +133,7 @@ def iterative_norm(
     """
     if not checks.positive_integer(steps):
         raise ValueError(f"`steps` must be a positive integer, but it is {steps!r}.")
-    common = (axis, momentum, epsilon, where, axis_name, train, dtype)
+    common = (axis, momentum, epsilon, where, zero_masked, axis_name, train, dtype)
     return _whitened(x, running, scale, bias, partial(_newton, steps), group_size, *common)
 
 
@@ -145,15 +148,17 @@ def _whitened(
     momentum: ArrayLike,
     epsilon: ArrayLike,
     where: ArrayLike | None,
+    zero_masked: bool,
     axis_name: AxisName | None,
     train: bool,
     dtype: DTypeLike | None,
 ) -> tuple[Array, Whitening]:
-    x, features, mask = operands(x, axis, where, epsilon)
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, mask, zero = ops
     channel = one_channel_axis(features, axis)
     size = group_of(x.shape[channel], group_size)
     _check(mask, masks.name_of(where), channel, running, x.shape[channel], size)
-    scale, bias = (checks.feature_array(t, n, x.shape, features) for t, n in ((scale, "scale"), (bias, "bias")))
+    scale, bias = parameter(scale, "scale", ops), parameter(bias, "bias", ops)
     rows, valid_rows = jnp.moveaxis(wide(x), channel, -1), None if mask is None else jnp.moveaxis(mask, channel, -1)
     state, m = running, running
     if train:
@@ -166,7 +171,7 @@ def _whitened(
     d = rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
     groups = d.reshape(*d.shape[:-1], d.shape[-1] // size, size)
     y = _dot("...gi,gij->...gj", groups, m.matrix.astype(rows.dtype)).reshape(rows.shape)
-    return scaled(jnp.moveaxis(y, -1, channel), scale, bias, checks.output_dtype(dtype, x)), state
+    return scaled(jnp.moveaxis(y, -1, channel), scale, bias, checks.output_dtype(dtype, x), zero), state
 
 
 def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | None) -> tuple[Array, Array, Array]:
@@ -176,7 +181,7 @@ def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | 
     m = moments(rows, axes, where=mask)
     m = m if name is None else all_reduce(m, name)
     c = lax.stop_gradient(m.mean)
-    d = valid(mask, rows - c.reshape((1,) * len(axes) + (-1,)))
+    d = masks.valid(mask, rows - c.reshape((1,) * len(axes) + (-1,)))
     groups = d.reshape(math.prod(d.shape[:-1]), d.shape[-1] // size, size)
     s1, s2 = psum((groups.sum(0), _dot("ngi,ngj->gij", groups, groups)), name)
     n = at_least_one(m.count)

@@ -62,18 +62,18 @@ MUTANTS = [
     ),
     Mutant(
         "mask: what is not finite reaches gradients", "_affine.py",
-        "jnp.where(mask | jnp.isfinite(d), d, 0)", "d",
+        "masks.finite(mask, x.astype(form.wide) - c)", "x.astype(form.wide) - c",
         "test_masks.py::test_what_is_not_finite_and_masked_out_stays_where_it_is[{}-nan]",
     ),
     Mutant(
         "mask: nothing valid taken for variance 0", "_normalize.py",
-        "return var if mask is None else jnp.where(count > 0, var, jnp.inf)", "return var",
+        "return var if mask is None else inf_where_empty(var, count)", "return var",
         "test_masks.py::test_a_feature_with_nothing_valid_is_its_bias[None-running-0.9]",
     ),
     Mutant(
         "mask: one of the first axes taken for one of the last", "_masks.py",
         "if from_right and from_left:", "if from_right and from_left and not missing:",
-        "test_errors.py::test_batch_norm_says_what_is_wrong[mask of the first or the last axis]",
+        "test_family_masks.py::test_a_mask_is_refused_in_training_and_at_evaluation[layer]",
     ),
     Mutant(
         "mask: a traced negative entry is valid", "_masks.py",
@@ -89,6 +89,37 @@ MUTANTS = [
         "mask: modules do not look at evaluation", "_modules.py",
         'masks.read(x, mask, "mask")', 'masks.read(x, mask if train else None, "mask")',
         "test_family_masks.py::test_a_mask_is_refused_in_training_and_at_evaluation[batch]",
+    ),
+    Mutant(
+        "zero_masked: what stands there is multiplied with a gradient", "_masks.py",
+        "return (valid(mask, x), mask) if zero_masked", "return (x, mask) if zero_masked",
+        "test_zero_masked.py::test_output_and_gradients_are_those_without_the_masked[batch]",
+    ),
+    Mutant(
+        "zero_masked: forgotten in the result", "_affine.py",
+        "    return masks.valid(zero, y)\n", "    return y\n",
+        "test_zero_masked.py::test_output_and_gradients_are_those_without_the_masked[instance]",
+    ),
+    Mutant(
+        "zero_masked: the result without its gradient", "_affine.py",
+        "    return masks.valid(zero, y)\n", "    return y + lax.stop_gradient(masks.valid(zero, y) - y)\n",
+        "test_zero_masked.py::test_output_and_gradients_are_those_without_the_masked[layer]",
+    ),
+    Mutant(
+        "zero_masked: forgotten at evaluation", "_modules.py",
+        "masks.zeroed(x, mask, module.zero_masked)", "masks.zeroed(x, mask, False)",
+        "test_zero_masked.py::test_output_and_gradients_are_those_without_the_masked[batch]",
+    ),
+    Mutant(
+        "zero_masked: an activation sees what is masked out", "_affine.py",
+        "activation(masks.valid(zero, y))", "activation(y)",
+        "test_zero_masked.py::test_the_residual_too_and_after_the_activation[{}]",
+    ),
+    Mutant(
+        "zero_masked: a scale of each position is forgotten", "_affine.py",
+        'masks.valid_alone(zero, checks.feature_array(scale, "scale", x.shape, features))',
+        'checks.feature_array(scale, "scale", x.shape, features)',
+        "test_zero_masked.py::test_parameters_of_each_position_too[group]",
     ),
     Mutant(
         "ema: moves where nothing was seen", "_moments.py",
@@ -138,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         "tangent: the pivot is not subtracted", "_affine.py",
-        "d = x.astype(form.wide) - c\n    return d if mask", "d = x.astype(form.wide)\n    return d if mask",
+        "masks.finite(mask, x.astype(form.wide) - c)", "masks.finite(mask, x.astype(form.wide))",
         "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",
     ),
     Mutant(
@@ -200,12 +231,12 @@ MUTANTS = [
     ),
     Mutant(
         "parts: what is not finite is kept", "_parts.py",
-        "jnp.where(mask | jnp.isfinite(x), x, 0)", "x",
+        "masks.finite(mask, x)", "x",
         "test_battery.py::test_masked_out_is_not_there[grn]",
     ),
     Mutant(
         "parts: nothing valid taken for variance 0", "_parts.py",
-        "jnp.where(m.count > 0, m.var, jnp.inf)", "m.var",
+        "masks.inf_where_empty(m.var, m.count)", "m.var",
         "test_battery.py::test_where_nothing_is_valid[switchable]",
     ),
     Mutant(

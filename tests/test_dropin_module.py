@@ -56,7 +56,14 @@ def test_linen_attributes_are_flax_s_and_more_with_the_same_defaults():
     )
     assert list(ours)[: len(flax)] == list(flax)
     assert {name: ours[name] for name in flax} == flax
-    assert set(ours) - set(flax) == {"pivot", "virtual_batch_size", "unbiased", "track_running_stats", "activation"}
+    assert set(ours) - set(flax) == {
+        "pivot",
+        "virtual_batch_size",
+        "unbiased",
+        "activation",
+        "zero_masked",
+        "track_running_stats",
+    }
 
 
 def test_nnx_attributes_are_flax_s_and_more_with_the_same_defaults():
@@ -64,7 +71,7 @@ def test_nnx_attributes_are_flax_s_and_more_with_the_same_defaults():
     plain = {k: v for k, v in flax.items() if not isinstance(v, nnx.Variable) and not k.startswith("_")}
     assert {k: ours[k] for k in plain} == plain
     added = {k for k in ours if not k.startswith("_")} - set(flax)
-    assert added == {"pivot", "virtual_batch_size", "unbiased", "track_running_stats", "activation"}
+    assert added == {"pivot", "virtual_batch_size", "unbiased", "activation", "zero_masked", "track_running_stats"}
     flax_call, our_call = (list(inspect.signature(cls.__call__).parameters) for cls in (FLAX["nnx"], OURS["nnx"]))
     assert our_call[: len(flax_call)] == flax_call
 

@@ -64,10 +64,13 @@ REFUSED = {  # the shape of the input, the mask, and what the error says
 
 
 def assert_says(call, words, name):
-    with pytest.raises(ValueError, match="`") as raised:
+    said = "nothing"
+    try:
         call()
+    except ValueError as error:
+        said = str(error)
     for word in words:
-        assert word.format(name) in str(raised.value), f"{word!r} is not in: {raised.value}"
+        assert word.format(name) in said
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -100,7 +103,10 @@ def test_what_fits_is_not_refused():
 
 @each
 def test_masks_may_be_mapped_over_and_a_negative_entry_makes_nan(name):
-    """Of a traced mask nothing can be refused: all that is computed with it is NaN, and no wrong number."""
+    """Of a traced mask nothing can be refused: all that is computed with it is NaN, and no wrong number.
+
+    What is masked out is made zero here, but not that.
+    """
     x, variables = sample(name)
     masks = [mask_of(name, seed) for seed in (1, 2)]
     added = np.where(masks[0], 0, -1e9)  # to logits
@@ -108,12 +114,13 @@ def test_masks_may_be_mapped_over_and_a_negative_entry_makes_nan(name):
     @jax.jit
     @jax.vmap
     def f(mask):
-        call = partial(module(name).apply, variables, x, mask=mask, **ROWS[name].inputs(len(x)), mutable="batch_stats")
+        layer = module(name, zero_masked=True)
+        call = partial(layer.apply, variables, x, mask=mask, **ROWS[name].inputs(len(x)), mutable="batch_stats")
         return [call(**mode) for mode in modes(name)]
 
     for train, (y, new) in zip((True, False), f(np.float32([*masks, added])), strict=False):
         for i, mask in enumerate(masks):
-            assert_close(np.where(mask, y[i], 0), np.where(mask, formula(name, x, variables, mask, train), 0), 1e-5)
+            assert_close(y[i], np.where(mask, formula(name, x, variables, mask, train), 0), 1e-5)
         assert np.isnan(y[2]).all()
         if train:
             stats = {k: v[2] for k, v in new.get("batch_stats", {}).items() if k != "step"}

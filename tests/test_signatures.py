@@ -47,7 +47,7 @@ def test_a_class_of_ours_takes_what_its_function_takes(name, api):
         want |= {k: v for k, v in keywords(row.function).items() if k not in ("axis", "dtype")}
         want |= OWN_DEFAULTS.get(name, {})
     else:
-        want = keywords(row.function) | {"dtype": None, "param_dtype": jnp.float32}
+        want = keywords(row.function) | {"dtype": None, "param_dtype": jnp.float32, "zero_masked": False}
         want |= {f"use_{array}": True for array in arrays(row.function)}
         want |= {f"{array}_init": None for array in arrays(row.function)}
         if row.takes_running_average:

@@ -42,6 +42,7 @@ class BatchNorm(nn.BatchNorm):
       track_running_stats: `False`: there is no running state; statistics are always the batch's, at evaluation, too.
         `pivot="running"` means `"sample"` then, and no moments are handed out.
       activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
 
     >>> layer = BatchNorm(use_running_average=False, activation="relu")
     >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
@@ -57,6 +58,7 @@ class BatchNorm(nn.BatchNorm):
     unbiased: bool = False
     track_running_stats: bool = True
     activation: Activation = None
+    zero_masked: bool = False
 
     def __post_init__(self) -> None:
         check_batch_norm(self)
@@ -80,7 +82,7 @@ class BatchNorm(nn.BatchNorm):
         Args:
           x: the input; integers are taken as float32.
           use_running_average: normalize by the running state; overrides the attribute.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           residual: of the shape of `x`; added before the activation.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).

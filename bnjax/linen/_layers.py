@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -20,12 +21,14 @@ class Norm(nn.Module):
     Attributes:
       dtype: of the result; inferred from input and parameters by default.
       param_dtype: of parameters; a state is float32.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
     """
 
     layer: ClassVar[shared.Layer]
 
     dtype: DTypeLike | None = None
     param_dtype: Any = jnp.float32
+    zero_masked: bool = dataclasses.field(default=False, kw_only=True)
 
     @nn.compact
     def run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
@@ -81,7 +84,7 @@ class SampleNorm(Norm):
 
         Args:
           x: the input; integers are taken as float32.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).
 
@@ -122,7 +125,7 @@ class StatefulNorm(Norm):
         Args:
           x: the input; integers are taken as float32.
           use_running_average: normalize by the running state; overrides the attribute.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).
           **inputs: what else the norm's function takes of the call, such as `domain`.

@@ -28,7 +28,8 @@ def make_norm(name: NormName | NormAlias | Literal["none"], /, **arguments: Any)
       ValueError: no such name (says the nearest), or an argument that the norm does not take (says which it takes).
 
     `"none"` takes what any norm of activations takes, and ignores it: the module has no variables, and returns its
-    input. What comes after a norm stays: an `activation`, and a `residual`, a `scale` and a `bias` that the call gives.
+    input. What comes after a norm stays: an `activation`, and a `residual`, a `scale` and a `bias` that the call gives;
+    and `zero_masked`.
 
     >>> norm = make_norm("group", num_groups=2)
     >>> norm(name="norm1").num_groups
@@ -37,7 +38,7 @@ def make_norm(name: NormName | NormAlias | Literal["none"], /, **arguments: Any)
     if name == "none":
         known = set().union(*(_attributes(row) for row in NORMS.values() if not row.wraps))
         check_arguments(name, arguments, known)
-        kept = {k: arguments[k] for k in ("activation", "name") if k in arguments}
+        kept = {k: arguments[k] for k in ("activation", "zero_masked", "name") if k in arguments}
         identity: type[nn.Module] = Identity
         return partial(identity, axis=arguments.get("axis", arguments.get("feature_axes", -1)), **kept)
     row = norm_named(name)
@@ -50,6 +51,7 @@ class Identity(nn.Module, kw_only=True):
 
     axis: Any = -1
     activation: Activation = None
+    zero_masked: bool = False
 
     def __call__(
         self,
@@ -63,7 +65,10 @@ class Identity(nn.Module, kw_only=True):
         bias: ArrayLike | None = None,
     ) -> Any:
         """`x`, times `scale`, plus `bias` and `residual`, through the activation: of what there is."""
-        return not_normalized(x, scale, bias, axis=self.axis, residual=residual, activation=self.activation)
+        return not_normalized(
+            x, scale, bias, axis=self.axis, mask=mask, zero_masked=self.zero_masked, residual=residual,
+            activation=self.activation,
+        )  # fmt: skip
 
 
 def _attributes(row: Norm) -> set[str]:

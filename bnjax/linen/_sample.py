@@ -20,6 +20,7 @@ class _SampleNorm(nn.Module):
     core: ClassVar[shared.Core]
 
     activation: Activation = None
+    zero_masked: bool = False
 
     @nn.compact
     def __call__(
@@ -35,7 +36,7 @@ class _SampleNorm(nn.Module):
 
         Args:
           x: the input; integers are taken as float32.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           residual: of the shape of `x`; added before the activation.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`, or a norm that has none).
@@ -63,6 +64,7 @@ class LayerNorm(_SampleNorm, nn.LayerNorm):
 
     Attributes:
       activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
 
     >>> layer = LayerNorm(activation="relu")
     >>> x = jnp.array([[1.0, 3.0], [30.0, 10.0]])

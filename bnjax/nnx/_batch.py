@@ -58,6 +58,7 @@ class BatchNorm(nnx.BatchNorm):
       track_running_stats: `False`: there is no running state; statistics are always the batch's, also after
         `model.eval()`, as in PyTorch. `pivot="running"` means `"sample"` then, and no moments are handed out.
       activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
 
     >>> layer = BatchNorm(2, activation="relu", rngs=nnx.Rngs(0))
     >>> y = layer(jnp.array([[1.0, 0.0], [3.0, 4.0]]))
@@ -91,6 +92,7 @@ class BatchNorm(nnx.BatchNorm):
         unbiased: bool = False,
         track_running_stats: bool = True,
         activation: Activation = None,
+        zero_masked: bool = False,
     ):
         construct(super().__init__, locals())
         self.pivot = pivot
@@ -98,6 +100,7 @@ class BatchNorm(nnx.BatchNorm):
         self.unbiased = unbiased
         self.track_running_stats = track_running_stats
         self.activation = activation
+        self.zero_masked = zero_masked
         check_batch_norm(self)
         if not track_running_stats:
             self.mean = self.var = nnx.data(None)  # type: ignore[arg-type]
@@ -119,7 +122,7 @@ class BatchNorm(nnx.BatchNorm):
         Args:
           x: the input; integers are taken as float32.
           use_running_average: normalize by the running state; overrides the attribute.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           residual: of the shape of `x`; added before the activation.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).

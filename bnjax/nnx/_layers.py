@@ -25,6 +25,7 @@ class Norm(nnx.Module):
       num_features: the number of features, or the lengths of several feature axes.
       dtype: of the result; inferred from input and parameters by default.
       param_dtype: of parameters; a state is float32.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       rngs: for initializers that are given.
     """
 
@@ -34,6 +35,7 @@ class Norm(nnx.Module):
     _: KW_ONLY
     dtype: DTypeLike | None = None
     param_dtype: Any = jnp.float32
+    zero_masked: bool = False
     rngs: InitVar[nnx.Rngs]
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
@@ -101,7 +103,7 @@ class SampleNorm(Norm):
 
         Args:
           x: the input; integers are taken as float32.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).
 
@@ -141,7 +143,7 @@ class StatefulNorm(Norm):
         Args:
           x: the input; integers are taken as float32.
           use_running_average: normalize by the running state; overrides the attribute.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).
           **inputs: what else the norm's function takes of the call, such as `domain`.

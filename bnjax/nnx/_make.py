@@ -29,7 +29,8 @@ def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any,
       ValueError: no such name (says the nearest), or an argument that the norm does not take (says which it takes).
 
     `"none"` takes what any norm of activations takes, and ignores it: the module has no variables, and returns its
-    input. What comes after a norm stays: an `activation`, and a `residual`, a `scale` and a `bias` that the call gives.
+    input. What comes after a norm stays: an `activation`, and a `residual`, a `scale` and a `bias` that the call gives;
+    and `zero_masked`.
 
     >>> make_norm("group", 8, num_groups=2, rngs=nnx.Rngs(0)).num_groups
     2
@@ -42,7 +43,8 @@ def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any,
                 "`name` is 'none', the identity in the place of norms of activations, but a layer was given to be "
                 "wrapped; call the layer itself."
             )
-        return Identity(arguments.get("axis", arguments.get("feature_axes", -1)), arguments.get("activation"))
+        kept = {k: arguments[k] for k in ("activation", "zero_masked") if k in arguments}
+        return Identity(arguments.get("axis", arguments.get("feature_axes", -1)), **kept)
     row = norm_named(name)
     check_arguments(name, arguments, _arguments(row))
     return getattr(family, row.module)(*positional, **(dict(row.arguments) | arguments))
@@ -51,8 +53,8 @@ def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any,
 class Identity(nnx.Module):
     """No normalization, with the call of all norms of activations."""
 
-    def __init__(self, axis: Axes, activation: Activation):
-        self.axis, self.activation = axis, activation
+    def __init__(self, axis: Axes, activation: Activation = None, zero_masked: bool = False):
+        self.axis, self.activation, self.zero_masked = axis, activation, zero_masked
 
     def __call__(
         self,
@@ -66,7 +68,10 @@ class Identity(nnx.Module):
         bias: ArrayLike | None = None,
     ) -> Any:
         """`x`, times `scale`, plus `bias` and `residual`, through the activation: of what there is."""
-        return not_normalized(x, scale, bias, axis=self.axis, residual=residual, activation=self.activation)
+        return not_normalized(
+            x, scale, bias, axis=self.axis, mask=mask, zero_masked=self.zero_masked, residual=residual,
+            activation=self.activation,
+        )  # fmt: skip
 
 
 def _arguments(row: Norm) -> set[str]:

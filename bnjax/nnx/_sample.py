@@ -42,7 +42,7 @@ class _SampleNorm(nnx.Module):
 
         Args:
           x: the input; integers are taken as float32.
-          mask: broadcastable to `x`; what is not valid counts for nothing in the statistics.
+          mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           residual: of the shape of `x`; added before the activation.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`, or a norm that has none).
@@ -84,6 +84,7 @@ class LayerNorm(_SampleNorm, nnx.LayerNorm):
 
     Args:
       activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
 
     >>> layer = LayerNorm(2, activation="relu", rngs=nnx.Rngs(0))
     >>> print(layer(jnp.array([[1.0, 3.0], [30.0, 10.0]])).round(3))
@@ -114,9 +115,11 @@ class LayerNorm(_SampleNorm, nnx.LayerNorm):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
         activation: Activation = None,
+        zero_masked: bool = False,
     ):
         construct(super().__init__, locals())
         self.activation = activation
+        self.zero_masked = zero_masked
 
 
 class RMSNorm(_SampleNorm, nnx.RMSNorm):
@@ -147,9 +150,11 @@ class RMSNorm(_SampleNorm, nnx.RMSNorm):
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
         activation: Activation = None,
+        zero_masked: bool = False,
     ):
         construct(super().__init__, locals())
         self.activation = activation
+        self.zero_masked = zero_masked
 
 
 class GroupNorm(_SampleNorm, nnx.GroupNorm):
@@ -184,10 +189,12 @@ class GroupNorm(_SampleNorm, nnx.GroupNorm):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
         activation: Activation = None,
+        zero_masked: bool = False,
     ):
         check_groups(num_groups, group_size)
         construct(super().__init__, locals())
         self.activation = activation
+        self.zero_masked = zero_masked
 
     def _sizes(self) -> list[int]:
         return [self.num_groups * self.group_size, *super()._sizes()]
@@ -224,6 +231,8 @@ class InstanceNorm(_SampleNorm, nnx.InstanceNorm):
         bias_metadata: Mapping[str, Any] = NO_METADATA,
         scale_metadata: Mapping[str, Any] = NO_METADATA,
         activation: Activation = None,
+        zero_masked: bool = False,
     ):
         construct(super().__init__, locals())
         self.activation = activation
+        self.zero_masked = zero_masked
