@@ -97,3 +97,13 @@ def test_all_classes_have_their_arguments_written_out(api):
     assert len(classes) >= 27
     for thing in classes:
         assert constructor(thing), thing
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_recurrent_cell_with_batch_norm_takes_what_one_with_layer_norm_takes(api):
+    module, _ = APIS[api]
+    want, got = constructor(module.LayerNormLSTMCell), constructor(module.BatchNormLSTMCell)
+    assert {k: got.get(k) for k in want} == want
+    assert got.keys() - want.keys() == {"momentum", "axis_name", "use_running_average"} | (
+        {"max_steps"} if api == "nnx" else set()
+    )

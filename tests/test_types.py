@@ -45,6 +45,8 @@ bx.BatchNorm(3, pivot="smaple", rngs=rngs)  # arg-type
 bn.BatchNorm(momentum=None, pivot=None)
 bn.BatchNorm(momentun=0.9)  # call-arg
 bn.BatchNorm(pivot="batch")  # arg-type
+bn.BatchNorm(track_running_stats=False)
+bx.BatchNorm(3, track_runing_stats=False, rngs=rngs)  # call-arg
 bn.DynamicTanh(alpha_init=0.5)
 bn.DynamicTanh(alphaa=0.5)  # call-arg
 bnjax.batch_norm(x, running, pivot="batch")  # arg-type
@@ -54,6 +56,8 @@ bn.make_norm("group", num_groups=4)
 bn.make_norm("bacth")  # arg-type
 bx.make_norm("group", 32, num_groups=4, rngs=rngs)
 bx.make_norm("bacth", 32, rngs=rngs)  # arg-type
+bn.make_norm("layer_norm")
+bx.make_norm("none", 32, rngs=rngs)
 bnjax.batch_norm(x, running, activation="gelu")
 bnjax.batch_norm(x, running, activation=jax.nn.tanh)
 bnjax.batch_norm(x, running, activation="swish")  # arg-type

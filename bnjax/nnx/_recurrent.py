@@ -21,6 +21,8 @@ from bnjax._recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
 from bnjax.nnx._batch import asked_for_moments
 from bnjax.nnx._sample import LayerNorm
 
+KERNEL_INIT, RECURRENT_KERNEL_INIT = nnx.initializers.lecun_normal(), nnx.initializers.orthogonal()
+
 
 class _Cell(RNNCellBase):
     """The arguments and products of all cells of this file.
@@ -43,8 +45,8 @@ class _Cell(RNNCellBase):
         hidden_features: int,
         *,
         epsilon: float = 1e-5,
-        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
-        recurrent_kernel_init: nnx.Initializer = nnx.initializers.orthogonal(),  # noqa: B008
+        kernel_init: nnx.Initializer = KERNEL_INIT,
+        recurrent_kernel_init: nnx.Initializer = RECURRENT_KERNEL_INIT,
         dtype: DTypeLike | None = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -178,8 +180,8 @@ class BatchNormLSTMCell(_Cell):
         axis_name: AxisName | None = None,
         use_running_average: bool = False,
         epsilon: float = 1e-5,
-        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
-        recurrent_kernel_init: nnx.Initializer = nnx.initializers.orthogonal(),  # noqa: B008
+        kernel_init: nnx.Initializer = KERNEL_INIT,
+        recurrent_kernel_init: nnx.Initializer = RECURRENT_KERNEL_INIT,
         dtype: DTypeLike | None = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
