@@ -258,7 +258,7 @@ MUTANTS = [
     ),
     Mutant(
         "sample: instance norm measures the batch", "_sample.py",
-        "Sets(checks.other_axes((0, *features), x.ndim)", "Sets(checks.other_axes(features, x.ndim)",
+        "checks.other_axes((0, *features), x.ndim)", "checks.other_axes(features, x.ndim)",
         "test_battery.py::test_output_state_and_gradients[instance]",
     ),
     Mutant(
@@ -349,7 +349,7 @@ MUTANTS = [
         "test_accumulate.py::test_means_over_the_valid_are_weighed",
     ),
     Mutant(
-        "export: what a mask repeats is not counted", "_moments.py",
+        "export: what a mask repeats is not counted", "_masks.py",
         "repeats = number_of([shape[a] for a in axes if mask.shape[a] == 1], dtype)",
         "repeats = number_of([n for a in axes if mask.shape[a] == 1 and isinstance(n := shape[a], int)], dtype)",
         "test_transforms.py::test_exported_masks[mask1]",
