@@ -118,6 +118,7 @@ def iterative_norm(
 
     Args:
       steps: few, and the smallest eigenvalues are whitened in part only.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
 
     Raises:
       ValueError: an argument that does not fit, by its name.

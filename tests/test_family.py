@@ -45,6 +45,22 @@ def test_a_row_is_true(name):
     assert row.takes_running_average == ("running" in arguments) == ("use_running_average" in fields)
 
 
+def test_momentum_is_said_to_be_the_fraction_that_is_kept():
+    """First of all: PyTorch's is the other fraction."""
+    public = [
+        t for api in (bnjax, bnn, bnnx) for t in vars(api).values() if inspect.isfunction(t) or inspect.isclass(t)
+    ]
+    arguments = [inspect.signature(t.__init__ if inspect.isclass(t) else t).parameters for t in public]
+    takers = [t for t, names in zip(public, arguments, strict=True) if "momentum" in names]
+    assert len(takers) > 30
+    for t in takers:
+        classes = t.__mro__ if inspect.isclass(t) else (t,)
+        said = "\n".join(c.__doc__ or "" for c in classes if "bnjax" in c.__module__)
+        line = re.search(r"^ +momentum: (.*)$", said, re.MULTILINE)
+        assert line, t
+        assert re.match(r"the fraction of the running state that is kept.*1 - PyTorch's", line[1]), t
+
+
 OURS = [
     name
     for name in ROWS
