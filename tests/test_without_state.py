@@ -106,9 +106,20 @@ def test_a_call_that_asks_for_the_state_is_refused():
         bnjax.linen.BatchNorm(track_running_stats="no")
 
 
+@pytest.mark.parametrize("api", APIS)
+def test_one_value_a_feature_is_refused(api):
+    """As PyTorch does: at evaluation, too, the output would be the bias whatever the example is."""
+    if api == "linen":
+        module = bnjax.linen.BatchNorm(track_running_stats=False, use_scale=False, use_bias=False).bind({})
+    else:
+        module = bnjax.nnx.BatchNorm(3, track_running_stats=False, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="`x` has one value per feature"):
+        module(X[:1, 0])
+
+
 def test_gradients_are_those_of_training():
-    def loss(layer, x, **call):
+    def loss(layer, **call):
         return lambda x: (layer.apply(layer.init(jax.random.key(0), x, **call), x, mutable=True, **call)[0] ** 3).sum()
 
     kept, free = bnjax.linen.BatchNorm(False, pivot="sample"), bnjax.linen.BatchNorm(track_running_stats=False)
-    np.testing.assert_array_equal(jax.grad(loss(kept, X))(X), jax.grad(loss(free, X))(X))
+    np.testing.assert_array_equal(jax.grad(loss(kept))(X), jax.grad(loss(free))(X))

@@ -159,7 +159,8 @@ class BatchNorm(nnx.BatchNorm):
         running = running_state(shape, stats)
         y, new, batch = call_batch_norm(
             self, x, running, scale, bias,
-            train=not use_running_average, alone=self.axis_name is None and one_value(x, self.axis), mask=mask,
+            train=not use_running_average,
+            alone=self.track_running_stats and self.axis_name is None and one_value(x, self.axis), mask=mask,
             residual=residual, dtype=result_dtype(promoted, scale, bias, dtype=self.dtype),
         )  # fmt: skip
         if stats and not use_running_average:
