@@ -104,14 +104,15 @@ def _tangent(
     form: Form, primals: Any, tangents: Any, mask: Array | None, *, spread: Callable[..., Any] | None = None
 ) -> Array:
     x, affine, c, delta, var = primals
-    daffine = tangents[1]
+    affine, daffine = _widened(affine, var), _widened(tangents[1], var)
+    primals, tangents = (x, affine, c, delta, var), (tangents[0], daffine, *tangents[2:])
     if affine.scale is not None and any(s > v for s, v in zip(affine.scale.shape, var.shape, strict=True)):
         dz = _of_parts(form, primals, tangents, mask)
     else:
         dz = _of_line(form, primals, tangents, mask, spread)
     # The transpose drops the cotangents of what is not finite, which may not be finite either.
     dz = masks.finite(mask, dz, source=x)
-    if affine.residual is not None:
+    if daffine.residual is not None:
         dz = dz + daffine.residual.astype(form.wide)
     dz = again(dz.astype(form.out))  # the gradient's dtype: the CPU's compiler would widen it first, then write it out
     if form.relu:
@@ -154,6 +155,7 @@ def _of_parts(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Ar
 
 def line(d: Array, affine: Affine, delta: Array, var: Array) -> Array:
     """(d - delta) * rsqrt(var + epsilon) * scale + bias + residual, with one product an element."""
+    affine = _widened(affine, var)
     a = _times(lax.rsqrt(var + affine.epsilon), affine.scale)
     shift = -delta * a if affine.bias is None else affine.bias - delta * a
     z = d * a + shift
@@ -178,6 +180,12 @@ def written(form: Form, affine: Affine, y: Array) -> Array:
 def centre(form: Form, x: Array, c: Array, mask: Array | None) -> Array:
     """x - c; zero where masked out and not finite, so that it reaches no other gradient."""
     return masks.finite(mask, x.astype(form.wide) - c)
+
+
+def _widened(affine: Affine, var: Array) -> Affine:
+    """Scale and bias at least as wide as the statistics."""
+    scale, bias = (None if t is None else checks.widened(t, var) for t in (affine.scale, affine.bias))
+    return affine._replace(scale=scale, bias=bias)
 
 
 def _times(a: Array, scale: Array | None) -> Array:

@@ -5,6 +5,7 @@ number cannot be looked at and passes.
 """
 
 import contextlib
+import functools
 import json
 import math
 import operator
@@ -68,11 +69,18 @@ def real_array(x: ArrayLike, name: str = "x") -> Array:
 
 def stat_dtype(*args: Any) -> Any:
     """The dtype in which statistics of these arrays or dtypes are kept: float32 or wider."""
-    dtype: Any = jnp.dtype(jnp.float32)
-    for arg in args:
-        if arg is not None:
-            dtype = jnp.promote_types(dtype, getattr(arg, "dtype", arg))
-    return dtype
+    return wider(jnp.float32, *(getattr(arg, "dtype", arg) for arg in args if arg is not None))
+
+
+def wider(*dtypes: Any) -> Any:
+    """The dtype that holds numbers of all of these. The choice is ours, even where JAX forbids implicit promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+def widened(t: Array, like: Array) -> Array:
+    """`t`, at least as wide as `like`: a promotion, said, because JAX may be told to make none by itself."""
+    return t if t.dtype == like.dtype else t.astype(wider(t.dtype, like.dtype))
 
 
 def real_dtype(dtype: DTypeLike) -> Any:

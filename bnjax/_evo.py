@@ -81,7 +81,7 @@ def evo_norm_b0(
     m = over_batch(own, axis_name) if train else kept
     scale, bias, v = (parameter(t, name, ops) for t, name in ((scale, "scale"), (bias, "bias"), (v, "v")))
     t = wide(x)
-    right = (t if v is None else t * v) + jnp.sqrt(own.var + epsilon)
+    right = (t if v is None else t * checks.widened(v, t)) + jnp.sqrt(own.var + epsilon)
     y = t / jnp.maximum(jnp.sqrt(where_seen(m).var + epsilon), right)
     y = scaled(y, scale, bias, checks.output_dtype(dtype, x), zero)
     return y, lax.stop_gradient(ema(running, of_features(m, jnp.shape(running.mean)), momentum)) if train else running
@@ -127,7 +127,7 @@ def evo_norm_s0(
     x, features, _, zero = ops
     m = where_seen(over_groups(per_example(ops), one_channel_axis(features, axis), num_groups))
     v, t = parameter(v, "v", ops), wide(x)
-    gated = t * jax.nn.sigmoid(t if v is None else t * v)
+    gated = t * jax.nn.sigmoid(t if v is None else t * checks.widened(v, t))
     about_zero = Moments(m.count, jnp.zeros_like(m.mean), m.var)
     out = checks.output_dtype(dtype, x)
     return normalize_valid(gated, about_zero, scale, bias, zero, axis=features, epsilon=epsilon, dtype=out)

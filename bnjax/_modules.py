@@ -113,7 +113,7 @@ def floating(x: ArrayLike) -> Array:
 def not_widened(x: Array, promoted: Array) -> Array:
     """`x` as Flax would promote it, but never to a wider dtype: the rule does that, and keeps `x`."""
     x, promoted = floating(x), floating(promoted)
-    return x if jnp.promote_types(x.dtype, promoted.dtype) == promoted.dtype else promoted
+    return x if checks.wider(x.dtype, promoted.dtype) == promoted.dtype else promoted
 
 
 def replaced(own: Any, given: ArrayLike | None, name: str, used: bool) -> Any:
@@ -157,7 +157,7 @@ def call_batch_norm(
         x, zero = masks.zeroed(x, mask, module.zero_masked)
         return normalize_valid(x, running, scale, bias, zero, **common), running, running
     check_momentum(module.momentum, module.unbiased)
-    if jnp.issubdtype(jnp.promote_types(x.dtype, dtype), jnp.complexfloating):
+    if jnp.issubdtype(checks.wider(x.dtype, dtype), jnp.complexfloating):
         wide = checks.stat_dtype(x, dtype)
         running = Moments(running.count, running.mean.astype(wide), running.var)
     y, batch = normalize_by_batch(

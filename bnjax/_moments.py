@@ -212,7 +212,7 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
 
     def step(old: ArrayLike, new: ArrayLike) -> Array:
         old = jnp.asarray(old)
-        dtype = jnp.promote_types(old.dtype, jnp.asarray(new).dtype)
+        dtype = checks.wider(old.dtype, jnp.asarray(new).dtype)
         # 1 - momentum in the caller's precision: in Python floats for a Python float, as Flax has it.
         keep, take = (jnp.asarray(m, checks.real_dtype(dtype)) for m in (momentum, 1 - momentum))
         mixed = keep * old.astype(dtype) + take * jnp.asarray(new, dtype)

@@ -109,8 +109,8 @@ def parameter(value: ArrayLike | None, name: str, ops: Operands) -> Array | None
 
 def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any, zero: Array | None = None) -> Array:
     """`y * scale + bias`, of what there is, in `dtype`; zero where the mask `zero` says so."""
-    y = y if scale is None else y * scale
-    return masks.valid(zero, (y if bias is None else y + bias).astype(dtype))
+    y = y if scale is None else y * checks.widened(scale, y)
+    return masks.valid(zero, (y if bias is None else y + checks.widened(bias, y)).astype(dtype))
 
 
 def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:

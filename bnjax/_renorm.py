@@ -96,8 +96,8 @@ def batch_renorm(
     pivot = pivot_of("running", form, sets, x, mask, old.mean)
     y, batch = standardize(form, sets, x, affine._replace(bias=None), pivot, mask)
     r, d = _corrections(old, batch, affine.epsilon, r_max, d_max)
-    shift = d if affine.scale is None else d * affine.scale
-    y = y * r + (shift if affine.bias is None else shift + affine.bias)
+    shift = d if affine.scale is None else d * checks.widened(affine.scale, d)
+    y = y * r + (shift if affine.bias is None else shift + checks.widened(affine.bias, d))
     new = of_features(batch, jnp.shape(running.mean))
     state = ema(running, new, momentum) if tracks == "var" else _ema_of_roots(running, new, momentum, epsilon)
     return masks.valid(zero, y.astype(out)), lax.stop_gradient(state)

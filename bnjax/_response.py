@@ -110,7 +110,7 @@ def local_response_norm(
     window = [number if a == channel else 1 for a in range(x.ndim)]
     padding = [(number // 2, (number - 1) // 2) if a == channel else (0, 0) for a in range(x.ndim)]
     total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * x.ndim, padding)
-    return masks.valid(zero, (x * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x)))
+    return masks.valid(zero, (wide(x) * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x)))
 
 
 def global_response_norm(
@@ -158,7 +158,7 @@ def global_response_norm(
     m = per_example(ops)
     square = m.count * (m.var + m.mean * m.mean)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    seen = jnp.maximum((m.count > 0).sum(channel, keepdims=True), 1)
+    seen = jnp.maximum((m.count > 0).sum(channel, keepdims=True, dtype=length.dtype), 1)
     share = length / (length.sum(channel, keepdims=True) / seen + epsilon)
-    y = wide(x) * (1 + (share if scale is None else share * scale))
+    y = wide(x) * (1 + (share if scale is None else share * checks.widened(scale, share)))
     return scaled(y, None, bias, checks.output_dtype(dtype, x), zero)

@@ -154,7 +154,7 @@ def scale_norm(
     y = t * lax.rsqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2))
     if mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
         y = jnp.where(mask.any(features, keepdims=True), y, 0)
-    y = y if scale is None else y * _one_number(scale, "scale")
+    y = y if scale is None else y * checks.widened(_one_number(scale, "scale"), y)
     return masks.valid(zero, y.astype(checks.output_dtype(dtype, x)))
 
 
@@ -214,7 +214,8 @@ def dynamic_tanh(
     x = checks.real_array(x)
     features = checks.canonical_axes(axis, x.ndim)
     scale, bias = (checks.feature_array(v, n, x.shape, features) for v, n in ((scale, "scale"), (bias, "bias")))
-    y = jnp.tanh(wide(x) * _one_number(alpha, "alpha"))
+    t = wide(x)
+    y = jnp.tanh(t * checks.widened(_one_number(alpha, "alpha"), t))
     return scaled(y, scale, bias, checks.output_dtype(dtype, x))
 
 

@@ -218,7 +218,7 @@ def _step(old: dict[str, Any], batch: Update) -> dict[str, Array]:
     shape = batch.mean.shape
     mean = jnp.asarray(old["mean"])
     if jnp.iscomplexobj(batch.mean):
-        mean = mean.astype(jnp.promote_types(mean.dtype, jnp.complex64))
+        mean = mean.astype(checks.wider(mean.dtype, jnp.complex64))
     count = jnp.asarray(old["count"]).reshape(shape) if "count" in old else jnp.zeros(())
     running = Moments(count, mean.reshape(shape), jnp.asarray(old["var"]).reshape(shape))
     batch = dataclasses.replace(batch, count=_leading(batch.count, len(shape)))

@@ -47,7 +47,7 @@ def weight_norm(
     wide = w.astype(checks.stat_dtype(w, checks.output_dtype(dtype, w)))
     scale = checks.feature_array(scale, "scale", w.shape, features)
     y = _unit(wide, checks.other_axes(features, w.ndim), epsilon)
-    return (y if scale is None else y * scale).astype(checks.output_dtype(dtype, w))
+    return (y if scale is None else y * checks.widened(scale, y)).astype(checks.output_dtype(dtype, w))
 
 
 def weight_standardize(

@@ -350,6 +350,31 @@ def test_export(name):
 
 
 @each
+def test_where_promotion_is_forbidden(name):
+    """Inputs, parameters and results of several dtypes: what is promoted says so. Traced only, derivatives too."""
+    x, _, variables = sample(name)
+    more, names = inputs(name, x), list(variables["params"])
+    n = {"mask": mask_of(name, np.ones(SHAPE, np.float32))} if name in MASKED else {}
+
+    def linen(x, params, dtype, **how):
+        call = module(name, dtype=dtype).apply
+        return call(variables | {"params": params}, x, **how, **more, **n, mutable="batch_stats")[0]
+
+    def of_nnx(x, params, dtype, **how):
+        layer = nnx_module(name, dtype=dtype)
+        nnx.update(layer, params | jax.tree.map(jnp.asarray, variables["batch_stats"]))
+        return layer(x, **how, **more, **n)
+
+    dtypes = [("float32", "float32", None), ("bfloat16", "float32", "float32"), ("float32", "bfloat16", "bfloat16")]
+    calls = [when(name, True), when(name, False)][: 1 + (name in STATEFUL)]
+    with jax.numpy_dtype_promotion("strict"):
+        for (of_x, of_params, dtype), how, face in itertools.product(dtypes, calls, (linen, of_nnx)):
+            arrays = jnp.asarray(x, of_x), {k: jnp.asarray(variables["params"][k], of_params) for k in names}
+            loss = lambda x, p, face=face, dtype=dtype, how=how: face(x, p, dtype, **how).astype(jnp.float32).sum()  # noqa: E731
+            jax.eval_shape(jax.grad(loss, (0, 1)), *arrays)
+
+
+@each
 def test_serialization(name):
     variables = sample(name)[2]
     read = serialization.from_bytes(jax.tree.map(np.zeros_like, variables), serialization.to_bytes(variables))

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from jax import export
+from jax.experimental import jet
 
 import bnjax
 from bnjax import Moments
@@ -130,3 +131,21 @@ def test_exported_nnx(name):
 def test_what_a_symbol_cannot_tell(symbols, f, message):
     with pytest.raises(ValueError, match=message):
         exported(f, (symbols,), X[:, 0, 0])
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: bnjax.dynamic_tanh(x, alpha=0.3),
+        bnjax.scale_norm,
+        bnjax.local_response_norm,
+        bnjax.global_response_norm,
+        lambda x: bnjax.evo_norm_b0(x, state(10))[0],
+        lambda x: (x - (m := bnjax.moments(x, -1, keepdims=True)).mean) * jax.lax.rsqrt(m.var + 1e-6),
+    ],
+)
+def test_jet(f):
+    """Of what has no derivative of its own, the second derivative along a line; nested `jvp` gives that of all."""
+    x, v = X[:, 0, 0], np.random.default_rng(1).normal(size=X[:, 0, 0].shape).astype(np.float32)
+    nested = jax.jvp(lambda x: jax.jvp(f, (x,), (v,))[1], (x,), (v,))[1]
+    assert_close(jet.jet(f, (x,), ((v, np.zeros_like(v)),))[1][1], nested)
