@@ -278,7 +278,7 @@ MUTANTS = [
     ),
     Mutant(
         "evo: v is forgotten", "_evo.py",
-        "(t if v is None else t * v) +", "t +",
+        "(t if v is None else t * checks.widened(v, t)) +", "t +",
         "test_battery.py::test_output_state_and_gradients[evonorm_b0]",
     ),
     Mutant(
