@@ -62,10 +62,10 @@ def accident(error: Exception) -> str | None:
             return f"{STDOUT}: {error.strerror}."
         where = f": `{shown(str(error.filename))}`" if error.filename is not None else ""
         return f"{error.strerror or shown(text)}{where}."
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
-        return f"There is not enough memory: {shown(text) or 'use smaller sizes'}."
     if os.strerror(errno.ENOSPC) in text:  # as the libraries that write checkpoints say it
         return f"{os.strerror(errno.ENOSPC)}: {shown(text)}."
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return f"There is not enough memory: {shown(text) or 'use smaller sizes'}."
     return None
 
 

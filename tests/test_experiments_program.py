@@ -38,7 +38,7 @@ def ended(monkeypatch, capsys, error):
         (OSError(errno.EDQUOT, "Disk quota exceeded", "runs/a"), "error: Disk quota exceeded: `runs/a`.\n"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a" * 900), "error: No such file: `" + "a" * 98 + "..."),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), "error: Standard output cannot be written: Broken pipe.\n"),
-        (ValueError("x/0: No space left on device [OS error 28: ENOSPC]"), "error: No space left on device: x/0: No"),
+        (ValueError("RESOURCE_EXHAUSTED: x/0: No space left on device"), "error: No space left on device: RESO"),
         (MemoryError(), "error: There is not enough memory"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), "error: There is not enough memory"),
     ],
