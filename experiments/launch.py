@@ -1,7 +1,7 @@
 """Starts a group of training processes on this machine: `python -m experiments.launch --processes 2 -- --config=...`.
 
 What comes after `--` are the arguments of `experiments.train`. Every line that a process says is shown with its
-number; when one of them dies, all are ended, and it is named.
+number; when one of them dies, all are ended, and it is named. They end with this program, too, whatever ends it.
 """
 
 import dataclasses
@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO, NoReturn
+from typing import IO
 
 import tyro
 
 from experiments.errors import UserError
+from experiments.program import run_main
 from experiments.schema import Count, rebuild
+from experiments.warden import Warden
 
 CHATTER = "Expected number of connected peer ranks is"  # Gloo's, whenever processes meet
 PATIENCE = 5  # seconds for the processes to say goodbye when they are interrupted
@@ -38,10 +40,8 @@ class Group:
     def __init__(self, commands: Sequence[Sequence[str]], out: IO[str] | None = None, errors: IO[str] | None = None):
         """Starts them. What they say goes to `out` and `errors`, by default where this process says it."""
         self._ended: queue.Queue[int] = queue.Queue()
-        self.processes = [
-            subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-            for c in commands
-        ]
+        self._warden = Warden()
+        self.processes = [self._start(command) for command in commands]
         self._forwarders = [
             threading.Thread(target=_forward, args=(f"[{i}] ", source, target), daemon=True)
             for i, p in enumerate(self.processes)
@@ -73,9 +73,18 @@ class Group:
             process.wait()
         for thread in self._forwarders:
             thread.join(timeout=10)  # what is left to say; not for ever, if a process beyond the group holds the pipe
+        self._warden.dismiss()
+
+    def _start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        self._warden.watch(process.pid)
+        return process
 
     def _watch(self, i: int) -> None:
         self.processes[i].wait()
+        self._warden.forget(self.processes[i].pid)
         self._ended.put(i)
 
     def _signal(self, number: int) -> None:
@@ -146,14 +155,5 @@ def main(argv: Sequence[str]) -> int:
     return run(parsed.processes, arguments)
 
 
-def _terminated(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_main(main, signal.SIGTERM, signal.SIGHUP)

@@ -15,12 +15,13 @@ from experiments.errors import UserError, shown
 STDOUT = "Standard output cannot be written"
 
 
-def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+def run_main(main: Callable[[Sequence[str]], int | None], *signals: int) -> NoReturn:
     """Runs `main` with the arguments of the process and leaves it: with the status that `main` returns, 0 for `None`.
 
-    It is 2 on a `UserError`, and where the machine has no room, no memory or no such file; 130 when interrupted.
+    It is 2 on a `UserError`, and where the machine has no room, no memory or no such file; 130 when interrupted, by
+    SIGINT or one of `signals`.
     """
-    interruptible(signal.SIGINT)
+    _interrupted_by(signal.SIGINT, *signals)
     try:
         _check_surroundings(sys.argv[1:])
         status = main(sys.argv[1:])
@@ -38,7 +39,7 @@ def run_main(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     sys.exit(status or 0)
 
 
-def interruptible(*signals: int) -> None:
+def _interrupted_by(*signals: int) -> None:
     """Makes the first of these signals a `KeyboardInterrupt`; a second one ends the process at once and in silence."""
 
     def at_once(*_: object) -> NoReturn:

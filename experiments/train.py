@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     arguments = parse(Arguments, argv, "python -m experiments.train")
     config = arguments.config
-    distributed.start(config, arguments.distributed)
+    distributed.start(config, arguments.distributed, arguments.resume)
     make_layout(config)  # what does not fit the devices is refused before any work
     workdir = Path(distributed.agreed(arguments.workdir))
     data = load_data(config.data)

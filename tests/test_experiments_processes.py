@@ -1,11 +1,14 @@
 """Several processes: the same run as one, checkpoints that fit all of them, and what happens when one dies."""
 
+import contextlib
 import dataclasses
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +25,8 @@ from experiments.data import load_data
 from experiments.distributed import Distributed
 from experiments.errors import UserError
 from experiments.files import read_metrics
-from experiments.launch import Group, main
+from experiments.launch import Group, free_port, main
+from experiments.meeting import Greeting, Place, meet
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Config(
@@ -150,6 +154,7 @@ def test_a_group_that_succeeds_and_one_that_is_interrupted(tmp_path):
     while not ready.exists():
         time.sleep(0.05)
     group.interrupt()
+    group.kill()
     assert group.processes[0].returncode == 7
 
 
@@ -167,6 +172,9 @@ def test_a_wrong_launch_is_refused(argv, expected):
     [
         (Distributed(num_processes=2), "belong together"),
         (Distributed("here", 2, 0), "must be HOST:PORT, but it is 'here'"),
+        (Distributed("here:0", 2, 0), "must be HOST:PORT, but it is 'here:0'"),
+        (Distributed("here:99999", 2, 0), "must be HOST:PORT, but it is 'here:99999'"),
+        (Distributed(":1234", 2, 0), "must be HOST:PORT, but it is ':1234'"),
         (Distributed("here:1", 2, 2), "`--distributed.process_id` must be less than `--distributed.num_processes`, 2"),
     ],
 )
@@ -193,9 +201,110 @@ def test_devices_are_faked_before_the_first_use_of_jax():
 )
 def test_tasks_of_slurm_and_open_mpi_are_found_by_jax(monkeypatch, variables, expected):
     called = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: called.append(args))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: called.append(how))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     distributed.start(Config(), Distributed())
-    assert called == ([] if expected is None else [(None, None, None)])
+    assert len(called) == (expected is not None)
+    assert all(how["process_id"] is how["num_processes"] is how.get("coordinator_address") is None for how in called)
+
+
+LAUNCHER = """
+import signal, sys
+from experiments import launch
+worker = "import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)"
+launch.commands = lambda n, _: [[sys.executable, "-c", worker]] * n
+launch.run_main(launch.main, signal.SIGTERM, signal.SIGHUP)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGHUP, 130), (signal.SIGTERM, 130)]
+)
+def test_a_group_ends_with_its_launcher_whatever_ends_it(number, status):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        program = [sys.executable, "-c", LAUNCHER.format(port=server.getsockname()[1]), "--processes=2", "--", "x"]
+        with subprocess.Popen(
+            program, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as launcher:
+            workers = [server.accept()[0] for _ in range(2)]
+            launcher.send_signal(number)
+            said = launcher.communicate(timeout=60)[1]
+        assert launcher.returncode == status
+        assert not any(line.startswith("Traceback") for line in said.splitlines())  # of its own
+        for worker in workers:
+            worker.settimeout(10)
+            assert not worker.recv(1)  # it is gone
+            worker.close()
+
+
+def meeting(*facts, place=None, timeout=2.0, processes=None):
+    """What each of these processes is told when they meet; they live in threads."""
+    place, told = place or Place("127.0.0.1", free_port()), {}
+
+    def run(i):
+        try:
+            meet(place, Greeting(i, processes or len(facts), facts[i]), timeout)
+        except UserError as error:
+            told[i] = str(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i, f in reversed([*enumerate(facts)]) if f is not None]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_processes_that_are_told_the_same_meet_and_leave_the_port_free():
+    place = Place("127.0.0.1", free_port())
+    assert meeting({"a": 1}, {"a": 1}, {"a": 1}, place=place) == {}
+    with socket.socket() as server:
+        server.bind((place.host, place.port))  # without SO_REUSEADDR
+
+
+def test_other_values_are_named_in_all_processes():
+    facts = {"config": {"seed": 1, "train": {"epochs": 2}}, "resume": False}
+    other = {"config": {"seed": 1, "train": {"epochs": 3}}, "resume": True}
+    told = meeting(facts, facts, other)
+    assert told.keys() == {0, 1, 2}
+    assert set(told.values()) == {
+        "Process 2 has other values than process 0 for `config.train.epochs`, `resume`; all processes of a group must "
+        "be given the same."
+    }
+
+
+@contextlib.contextmanager
+def another_program(answer):
+    """Listens on a port, and says something to who comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    guest, _ = server.accept()
+                    guest.sendall(answer)
+                    guest.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield Place("127.0.0.1", server.getsockname()[1])
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_processes_that_do_not_come_are_named_in_time():
+    told = meeting({}, {}, None, None, timeout=0.5)
+    assert "Within 0.5 s processes 2, 3 of 4 did not come to 127.0.0.1" in told[0]
+    assert told[1].startswith("Within 0.5 s process")
+
+
+def test_a_port_a_host_and_a_program_that_are_not_right_are_a_sentence():
+    with another_program(b"SSH-2.0\r\n") as place:
+        told = meeting({}, {}, place=place)
+    assert "must name a free port of process 0, but 127.0.0.1" in told[0]
+    assert "is taken by another program" in told[0]
+    assert "there is another program" in told[1]
+    told = meeting({}, {}, place=Place("no.such.host.invalid", 1234), timeout=0.5)
+    assert all("no.such.host.invalid" in sentence for sentence in told.values())
+    assert "Within 0.5 s process 1 was not let in by process 0" in meeting(None, {}, timeout=0.5)[1]
