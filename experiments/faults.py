@@ -62,7 +62,12 @@ class Trial:
         self._config = workdir / "faults.json"
         write_text(self._config, to_json(config))
         began = time.monotonic()
-        if self._group(workdir / "undisturbed").wait() is not None:
+        group = self._group(workdir / "undisturbed")
+        try:
+            failed = group.wait()
+        finally:
+            group.kill()
+        if failed is not None:
             raise LostError(f"the undisturbed run failed; see {log.name}")
         self.seconds = time.monotonic() - began
         self._expected = result(workdir / "undisturbed")
