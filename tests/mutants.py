@@ -292,6 +292,16 @@ MUTANTS = [
         "test_battery.py::test_output_state_and_gradients[prms]",
     ),
     Mutant(
+        "weights: the layer itself is called", "nnx/_copies.py",
+        "yield copy", "yield module",
+        "test_nnx_weights.py::test_a_layer_changes_what_it_would_by_itself_and_nothing_else[WeightNorm]",
+    ),
+    Mutant(
+        "weights: what the layer sets is lost", "nnx/_copies.py",
+        "setattr(own, name, value)", "pass",
+        "test_nnx_weights.py::test_a_layer_changes_what_it_would_by_itself_and_nothing_else[WeightNorm]",
+    ),
+    Mutant(
         "weights: all are taken for the inputs of a feature", "_weights.py",
         "inputs = math.prod(w.shape[a] for a in measured)", "inputs = math.prod(w.shape)",
         "test_family.py::test_gradients_of_weight_standardization[scaled_ws]",

@@ -56,7 +56,7 @@ class Norm(nnx.Module):
         for name, part in self.layer.state.items():
             setattr(self, name, nnx.BatchStat(shared.initial(part, features, options, jnp.float32)))
 
-    def run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
+    def _run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
         """The call of every module: reads the parameters, makes one call, and writes the state."""
         x, layer = floating(x), self.layer
         shared.check_given(layer, given)
@@ -110,7 +110,7 @@ class SampleNorm(Norm):
         Raises:
           ValueError: an argument that does not fit.
         """
-        return self.run(x, train=True, mask=mask, given={"scale": scale, "bias": bias})
+        return self._run(x, train=True, mask=mask, given={"scale": scale, "bias": bias})
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -158,7 +158,7 @@ class StatefulNorm(Norm):
             "or `model.eval()`.",
         )
         checks.flag(average, "use_running_average")
-        return self.run(x, train=not average, mask=mask, given={"scale": scale, "bias": bias}, **inputs)
+        return self._run(x, train=not average, mask=mask, given={"scale": scale, "bias": bias}, **inputs)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Called by `nnx.view`."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
-from flax import nnx
+from flax import errors, nnx
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -15,19 +14,22 @@ from bnjax import _checks as checks
 from bnjax._checks import Axes
 from bnjax._modules import is_matrix, result_dtype
 from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax.nnx._copies import Named, with_values
 from bnjax.nnx._flax import PromoteDtypeFn, construct, promote_dtype
 
 KERNELS = nnx.PathContains("kernel")
 Path = tuple[Any, ...]
-Named = list[tuple[Path, nnx.Param]]
 
 
 class SpectralNorm(nnx.SpectralNorm):
     """`flax.nnx.SpectralNorm`, computed by `bnjax.spectral_norm`.
 
-    Arguments, defaults, variables and call are Flax's; see there. The layer's parameters are normalized for the call
-    and then put back, so that what is trained is what the gradient belongs to, as in linen; Flax leaves them
-    normalized. The arithmetic is float32 or wider.
+    Arguments, defaults, variables and call are Flax's; see there. The call is that of a shallow copy of the layer with
+    normalized parameters; the layer's own stay as they are, so that what is trained is what the gradient belongs to, as
+    in linen. Flax leaves them normalized. The arithmetic is float32 or wider.
+
+    A transformation of JAX that closes over the module (`jax.jit(lambda x: layer(x))`) cannot write `u` and `sigma`:
+    there call it with `update_stats=False`, or after `layer.eval()`. Those of `flax.nnx` take it as an argument.
 
     >>> layer = SpectralNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), n_steps=20, rngs=nnx.Rngs(1))
     >>> y = layer(jnp.ones((1, 3)))
@@ -46,36 +48,56 @@ class SpectralNorm(nnx.SpectralNorm):
         Raises:
           ValueError: a layer with other parameters than at construction; parameters of a rank above 2 and
             `error_on_non_matrix`.
+          TraceContextError: (Flax's) `u` and `sigma` were to be kept in a transformation of JAX that closes over this.
         """
         update = not self.use_running_average if update_stats is None else update_stats
         named = [(path, p) for path, p in _parameters(self.layer_instance) if self._is_matrix(p)]
-        with _replaced(named, [self._normalized(path, p[...], update) for path, p in named]):
-            return self.layer_instance(x, **kwargs)
+        steps = [self._step(path, p[...]) for path, p in named]
+        with with_values(self.layer_instance, named, [w for w, _ in steps]) as layer:
+            y = layer(x, **kwargs)
+        if update:
+            for (path, _), (_, new) in zip(named, steps, strict=True):
+                self._keep(path, new)
+        return y
 
     def _is_matrix(self, parameter: nnx.Param) -> bool:
         return is_matrix(parameter[...], self.n_steps, self.error_on_non_matrix)
 
-    def _normalized(self, path: Path, w: Array, update: bool) -> Array:
-        u, sigma = (_known(self.batch_stats, (*path, name), path) for name in ("u", "sigma"))
-        new_w, new_u, new_sigma = spectral_norm(w, u[...], n_steps=self.n_steps, epsilon=self.epsilon)
-        if update:
-            u[...], sigma[...] = new_u, new_sigma.astype(sigma.dtype)
-        return new_w.astype(result_dtype(w, new_u, new_sigma, dtype=self.dtype))
+    def _step(self, path: Path, w: Array) -> tuple[Array, dict[str, Array]]:
+        """The parameter normalized, and what is to be kept."""
+        u = _known(self.batch_stats, (*path, "u"), path)[...]
+        w, new_u, sigma = spectral_norm(w, u, n_steps=self.n_steps, epsilon=self.epsilon)
+        return w.astype(result_dtype(w, new_u, sigma, dtype=self.dtype)), {"u": new_u, "sigma": sigma}
+
+    def _keep(self, path: Path, new: dict[str, Array]) -> None:
+        for name, value in new.items():
+            kept = _known(self.batch_stats, (*path, name), path)
+            try:
+                kept[...] = value.astype(kept.dtype)
+            except errors.TraceContextError as error:
+                error.add_note(
+                    "`SpectralNorm` keeps `u` and `sigma`, but a transformation of JAX that closes over the module "
+                    "cannot write them. Call it with `update_stats=False` there, or use the transformation of the same "
+                    "name in `flax.nnx` and pass the module as an argument."
+                )
+                raise
 
 
 class WeightNorm(nnx.WeightNorm):
     """`flax.nnx.WeightNorm`, computed by `bnjax.weight_norm`.
 
-    Arguments, defaults and call are Flax's; see there. The layer's parameters are normalized for the call and then put
-    back, as in linen; Flax leaves them normalized. `scales` are `Param` (in Flax since 0.12.12), of `param_dtype`, and
-    may be initialised at random. Lengths are measured in float32 or wider.
+    Arguments, defaults and call are Flax's; see there. The call is that of a shallow copy of the layer with normalized
+    parameters; the layer's own stay as they are, as in linen. Flax leaves them normalized. `scales` are `Param` (in
+    Flax since 0.12.12), of `param_dtype`, and may be initialised at random. Lengths are measured in float32 or wider.
 
     >>> layer = WeightNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
     >>> print(layer.scales["kernel",].shape)
     (2,)
     """
 
-    function: ClassVar[Callable[..., Array]] = staticmethod(weight_norm)
+    _function: ClassVar[Callable[..., Array]] = staticmethod(
+        weight_norm
+    )  # `nnx.tabulate` takes what is public for a method
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `function` takes, besides those of Flax's class
 
     def __init__(
@@ -104,8 +126,8 @@ class WeightNorm(nnx.WeightNorm):
           ValueError: a layer with other parameters than at construction.
         """
         named = self._selected()
-        with _replaced(named, [self._normalized(path, p[...]) for path, p in named]):
-            return self.layer_instance(x, *args, **kwargs)
+        with with_values(self.layer_instance, named, [self._normalized(path, p[...]) for path, p in named]) as layer:
+            return layer(x, *args, **kwargs)
 
     def _selected(self) -> Named:
         """The layer's parameters that are normalized."""
@@ -122,7 +144,7 @@ class WeightNorm(nnx.WeightNorm):
         scale = _known(self.scales, path, path)[...] if self.use_scale else None
         dtype = result_dtype(w, scale, dtype=self.dtype)
         options = {name: getattr(self, name) for name in self.options}
-        return self.function(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype, **options)
+        return self._function(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype, **options)
 
 
 class WeightStandardization(WeightNorm):
@@ -137,7 +159,7 @@ class WeightStandardization(WeightNorm):
     True
     """
 
-    function = staticmethod(weight_standardize)
+    _function = staticmethod(weight_standardize)
     options = ("epsilon_to",)
 
     def __init__(
@@ -165,7 +187,7 @@ class ScaledWeightStandardization(WeightNorm):
     Arguments are those of `WeightNorm`. A kernel (width, width, 1, C) of a depthwise convolution has width^2 inputs.
     """
 
-    function = staticmethod(scaled_weight_standardize)
+    _function = staticmethod(scaled_weight_standardize)
 
     def __init__(
         self,
@@ -195,16 +217,3 @@ def _known(entries: Any, key: Path, path: Path) -> Any:
             "change. Wrap the layer after it has been changed."
         )
     return entries[key]
-
-
-@contextlib.contextmanager
-def _replaced(named: Named, values: list[Array]) -> Iterator[None]:
-    """The parameters have other values inside."""
-    own = [p.get_value() for _, p in named]
-    try:
-        for (_, p), value in zip(named, values, strict=True):
-            p.set_value(value)
-        yield
-    finally:
-        for (_, p), value in zip(named, own, strict=True):
-            p.set_value(value)
