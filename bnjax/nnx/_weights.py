@@ -95,9 +95,8 @@ class WeightNorm(nnx.WeightNorm):
     (2,)
     """
 
-    _function: ClassVar[Callable[..., Array]] = staticmethod(
-        weight_norm
-    )  # `nnx.tabulate` takes what is public for a method
+    # Private, because `nnx.tabulate` takes a public function of a class for a method.
+    _function: ClassVar[Callable[..., Array]] = staticmethod(weight_norm)
     options: ClassVar[tuple[str, ...]] = ()  # attributes that `function` takes, besides those of Flax's class
 
     def __init__(
