@@ -1,17 +1,16 @@
 """The command line: a config file first, then what overrides it. All errors come before any work."""
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from experiments.config import Config
 from experiments.configfile import KINDS, load
 from experiments.errors import UserError
-from experiments.schema import rebuild
+from experiments.flags import parse_flags, plain
 
 
 def parse(arguments: Any, argv: Sequence[str], prog: str) -> Any:
@@ -24,7 +23,7 @@ def parse(arguments: Any, argv: Sequence[str], prog: str) -> Any:
       UserError: the config file or a value is not right.
       SystemExit: an argument that tyro does not understand (status 2), or `--help` (0).
     """
-    path, rest = _take("--config", argv)
+    path, rest = _take("--config", plain(arguments, argv))
     if "--resume" in rest and not _take("--workdir", rest)[0]:
         raise UserError("`--resume` needs `--workdir`, the folder of the run to continue.")
     if path is not None:
@@ -35,15 +34,8 @@ def parse(arguments: Any, argv: Sequence[str], prog: str) -> Any:
         config = load(f"{_take('--workdir', rest)[0]}/config.json")
     else:
         raise UserError("`--config` must name a config file; write, for example, `--config=configs/digits_cnn.py`.")
-    parsed = tyro.cli(
-        arguments,
-        args=rest,
-        default=arguments(config=config),
-        prog=prog,
-        description=f"{arguments.__doc__}\n\n--config FILE is read first: {KINDS}.",
-        use_underscores=True,
-    )
-    parsed = rebuild(parsed, "")
+    about = f"{inspect.cleandoc(arguments.__doc__)}\n\n--config FILE is read first: {KINDS}."
+    parsed = parse_flags(arguments, rest, prog, about, default=arguments(config=config))
     if parsed.workdir:
         return parsed
     return dataclasses.replace(parsed, workdir=f"runs/{Path(str(path)).stem}-{time.strftime('%Y%m%d-%H%M%S')}")

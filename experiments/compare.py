@@ -1,6 +1,6 @@
-"""Trains norms side by side: `python -m experiments.compare --config=configs/digits_cnn.py --norms none,batch`.
+"""Trains norms side by side: `python -m experiments.compare --config=configs/digits_cnn.py --norms=none,batch`.
 
-With `--batch-sizes 4,16,64` each norm is trained with each of them, as in figure 1 of Wu and He, Group Normalization.
+With `--batch_sizes=4,16,64` each norm is trained with each of them, as in figure 1 of Wu and He, Group Normalization.
 """
 
 import dataclasses
@@ -9,40 +9,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.table import Table
 
 from experiments import distributed, run
 from experiments.cli import parse
-from experiments.config import Config, Norm
+from experiments.config import BatchSize, Config, Norm
 from experiments.data import Data, check_sizes, load_data
 from experiments.errors import UserError
 from experiments.files import Record
-from experiments.page import save_page, save_picture
+from experiments.page import save_page, save_picture, save_sizes_page
 from experiments.parallel import make_layout
 from experiments.plots import Errors, save_errors
 from experiments.program import run_main
 from experiments.report import Report, reporting
-from experiments.schema import Range, choices, rebuild
+from experiments.schema import Range, rebuild
 from experiments.summary import TARGET, Summary, errors_of, mean_and_deviation, summarize
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Train each norm with each seed, and show the curves side by side in compare.png and compare.html."""
+    """Train each norm with each seed, and show the curves side by side in compare.png and compare.html.
 
-    config: tyro.conf.FlagConversionOff[Config]
-    norms: str = "none,batch"  # values of `config.model.norm`, with commas between them
+    With `--batch_sizes` the page and batch_sizes.png show the error against the batch size.
+    """
+
+    config: Config
+    norms: tuple[Norm, ...] = ("none", "batch")  # values of `config.model.norm`
     seeds: Annotated[int, Range(low=1, high=1000)] = 3  # how many, counted from `config.seed`
-    batch_sizes: str = ""  # with each of these, commas between them: learning rate in proportion, one picture of all
+    batch_sizes: tuple[BatchSize, ...] = ()  # with each of these: learning rate in proportion, error against batch size
     workdir: str = ""  # where the runs and the page go; a new folder under `runs/` by default
     resume: bool = False  # keep what is finished in `workdir`, and continue
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, "python -m experiments.compare")
-    norms, config, workdir = split(arguments.norms), arguments.config, Path(arguments.workdir)
-    configs = of_sizes(config, split_sizes(arguments.batch_sizes)) or {config.train.batch_size: config}
+    check_once("norms", arguments.norms)
+    check_once("batch_sizes", arguments.batch_sizes)
+    if not arguments.norms:
+        raise UserError("`--norms` must name norms; write, for example, `--norms=none,batch`.")
+    norms, config, workdir = arguments.norms, arguments.config, Path(arguments.workdir)
+    configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
     seeds = range(config.seed, config.seed + arguments.seeds)
     distributed.start(config)
     for norm in norms:
@@ -62,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
                     folder = workdir / (f"{norm}-batch{size}" if arguments.batch_sizes else norm)
                     train_norm(with_norm(sized, norm), seeds, data, folder, arguments.resume, runs, report)
         except KeyboardInterrupt:
-            sizes = f" --batch_sizes={arguments.batch_sizes}" if arguments.batch_sizes else ""
+            sizes = f" --batch_sizes={','.join(map(str, arguments.batch_sizes))}" if arguments.batch_sizes else ""
             same = f"--workdir={workdir} --norms={','.join(norms)} --seeds={len(seeds)}{sizes}"
             done = sum(len(runs) for of_size in found.values() for runs in of_size.values())
             report.line(f"{done} of {len(norms) * len(seeds) * len(configs)} runs are finished.")
@@ -84,8 +90,9 @@ def show(
     if sizes:
         errors = {n: {size: errors_of(of_size[n]) for size, of_size in found.items()} for n in found[min(found)]}
         save_errors(workdir / "batch_sizes.png", errors)
+        save_sizes_page(workdir / "compare.html", errors, seeds, config)
         report.show(size_table(errors))
-        report.line(f"Error against batch size: {workdir / 'batch_sizes.png'}")
+        report.line(f"Error against batch size: {workdir / 'compare.html'}")
         return
     (runs,) = found.values()
     summaries = [summarize(norm, runs[norm]) for norm in runs]
@@ -141,35 +148,14 @@ def train_norm(
         runs.append(run.train(seeded, data, program, own, report))
 
 
-def split(norms: str) -> list[Norm]:
-    """The norms in the argument `--norms`.
+def check_once(name: str, values: Sequence[object]) -> None:
+    """Refuses a list that has a value twice: its runs would have one folder.
 
-    >>> split("none, batch")
-    ['none', 'batch']
+    >>> check_once("norms", ["none", "batch"])
     """
-    names = [name.strip() for name in norms.split(",")]
-    for name in names:
-        if name not in choices(Norm):
-            valid = ", ".join(f"`{c}`" for c in choices(Norm))
-            raise UserError(f"`--norms` must be names among {valid}, with commas between, but there is {name!r}.")
-        if names.count(name) > 1:
-            raise UserError(f"`--norms` must name each norm once, but `{name}` is there {names.count(name)} times.")
-    return names
-
-
-def split_sizes(text: str) -> list[int]:
-    """The sizes in the argument `--batch_sizes`.
-
-    >>> split_sizes("4, 16")
-    [4, 16]
-    """
-    sizes = [word.strip() for word in text.split(",")] if text else []
-    for size in sizes:
-        if not size.isdecimal() or int(size) < 2 or sizes.count(size) > 1:
-            raise UserError(
-                f"`--batch_sizes` must be several numbers above 1, with commas between, but it is {text!r}."
-            )
-    return [int(size) for size in sizes]
+    if len(set(values)) != len(values):
+        twice = next(v for v in values if values.count(v) > 1)
+        raise UserError(f"`--{name}` must name each value once, but `{twice}` is there {values.count(twice)} times.")
 
 
 def size_table(errors: Errors) -> Table:

@@ -7,6 +7,7 @@ import bnjax
 from experiments.schema import Count, Range
 
 Width = Annotated[int, Range(low=1, high=2**16)]
+BatchSize = Annotated[int, Range(low=2, high=2**31 - 1)]
 Steps = Annotated[int, Range(low=0, high=2**31 - 1)]
 # All norms of activations that need nothing at the call but the input; `ghost` is `batch` measured in slices.
 NORMS = tuple(n for n, row in bnjax.NORMS.items() if n not in ("domain", "split") and not row.wraps)
@@ -65,7 +66,7 @@ class TrainConfig:
     """How long, and how it is watched."""
 
     epochs: Count = 12
-    batch_size: Annotated[int, Range(low=2, high=2**31 - 1)] = 64
+    batch_size: BatchSize = 64
     accumulate: Count = 1  # micro-batches of a batch, one after the other: less memory, each measured by itself
     eval_batch_size: Count = 512
     eval_every: Steps = 0  # steps between evaluations; there is one after every epoch, too

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import numpy as np
-import tyro
 
 from experiments import launch
 from experiments.checkpoints import last_arrays
@@ -24,8 +23,9 @@ from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig,
 from experiments.configfile import to_json
 from experiments.errors import UserError
 from experiments.files import write_text
+from experiments.flags import parse_flags
 from experiments.program import run_main
-from experiments.schema import Count, Range, rebuild
+from experiments.schema import Count, Range
 
 CONFIG = Config(  # saves take as long as steps
     data=DataConfig(train_examples=200, eval_examples=50),
@@ -125,8 +125,7 @@ def result(folder: Path) -> dict[str, np.ndarray]:
 
 
 def main(argv: Sequence[str]) -> None:
-    parsed = tyro.cli(Arguments, args=argv, prog="python -m experiments.faults", description=__doc__)
-    arguments = rebuild(parsed, "")
+    arguments = parse_flags(Arguments, argv, "python -m experiments.faults", __doc__)
     workdir = Path(arguments.workdir or f"runs/faults-{time.strftime('%Y%m%d-%H%M%S')}")
     if (workdir / "faults.json").exists():
         raise UserError(f"`{workdir}` already holds a run; name another `--workdir`.")

@@ -14,13 +14,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import IO
-
-import tyro
+from typing import IO, Annotated
 
 from experiments.errors import UserError
+from experiments.flags import parse_flags
 from experiments.program import run_main
-from experiments.schema import Count, rebuild
+from experiments.schema import Range
 from experiments.warden import Warden
 
 CHATTER = "Expected number of connected peer ranks is"  # Gloo's, whenever processes meet
@@ -31,7 +30,7 @@ PATIENCE = 5  # seconds for the processes to say goodbye when they are interrupt
 class Arguments:
     """Train with several processes on this machine. The arguments of `experiments.train` come after `--`."""
 
-    processes: Count = 2
+    processes: Annotated[int, Range(low=1, high=1024)] = 2
 
 
 class Group:
@@ -149,7 +148,7 @@ def main(argv: Sequence[str]) -> int:
     if "--" in own:
         at = own.index("--")
         own, arguments = own[:at], own[at + 1 :]
-    parsed = rebuild(tyro.cli(Arguments, args=own, prog="python -m experiments.launch", description=__doc__), "")
+    parsed = parse_flags(Arguments, own, "python -m experiments.launch", __doc__)
     if not arguments:
         raise UserError("The arguments of `experiments.train` must come after `--`, for example `-- --config=...`.")
     return run(parsed.processes, arguments)

@@ -201,6 +201,7 @@ def _greet(place: Place, me: Greeting, timeout: float, end: float) -> str:
     while (left := end - time.monotonic()) > 0:
         try:
             with socket.create_connection((place.host, place.port), timeout=left) as host:
+                host.settimeout(timeout + 1)  # process 0 was there before, and answers when its own time is up
                 return _heard(place, host, me)
         except socket.gaierror as error:
             if error.errno != socket.EAI_AGAIN:

@@ -5,15 +5,29 @@
 Prints it; `--write` puts it into the page, between its markers; `--check` fails where another stands there.
 """
 
-import argparse
+import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bnjax import NORMS
+from experiments.errors import UserError
+from experiments.flags import parse_flags
+from experiments.program import run_main
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "norms.md"
 BEGIN, END = "<!-- norms -->\n", "<!-- /norms -->\n"
 HEADER = ("name", "function", "module", "measures", "keeps", "over devices", "mask", "gradient", "paper", "when to use")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The table of all norms."""
+
+    write: bool = False
+    """Put the table into docs/norms.md."""
+    check: bool = False
+    """Fail if another table stands there."""
 
 
 def table() -> str:
@@ -34,16 +48,14 @@ def put(page: str, block: str) -> str:
     return before + begin + block + end + after
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The table of all norms.")
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--write", action="store_true", help="put the table into docs/norms.md")
-    action.add_argument("--check", action="store_true", help="fail if another table stands there")
-    args = parser.parse_args()
+def main(argv: Sequence[str]) -> None:
+    arguments = parse_flags(Arguments, argv, "python -m experiments.norms_table", __doc__)
+    if arguments.write and arguments.check:
+        raise UserError("`--write` and `--check` exclude each other: what was just written needs no comparison.")
     page, block = PAGE.read_text(encoding="utf-8"), table()
-    if args.write:
+    if arguments.write:
         PAGE.write_text(put(page, block), encoding="utf-8")
-    elif args.check:
+    elif arguments.check:
         if put(page, block) != page:
             sys.exit(f"{PAGE.name} has another table; run `python -m experiments.norms_table --write`.")
     else:
@@ -51,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

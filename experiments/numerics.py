@@ -6,8 +6,9 @@ Prints it; `--write` puts it into README.md, between its markers; `--check` comp
 machine computes: the same rows and columns, and no number further off than rounding may be on another machine.
 """
 
-import argparse
+import dataclasses
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ import numpy as np
 from jax import Array
 
 import bnjax.linen as bnn
+from experiments.errors import UserError
+from experiments.flags import parse_flags
+from experiments.program import run_main
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- numerics -->\n", "<!-- /numerics -->\n"
@@ -30,6 +34,16 @@ HEADER = (
     "mean / std", "Flax", "Flax, two passes", "step 1", "step 1000", '`pivot="sample"`', "`pivot=None`",
     f"steps to {SMALL:g} (momentum 0.99)", "(momentum 0.9)",
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """How exact batch normalization is at large means."""
+
+    write: bool = False
+    """Put the table into README.md."""
+    check: bool = False
+    """Compare the table in README.md."""
 
 
 def data(mean: float) -> tuple[Array, Array]:
@@ -113,20 +127,18 @@ def near(a: str, b: str) -> bool:
     return high - low <= 1e-6 or high <= 10 * low
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="How exact batch normalization is at large means.")
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--write", action="store_true", help="put the table into README.md")
-    action.add_argument("--check", action="store_true", help="compare the table in README.md")
-    args = parser.parse_args()
+def main(argv: Sequence[str]) -> None:
+    arguments = parse_flags(Arguments, argv, "python -m experiments.numerics", __doc__)
+    if arguments.write and arguments.check:
+        raise UserError("`--write` and `--check` exclude each other: what was just written needs no comparison.")
     computed = table()
     print(computed, end="")
-    if args.write:
+    if arguments.write:
         before, _, after = split(README.read_text())
         README.write_text(before + computed + after)
-    if args.check and (found := differences(split(README.read_text())[1], computed)):
+    if arguments.check and (found := differences(split(README.read_text())[1], computed)):
         sys.exit(f"{README.name} says something else: " + "; ".join(found))
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

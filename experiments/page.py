@@ -3,7 +3,7 @@
 import datetime
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from experiments.config import Config
 from experiments.configfile import to_json
 from experiments.files import Record, write_text, write_whole
-from experiments.plots import Line, Panel, error, figure
-from experiments.summary import TARGET, Summary
+from experiments.plots import Errors, Line, Panel, error, errors_figure, figure
+from experiments.summary import TARGET, Summary, mean_and_deviation
 from experiments.versions import in_words, versions
 
 Runs = Mapping[Any, Sequence[Sequence[Record]]]  # by norm, of every seed
@@ -48,10 +48,13 @@ def drawing(picture: Figure, label: str, prefix: str) -> str:
     return re.sub(r' width="\S+" height="\S+"', f' role="img" aria-label="{escape(label)}"', svg, count=1)
 
 
+def _style() -> dict[Any, Any]:
+    return {"svg.fonttype": "none", "svg.hashsalt": "compare", **dict.fromkeys(_COLOURS, _INK)}
+
+
 def _drawings(runs: Runs) -> str:
     """A drawing for each panel: beside each other where there is room, else one above the other."""
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "compare", **dict.fromkeys(_COLOURS, _INK)}
-    with mpl.rc_context(style):
+    with mpl.rc_context(_style()):
         return "\n".join(
             drawing(
                 figure([panel]), f"Curves over the training steps: {panel.title}. The table has the figures.", f"p{i}"
@@ -62,19 +65,65 @@ def _drawings(runs: Runs) -> str:
 
 def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Sequence[int], config: Config) -> None:
     """The page: the curves, the figures, and the config."""
-    norms = ", ".join(runs)
-    body = _PAGE.format(
-        title=f"Norms compared: {escape(norms)}",
-        lead=f"The article's network ({config.model.api}) on {escape(config.data.name)}, {len(seeds)} seeds each. "
+    heads = ("held-out accuracy, %", f"steps to {TARGET:.0%}")
+    means = [_row((s.norm, s.accuracy, s.steps_to_target)) for s in summaries]
+    singles = [_row(values, _folder(values)) for s in summaries for values in _single(s, seeds)]
+    every = _table(("norm", "seed", *heads), singles)
+    _save(
+        path,
+        config,
+        norms=runs,
+        lead=f"{len(seeds)} seeds each. "
         "A thick line is the mean over the seeds, a thin line one seed; both scales are logarithmic.",
         drawings=_drawings(runs),
-        target=f"{TARGET:.0%}",
-        rows="\n".join(_row((s.norm, s.accuracy, s.steps_to_target)) for s in summaries),
-        runs="\n".join(_row(values, _folder(values)) for s in summaries for values in _single(s, seeds)),
+        tables=_table(("norm", *heads), means, "Mean ± standard deviation over the seeds")
+        + f"\n<details><summary>Every run</summary>\n{every}\n</details>",
+    )
+
+
+def save_sizes_page(path: Path, errors: Errors, seeds: Sequence[int], config: Config) -> None:
+    """The page of a comparison over batch sizes: error against batch size, the figures, and the config."""
+    sizes = [f"batch {size}" for size in next(iter(errors.values()))]
+    means = [_row((n, *(mean_and_deviation(v, digits=2) for v in e.values()))) for n, e in errors.items()]
+    singles = [
+        _row((norm, str(size), str(seed), f"{value:.2f}"), f"{norm}-batch{size}-seed{seed}/metrics.jsonl")
+        for norm, of_size in errors.items()
+        for size, values in of_size.items()
+        for seed, value in zip(seeds, values, strict=True)
+    ]
+    every = _table(("norm", "batch size", "seed", "error, %"), singles)
+    with mpl.rc_context(_style()):
+        picture = drawing(errors_figure(errors), "Error against batch size. The table has the figures.", "p")
+    _save(
+        path,
+        config,
+        norms=errors,
+        lead=f"{len(seeds)} seeds each, the learning rate in proportion to the batch size.",
+        drawings=picture,
+        tables=_table(
+            ("norm", *sizes), means, "Error on held-out examples, %: mean ± standard deviation over the seeds"
+        )
+        + f"\n<details><summary>Every run</summary>\n{every}\n</details>",
+    )
+
+
+def _save(path: Path, config: Config, norms: Iterable[str], lead: str, drawings: str, tables: str) -> None:
+    body = _PAGE.format(
+        title=f"Norms compared: {escape(', '.join(norms))}",
+        lead=f"The article's network ({config.model.api}) on {escape(config.data.name)}, {lead}",
+        drawings=drawings,
+        tables=tables,
         config=escape(to_json(config)),
         made=f"{datetime.date.today()}; {in_words(versions(('jax', 'flax', 'optax', 'numpy')))}",
     )
     write_text(path, body)
+
+
+def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
+    titled = f"<caption>{escape(caption)}</caption>\n" if caption else ""
+    cells = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
+    body = "\n".join(rows)
+    return f"<table>\n{titled}<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
 def _single(summary: Summary, seeds: Sequence[int]) -> list[tuple[str, ...]]:
@@ -125,23 +174,7 @@ _PAGE = """<!DOCTYPE html>
 <figure>
 {drawings}
 </figure>
-<table>
-<caption>Mean ± standard deviation over the seeds</caption>
-<thead><tr><th scope="col">norm</th><th scope="col">held-out accuracy, %</th>
-<th scope="col">steps to {target}</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-<details><summary>Every run</summary>
-<table>
-<thead><tr><th scope="col">norm</th><th scope="col">seed</th><th scope="col">held-out accuracy, %</th>
-<th scope="col">steps to {target}</th></tr></thead>
-<tbody>
-{runs}
-</tbody>
-</table>
-</details>
+{tables}
 <details><summary>The config, apart from norm and seed</summary>
 <pre>{config}</pre>
 </details>

@@ -93,6 +93,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             raise UserError(f"`{path}` must be one of {valid}, but it is {short(value)}.")
         return value
     if origin is tuple:
+        if args[-1] is Ellipsis and isinstance(value, list | tuple):
+            args = args[:1] * len(value)
         if not isinstance(value, list | tuple) or len(value) != len(args):
             raise UserError(f"`{path}` must be {len(args)} values, but it is {short(value)}.")
         return tuple(_value(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
 from experiments import distributed, run
 from experiments.cli import parse
 from experiments.config import Config
@@ -22,7 +20,7 @@ from experiments.report import reporting
 class Arguments:
     """Train one experiment. The run folder gets metrics.jsonl, config.json, curves.png and checkpoints."""
 
-    config: tyro.conf.FlagConversionOff[Config]
+    config: Config
     workdir: str = ""  # the run folder; a new one under `runs/` by default
     resume: bool = False  # continue the run in `workdir` from its last checkpoint
     distributed: Distributed = dataclasses.field(default_factory=Distributed)

@@ -125,7 +125,7 @@ def tiny_run(tmp_path_factory):
     document.write_text(documents.DOCUMENT.read_text())
     arguments = Arguments(
         parts=("op", "step"), rounds=2, shapes=("4x3x3x8", "6x16"), dtypes=("float32",),
-        contenders=("bnjax, relu", "flax.linen"), workdir=str(workdir), write_docs=True, quick=True,
+        contenders=("bnjax, relu", "flax.linen"), workdir=str(workdir), write=True, quick=True,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
         patch.setattr(documents, "DOCUMENT", document)
@@ -251,7 +251,7 @@ def test_an_import_is_timed_in_a_process_of_its_own(monkeypatch):
         (["--target", "gpu:a100"], "`gpu:h100`, but it is 'gpu:a100'"),
         (["--shapes", "32x0"], "'32x0' is not"),
         (["--shapes", "8"], "two to four sizes"),
-        (["--rounds", "0"], "`--rounds` must be at least 1, but it is 0"),
+        (["--rounds", "0"], "`--rounds` must be from 1 to 10000, but it is 0"),
     ],
 )
 def test_a_value_that_is_not_right_is_a_sentence(argv, words):

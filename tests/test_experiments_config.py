@@ -5,10 +5,14 @@ import json
 
 import pytest
 
-from experiments import compare, train
+import experiments.scale.__main__ as scale
+from experiments import compare, faults, launch, norms_table, numerics, train
+from experiments.bench import options
 from experiments.cli import parse
 from experiments.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from experiments.configfile import load, to_json
+from experiments.errors import UserError
+from experiments.flags import parse_flags
 from experiments.program import run_main
 from experiments.schema import build, differences, rebuild
 
@@ -90,9 +94,13 @@ def test_a_wrong_command_line_is_refused_with_a_way_out(refused, argv, expected)
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--norms", "none,bacth"], "`--norms` must be names among `none`, `batch`"),
-        (["--norms", "none,none"], "`--norms` must name each norm once"),
-        (["--norms", ""], "`--norms` must be names among"),
+        (["--norms", "none,bacth"], "invalid choice 'bacth'"),
+        (["--norms", "none,none"], "`--norms` must name each value once, but `none` is there 2 times."),
+        (["--norms="], "`--norms` must name norms"),
+        (["--batch_sizes=1"], "`batch_sizes[0]` must be at least 2"),
+        (["--batch_sizes=8,8"], "`--batch_sizes` must name each value once, but `8` is there 2 times."),
+        (["--batch_sizes=8,x"], "--batch_sizes"),
+        (["--resume=maybe"], "`--resume` must be `True` or `False`, or stand alone, but it is 'maybe'."),
         (["--seeds", "0"], "`seeds` must be at least 1"),
         (["--config.train.epochs=-1"], "`config.train.epochs` must be at least 1"),
         (["--config.parallel.group_size=2"], "belongs to `--config.parallel.sync=group`"),
@@ -193,3 +201,39 @@ def test_differences_are_named():
     b = dataclasses.replace(a, seed=1, model=ModelConfig(norm="none"))
     assert differences(a, b) == ["config.seed", "config.model.norm"]
     assert differences(a, a) == []
+
+
+FORMS = {  # of one command: a list, a switch, and a number
+    compare: (
+        ["--norms=none,layer", "--resume", "--batch_sizes=4,8", "--config.data.shuffle_labels"],
+        ["--norms", "none", "layer", "--resume=True", "--batch-sizes", "4", "8", "--config.data.shuffle-labels=True"],
+        ["--norms", "none,layer", "--resume", "True", "--batch-sizes=4,8", "--config.data.shuffle_labels", "true"],
+    ),
+    scale: (["--layouts=jit", "--write"], ["--layouts", "jit", "--write=True"]),
+    options: (
+        ["--parts=op,step", "--memory_switch", "--write"], ["--parts", "op", "step", "--memory-switch=True", "--write"],
+        ["--parts", "op,step", "--memory-switch", "--write", "True", "--quick=False", "--no-large"],
+    ),
+    numerics: (["--write"], ["--write=True"], ["--write", "--no_check"]),
+    norms_table: (["--check"], ["--check", "true"], ["--check", "--write=False"]),
+    faults: (["--kills=3"], ["--kills", "3"]),
+    launch: (["--processes=3"], ["--processes", "3"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", FORMS, ids=lambda program: program.__name__)
+def test_all_programs_take_all_forms_of_a_flag_alike(program):
+    default = {"default": program.Arguments(config=Config())} if program is compare else {}
+    made = [parse_flags(program.Arguments, argv, "program", **default) for argv in FORMS[program]]
+    assert all(arguments == made[0] for arguments in made)
+    assert made[0] != program.Arguments(**({"config": Config()} if default else {}))
+
+
+def test_a_comma_with_a_blank_belongs_to_a_word():
+    assert options.parse(["--contenders=bnjax, relu,flax"]).contenders == ("bnjax, relu", "flax")
+
+
+@pytest.mark.parametrize("program", [numerics, norms_table])
+def test_a_table_is_written_or_checked(program):
+    with pytest.raises(UserError, match="exclude each other"):
+        program.main(["--write", "--check"])

@@ -296,7 +296,7 @@ def another_program(answer):
 def test_processes_that_do_not_come_are_named_in_time():
     told = meeting({}, {}, None, None, timeout=0.5)
     assert "Within 0.5 s processes 2, 3 of 4 did not come to 127.0.0.1" in told[0]
-    assert told[1].startswith("Within 0.5 s process")
+    assert told[1] == told[0]
 
 
 def test_a_port_a_host_and_a_program_that_are_not_right_are_a_sentence():

@@ -18,7 +18,7 @@ def put(text: str, name: str, block: str) -> str:
     begin, end = f"<!-- bench: {name} -->", "<!-- bench: end -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
     if len(pattern.findall(text)) != 1:
-        raise UserError(f"The document must hold `{begin}` once, and `{end}` after it; `--write-docs` writes between.")
+        raise UserError(f"The document must hold `{begin}` once, and `{end}` after it; `--write` writes between.")
     return pattern.sub(lambda _: f"{begin}\n{block}\n{end}", text)
 
 
@@ -26,7 +26,7 @@ def write(blocks: dict[str, str]) -> None:
     """Writes every block between its markers."""
     document = DOCUMENT
     if not document.exists():
-        raise UserError(f"`--write-docs` writes into {document}, which is not there.")
+        raise UserError(f"`--write` writes into {document}, which is not there.")
     text = document.read_text(encoding="utf-8")
     for name, block in blocks.items():
         text = put(text, name, block)

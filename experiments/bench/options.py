@@ -1,19 +1,21 @@
 """What the benchmark is told on the command line, and the process that it needs."""
 
 import dataclasses
+import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Literal
 
-import tyro
-
 from experiments.bench.targets import target_of
-from experiments.errors import UserError
+from experiments.errors import UserError, shown
+from experiments.flags import parse_flags
 
 Part = Literal["op", "model", "step", "import"]
 DType = Literal["float32", "bfloat16"]
+MOST_ROUNDS = 10_000
+LARGEST = 2**31  # elements
 
 # How the C library hands out large buffers, which must be known before the process starts. Left alone it changes its
 # mind on the way, and the same program takes 14 or 40 ms. Names it does not know it ignores. What is fresh is what has
@@ -63,7 +65,7 @@ class Arguments:
     """The interpreter of an environment with `jax[tpu]`."""
     gpu_python: str = sys.executable
     """The interpreter of an environment with `jax[cuda12]`."""
-    write_docs: bool = False
+    write: bool = False
     """Put the tables into docs/performance.md."""
     workdir: str = ""
     """The run folder; a new one under `runs/` by default."""
@@ -80,10 +82,10 @@ def parse(argv: Sequence[str]) -> Arguments:
       UserError: a value that is not right.
       SystemExit: an argument that tyro does not understand (status 2), or `--help` (0).
     """
-    arguments = tyro.cli(Arguments, args=argv, prog="python -m experiments.bench", description=Arguments.__doc__)
+    arguments = parse_flags(Arguments, argv, "python -m experiments.bench")
     for name in ("rounds", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise UserError(f"`--{name}` must be at least 1, but it is {getattr(arguments, name)}.")
+        if not 1 <= getattr(arguments, name) <= MOST_ROUNDS:
+            raise UserError(f"`--{name}` must be from 1 to {MOST_ROUNDS}, but it is {getattr(arguments, name)}.")
     for shape in arguments.shapes:
         shape_of(shape)
     for target in arguments.target:
@@ -100,7 +102,10 @@ def shape_of(text: str) -> tuple[int, ...]:
     sizes = text.split("x")
     if not all(s.isdecimal() and int(s) > 0 for s in sizes) or not 2 <= len(sizes) <= 4:
         raise UserError(f"`--shapes` must be two to four sizes with an x between, as 32x56x56x64; {text!r} is not.")
-    return tuple(map(int, sizes))
+    shape = tuple(map(int, sizes)) if max(map(len, sizes)) < 10 else (LARGEST + 1,)
+    if math.prod(shape) > LARGEST:
+        raise UserError(f"`--shapes` must have at most {LARGEST} elements each, but one is {shown(text)}.")
+    return shape
 
 
 def environment(buffers: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from experiments.errors import UserError
 from experiments.files import write_text
 from experiments.report import Report, reporting
 
-HIDDEN = ("workdir", "tpu_python", "gpu_python", "write_docs")  # where, not what
+HIDDEN = ("workdir", "tpu_python", "gpu_python", "write")  # where, not what
 
 
 class Results:
@@ -97,11 +97,11 @@ def show(found: dict[str, Any], report: Report) -> None:
 
 
 def save(found: dict[str, Any], arguments: Arguments, workdir: Path) -> None:
-    """The picture, and with `--write-docs` the tables in the document."""
+    """The picture, and with `--write` the tables in the document."""
     words = machine.sentence(found["machine"])
     if found.get("op"):
         save_bars(workdir / "bench.png", found["op"], words)
-    if arguments.write_docs:
+    if arguments.write:
         documents.write({part: _block(part, found, words) for part in TABLES if found.get(part)})
 
 

@@ -15,10 +15,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from experiments.bench.targets import Target, target_of
 from experiments.files import write_text
+from experiments.flags import parse_flags
 from experiments.program import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,9 +139,7 @@ def measure(arguments: Arguments, targets: Sequence[str]) -> list[Row]:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = tyro.cli(
-        Arguments, args=argv, prog="python -m experiments.scale", description=__doc__, use_underscores=True
-    )
+    arguments = parse_flags(Arguments, argv, "python -m experiments.scale", __doc__)
     targets = arguments.targets or (TPUS if has_tpu_compiler(arguments.tpu_python) else CPUS)
     rows = measure(arguments, targets)
     print("", *table(rows), sep="\n")
