@@ -1,6 +1,7 @@
 """The README: its blocks of commands, its Python, its table."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from experiments import numerics
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PYTHON = [code for language, code in FENCES if language == "python"]
 
 
@@ -62,9 +64,22 @@ def test_the_check_compares_numbers(monkeypatch):
 
 
 def test_versions_agree():
-    """The package, the citation and the changelog."""
+    """The package, the citation and the changelog; the authors, too."""
     from bnjax import __version__
 
     citation = (ROOT / "CITATION.cff").read_text()
+    (author,) = PROJECT["project"]["authors"]
+    assert f'- name: "{author["name"]}"\n' in citation
     assert f"version: {__version__}\n" in citation
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_package_index_shows_no_links_into_the_repository():
+    """There is nothing beside the README there: its text stays, and the names of what it points to."""
+    text = README
+    for change in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    assert "](docs/" in README
+    assert not re.findall(r"\]\((?!https?:)", text)
+    assert "- `docs/norms.md`: all norms" in text
+    assert len(text) > 0.95 * len(README)
