@@ -1,6 +1,7 @@
 """One run: train, measure, save, in a folder of its own."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -105,8 +106,19 @@ def _train_from(
         for epoch in range(done // steps_per_epoch(config, data), config.train.epochs):
             state = _train_epoch(config, data, program, state, epoch, log, report)
             report.line(_sentence(epoch + 1, config, log.records[-1]))
+            _check_room(workdir, state)
             checkpoints.save(state)
         return log.records
+
+
+def _check_room(workdir: Path, state: TrainState) -> None:
+    """Refuses a checkpoint that the disk cannot hold: its writer says so in many lines and leaves a part."""
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(workdir).free
+    if needed > free:
+        raise UserError(
+            f"No space left on device: a checkpoint in `{workdir}` takes {needed} bytes, but {free} are free. Make "
+            "room, and continue with `--resume`."
+        )
 
 
 def _train_epoch(

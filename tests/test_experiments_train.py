@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -179,6 +180,16 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(compiled_onc
             train.main(argv)
     train.main([*argv, "--resume"])
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == STEPS
+
+
+def test_a_full_disk_ends_a_run_with_a_sentence_and_it_continues(compiled_once, monkeypatch, tmp_path, config_file):
+    usage = iter([10**9, 10, 10**9, 10**9])
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(usage)))
+    with pytest.raises(UserError, match=r"No space left on device: .* takes \d+ bytes, but 10 are free"):
+        train.main([config_file(TINY), f"--workdir={tmp_path}/run"])
+    assert checkpoint(tmp_path / "run")[0] == 4
+    train.main(["--resume", f"--workdir={tmp_path}/run"])
+    assert checkpoint(tmp_path / "run")[0] == 12
 
 
 def test_a_run_folder_belongs_to_one_config(tmp_path):
