@@ -220,7 +220,7 @@ def test_gradients_of_weight_standardization(name):
 
 def test_scaled_activations_keep_the_variance():
     """Of a standard normal number, by quadrature."""
-    from bnjax._scaling import _GAINS
+    from bnjax._norms.pointwise import _GAINS
 
     x = np.linspace(-12, 12, 200_001)
     density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)

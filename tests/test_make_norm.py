@@ -14,7 +14,7 @@ import bnjax
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import NORMS
-from bnjax._registry import ALIASES, NormAlias
+from bnjax._norms.registry import ALIASES, NormAlias
 from tests.family import ROWS
 
 RNGS = partial(nnx.Rngs, 0)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
-from bnjax._remat import together
+from bnjax._core.remat import together
 
 X = jax.random.normal(jax.random.key(0), (16, 6))
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax import Moments, all_reduce, batch_norm, batch_renorm, moments
-from bnjax._devices import _fingerprint
+from bnjax._collectives.psum import _fingerprint
 from tests import references
 from tests.apis import APIS
 

@@ -10,8 +10,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
-from bnjax._affine import Activation
-from bnjax._modules import (
+from bnjax._core.affine_map import Activation
+from bnjax._modules.call import (
     by_batch_only,
     call_batch_norm,
     check_batch_norm,

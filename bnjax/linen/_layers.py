@@ -11,8 +11,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax import _layers as shared
-from bnjax._modules import check_state, floating, no_moments, replaced, result_dtype
+from bnjax._modules import family as shared
+from bnjax._modules.call import check_state, floating, no_moments, replaced, result_dtype
 
 
 class Norm(nn.Module):

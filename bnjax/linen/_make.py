@@ -8,9 +8,9 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 
 from bnjax import linen
-from bnjax._affine import Activation
-from bnjax._modules import not_normalized
-from bnjax._registry import NORMS, Norm, NormAlias, NormName, check_arguments, norm_named
+from bnjax._core.affine_map import Activation
+from bnjax._modules.call import not_normalized
+from bnjax._norms.registry import NORMS, Norm, NormAlias, NormName, check_arguments, norm_named
 
 
 def make_norm(name: NormName | NormAlias | Literal["none"], /, **arguments: Any) -> partial[nn.Module]:

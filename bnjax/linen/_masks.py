@@ -5,7 +5,7 @@ from typing import Any
 
 from flax.core.meta import AxisMetadata
 
-from bnjax import _norm_params as shared
+from bnjax._modules import norm_params as shared
 
 
 def norm_params_mask(params: Any, names: Collection[str] = ()) -> Any:

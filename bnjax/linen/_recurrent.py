@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from bnjax import _checks as checks
-from bnjax._recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
+from bnjax._modules.recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
 from bnjax.linen._batch import BatchNorm
 from bnjax.linen._sample import LayerNorm
 

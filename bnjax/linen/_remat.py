@@ -9,8 +9,8 @@ import jax
 from flax import linen as nn
 from flax.core import lift
 
-from bnjax._compilers import within_remat
-from bnjax._remat import POLICY, together
+from bnjax._core.remat import POLICY, together
+from bnjax._lowering.forms import within_remat
 
 M = TypeVar("M", bound=type[nn.Module] | Callable[..., Any])
 

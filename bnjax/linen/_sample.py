@@ -9,9 +9,9 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import ArrayLike
 
-from bnjax import _modules as shared
-from bnjax._affine import Activation
-from bnjax._sample import check_groups
+from bnjax._core.affine_map import Activation
+from bnjax._modules import call as shared
+from bnjax._norms.layer import check_groups
 
 
 class _SampleNorm(nn.Module):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bnjax import _layers as shared
 from bnjax._checks import Axes
+from bnjax._modules import family as shared
 from bnjax.linen._layers import Affine, SampleNorm
 
 

@@ -11,8 +11,8 @@ from flax import linen as nn
 from jax import Array
 
 from bnjax import _checks as checks
-from bnjax._modules import check_state, is_matrix, result_dtype
-from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax._modules.call import check_state, is_matrix, result_dtype
+from bnjax._norms.weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
 
 
 class SpectralNorm(nn.SpectralNorm):

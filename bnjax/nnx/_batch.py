@@ -12,10 +12,10 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._affine import Activation
 from bnjax._checks import Axes, Pivot
-from bnjax._devices import AxisName, Groups
-from bnjax._modules import (
+from bnjax._collectives.psum import AxisName, Groups
+from bnjax._core.affine_map import Activation
+from bnjax._modules.call import (
     by_batch_only,
     call_batch_norm,
     check_batch_norm,

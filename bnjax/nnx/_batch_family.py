@@ -9,9 +9,9 @@ from typing import Literal
 from jax import Array
 from jax.typing import ArrayLike
 
-from bnjax import _layers as shared
 from bnjax._checks import Axes
-from bnjax._devices import AxisName
+from bnjax._collectives.psum import AxisName
+from bnjax._modules import family as shared
 from bnjax.nnx._layers import Affine, StatefulNorm
 
 Limit = ArrayLike | Callable[[Array], ArrayLike]  # a number, or a function of the number of steps

@@ -12,8 +12,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax import _layers as shared
-from bnjax._modules import check_num_features, floating, no_moments, replaced, result_dtype
+from bnjax._modules import family as shared
+from bnjax._modules.call import check_num_features, floating, no_moments, replaced, result_dtype
 from bnjax.nnx._batch import asked_for_moments
 
 

@@ -7,10 +7,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from bnjax import nnx as family
-from bnjax._affine import Activation
 from bnjax._checks import Axes
-from bnjax._modules import not_normalized
-from bnjax._registry import NORMS, Norm, NormAlias, NormName, check_arguments, norm_named
+from bnjax._core.affine_map import Activation
+from bnjax._modules.call import not_normalized
+from bnjax._norms.registry import NORMS, Norm, NormAlias, NormName, check_arguments, norm_named
 
 
 def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any, **arguments: Any) -> nnx.Module:

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from bnjax import _norm_params as shared
+from bnjax._modules import norm_params as shared
 from bnjax.nnx._layers import Norm
 from bnjax.nnx._recurrent import StepNorm
 

@@ -12,12 +12,12 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._batch import batch_norm
-from bnjax._devices import AxisName, pmax
-from bnjax._modules import no_moments
-from bnjax._moments import Moments
-from bnjax._normalize import normalize
-from bnjax._recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
+from bnjax._collectives.psum import AxisName, pmax
+from bnjax._core.moments import Moments
+from bnjax._core.rule import normalize
+from bnjax._modules.call import no_moments
+from bnjax._modules.recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
+from bnjax._norms.batch import batch_norm
 from bnjax.nnx._batch import asked_for_moments
 from bnjax.nnx._sample import LayerNorm
 

@@ -12,11 +12,11 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax import _modules as shared
-from bnjax._affine import Activation
 from bnjax._checks import Axes
-from bnjax._devices import AxisName, Groups
-from bnjax._sample import check_groups
+from bnjax._collectives.psum import AxisName, Groups
+from bnjax._core.affine_map import Activation
+from bnjax._modules import call as shared
+from bnjax._norms.layer import check_groups
 from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bnjax import _layers as shared
 from bnjax._checks import Axes
+from bnjax._modules import family as shared
 from bnjax.nnx._layers import Affine, SampleNorm
 
 

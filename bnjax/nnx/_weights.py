@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._checks import Axes
-from bnjax._modules import is_matrix, result_dtype
-from bnjax._weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax._modules.call import is_matrix, result_dtype
+from bnjax._norms.weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
 from bnjax.nnx._copies import Named, with_values
 from bnjax.nnx._flax import PromoteDtypeFn, construct, promote_dtype
 

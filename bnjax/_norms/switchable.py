@@ -10,11 +10,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._batch import batch_norm
-from bnjax._devices import AxisName
-from bnjax._moments import Moments, ema, merge, of_features
-from bnjax._normalize import normalize_valid
-from bnjax._parts import (
+from bnjax._collectives.psum import AxisName
+from bnjax._core.moments import Moments, ema, merge, of_features
+from bnjax._core.rule import normalize_valid
+from bnjax._norms.batch import batch_norm
+from bnjax._norms.layer import group_norm
+from bnjax._norms.measure import (
     at_rank,
     channels_per_group,
     merged,
@@ -24,7 +25,6 @@ from bnjax._parts import (
     per_example,
     where_seen,
 )
-from bnjax._sample import group_norm
 
 
 def switchable_norm(

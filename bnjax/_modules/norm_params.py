@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_flatten_with_path
 
-from bnjax._state import Path, name_of
+from bnjax._core.state import Path, name_of
 
 MATRICES = {"kernel", "embedding"}
 SCALES = {"weight", "gamma", "g", "kernel"}

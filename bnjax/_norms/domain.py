@@ -10,10 +10,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._devices import AxisName
-from bnjax._moments import Moments, all_reduce, ema, reduce
-from bnjax._normalize import normalize_valid
-from bnjax._parts import Operands, operands, per_example, where_seen
+from bnjax._collectives.psum import AxisName
+from bnjax._core.moments import Moments, all_reduce, ema, reduce
+from bnjax._core.rule import normalize_valid
+from bnjax._norms.measure import Operands, operands, per_example, where_seen
 
 
 def domain_batch_norm(

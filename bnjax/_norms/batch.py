@@ -15,11 +15,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._affine import Activation, activate, affine_of, form_of
-from bnjax._devices import AxisName, Groups, num_shards
-from bnjax._moments import Moments, all_reduce, for_each, of_features, of_sums, reduce, sums_about
-from bnjax._normalize import Sets, pivot_of, standardize
-from bnjax._state import check_momentum, next_state
+from bnjax._collectives.psum import AxisName, Groups, num_shards
+from bnjax._core.affine_map import Activation, activate, affine_of, form_of
+from bnjax._core.moments import Moments, all_reduce, for_each, of_features, of_sums, reduce, sums_about
+from bnjax._core.rule import Sets, pivot_of, standardize
+from bnjax._core.state import check_momentum, next_state
 
 
 def batch_norm(

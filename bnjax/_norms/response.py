@@ -8,9 +8,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._affine import affine_of, form_of
-from bnjax._normalize import Sets, standardize
-from bnjax._parts import one_channel_axis, operands, parameter, per_example, scaled, wide
+from bnjax._core.affine_map import affine_of, form_of
+from bnjax._core.rule import Sets, standardize
+from bnjax._norms.measure import one_channel_axis, operands, parameter, per_example, scaled, wide
 
 
 def filter_response_norm(

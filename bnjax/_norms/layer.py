@@ -11,9 +11,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._affine import Activation, activate, affine_of, form_of
-from bnjax._devices import AxisName, Groups
-from bnjax._normalize import Sets, pivot_of, standardize
+from bnjax._collectives.psum import AxisName, Groups
+from bnjax._core.affine_map import Activation, activate, affine_of, form_of
+from bnjax._core.rule import Sets, pivot_of, standardize
 
 
 def layer_norm(

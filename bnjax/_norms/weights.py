@@ -10,8 +10,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._moments import Moments, abs_sq, moments
-from bnjax._normalize import normalize
+from bnjax._core.moments import Moments, abs_sq, moments
+from bnjax._core.rule import normalize
 
 
 def weight_norm(

@@ -14,8 +14,8 @@ from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._devices import AxisName
-from bnjax._moments import Moments, all_reduce, moments, reduce
+from bnjax._collectives.psum import AxisName
+from bnjax._core.moments import Moments, all_reduce, moments, reduce
 
 
 class Operands(NamedTuple):

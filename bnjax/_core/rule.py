@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._affine import (
+from bnjax._collectives.psum import AxisName, Groups, groups_refused, psum, psum_about
+from bnjax._core.affine_map import (
     Activation,
     Affine,
     Form,
@@ -34,16 +35,15 @@ from bnjax._affine import (
     tangent,
     written,
 )
-from bnjax._compilers import Rows, again, apart, neighbours, recomputed
-from bnjax._devices import AxisName, Groups, groups_refused, psum, psum_about
-from bnjax._masks import count_valid, inf_where_empty, valid
-from bnjax._moments import (
+from bnjax._core.moments import (
     Moments,
     about_pivot,
     abs_sq,
     at_least_one,
     dot,
 )
+from bnjax._lowering.forms import Rows, again, apart, neighbours, recomputed
+from bnjax._masks import count_valid, inf_where_empty, valid
 
 
 def normalize(

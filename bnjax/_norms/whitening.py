@@ -14,9 +14,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._devices import AxisName, psum
-from bnjax._moments import Moments, all_reduce, at_least_one, ema, moments
-from bnjax._parts import one_channel_axis, operands, parameter, scaled, wide
+from bnjax._collectives.psum import AxisName, psum
+from bnjax._core.moments import Moments, all_reduce, at_least_one, ema, moments
+from bnjax._norms.measure import one_channel_axis, operands, parameter, scaled, wide
 
 
 class Whitening(NamedTuple):

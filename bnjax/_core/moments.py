@@ -17,7 +17,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._devices import AxisName, Groups, psum, psum_about
+from bnjax._collectives.psum import AxisName, Groups, psum, psum_about
 from bnjax._masks import count_valid, valid
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax._devices import AxisName
+from bnjax._collectives.psum import AxisName
 
 
 def data_mesh(num_devices: int | None = None, axis_name: str = "data") -> Mesh:

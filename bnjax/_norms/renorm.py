@@ -10,11 +10,11 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._affine import affine_of, form_of
-from bnjax._devices import AxisName
-from bnjax._moments import Moments, ema, of_features
-from bnjax._normalize import Sets, normalize_valid, pivot_of, standardize
-from bnjax._parts import at_rank
+from bnjax._collectives.psum import AxisName
+from bnjax._core.affine_map import affine_of, form_of
+from bnjax._core.moments import Moments, ema, of_features
+from bnjax._core.rule import Sets, normalize_valid, pivot_of, standardize
+from bnjax._norms.measure import at_rank
 
 
 def batch_renorm(

@@ -18,8 +18,8 @@ from jax.tree_util import GetAttrKey, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
-from bnjax._devices import AxisName, pmax
-from bnjax._moments import Moments, all_reduce, ema, merge
+from bnjax._collectives.psum import AxisName, pmax
+from bnjax._core.moments import Moments, all_reduce, ema, merge
 
 Path = tuple[Any, ...]
 NEXT_TO_NOTHING = 2.0**-50  # a weight that any count outweighs

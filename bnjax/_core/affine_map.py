@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._compilers import again, by_rows, keeps_by_itself, recomputed, whole
+from bnjax._lowering.forms import again, by_rows, keeps_by_itself, recomputed, whole
 
 Activation = Literal["relu", "gelu", "silu"] | Callable[[Array], Array] | None
 BY_AUTODIFF = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}  # relu is inside the rule

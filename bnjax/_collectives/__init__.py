@@ -1,0 +1,1 @@
+"""Sums over devices, and how arrays lie on them."""

@@ -1,0 +1,1 @@
+"""Moments, their laws, and the rule that all norms share."""

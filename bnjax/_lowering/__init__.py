@@ -1,0 +1,1 @@
+"""What each compiler wants written differently."""

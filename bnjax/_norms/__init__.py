@@ -1,0 +1,1 @@
+"""The norms: one function each, and its Spec."""
