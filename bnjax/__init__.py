@@ -9,7 +9,7 @@ from bnjax._core.moments import ema as ema
 from bnjax._core.moments import merge as merge
 from bnjax._core.moments import moments as moments
 from bnjax._core.moments import reduce as reduce
-from bnjax._core.rule import normalize as normalize
+from bnjax._core.normalize import normalize as normalize
 
 from bnjax._norms.batch import batch_norm as batch_norm
 from bnjax._core.remat import remat as remat

@@ -27,7 +27,7 @@ class Mutant(NamedTuple):
 
 
 RULE = "count, s1, s2 = _combine(sets, (count, s1, s2), c)"
-BACK = "t1, t2 = _combine(sets, sums if sets.pools is None else apart(sums, var))"
+BACK = "t1, t2 = _combine(sets, sums if sets.pools is None else isolated(sums, var))"
 
 MUTANTS = [
     Mutant(
@@ -178,18 +178,18 @@ MUTANTS = [
         "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",
     ),
     Mutant(
-        "rows: the numbers summed where their squares should be", "_core/rule.py",
+        "rows: the numbers summed where their squares should be", "_lowering/sums.py",
         "lax.reduce((d, d * d), (zero, zero)", "lax.reduce((d, d), (zero, zero)",
         "test_battery.py::test_images_whose_rows_are_summed_first[batch]",
     ),
     Mutant(
-        "rows: one gradient given for both", "_lowering/forms.py",
+        "rows: one gradient given for both", "_lowering/sums.py",
         "return both.real, both.imag", "return both.real, both.real",
         "test_battery.py::test_images_whose_rows_are_summed_first[instance]",
     ),
     Mutant(
-        "pools: the sums kept apart by another's NaN", "_lowering/forms.py",
-        "jnp.where(jnp.isnan(by), jnp.nan, t)", "jnp.where(jnp.isnan(by), t, jnp.nan)",
+        "pools: the sums kept apart by another's NaN", "_lowering/barriers.py",
+        "jnp.where(jnp.isnan(guard), jnp.nan, t)", "jnp.where(jnp.isnan(guard), t, jnp.nan)",
         "test_battery.py::test_images_whose_rows_are_summed_first[group]",
     ),
     Mutant(

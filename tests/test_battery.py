@@ -191,7 +191,7 @@ def masks_that_broadcast(shape):
 
 @pytest.mark.parametrize("name", ["batch", "ghost", "group", "instance", "switchable"])
 def test_images_whose_rows_are_summed_first(name):
-    """Seven neighbours or more, which a CPU sums apart from the rest (bnjax/_lowering/forms.py)."""
+    """Seven neighbours or more, which a CPU sums apart from the rest (bnjax/_lowering/sums.py)."""
     x, g, variables = sample(name, (4, 3, 14, 6))
     n = np.random.default_rng(3).random(x.shape) < 0.7
     (y, state, dx, dparams), _ = expected(name, np.where(n, x, 0), g * n, variables, n.astype(float))

@@ -15,7 +15,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._lowering.forms import again, by_rows, keeps_by_itself, recomputed, whole
+from bnjax._lowering.barriers import materialized, unshared
+from bnjax._lowering.checkpoint import own_checkpoint, rematerialized
+from bnjax._lowering.sums import summed_as_complex, summed_rows_first
 
 Activation = Literal["relu", "gelu", "silu"] | Callable[[Array], Array] | None
 BY_AUTODIFF = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}  # relu is inside the rule
@@ -48,7 +50,7 @@ def form_of(x: Array, activation: Activation, dtype: DTypeLike | None) -> Form:
     if isinstance(activation, str) and jnp.issubdtype(wide, jnp.complexfloating):
         of = "`x`" if jnp.iscomplexobj(x) else "`dtype`"
         raise ValueError(f"`activation` is {activation!r}, which has no meaning for a complex {of}; pass a callable.")
-    return Form(wide, out, activation == "relu", keeps_by_itself())
+    return Form(wide, out, activation == "relu", own_checkpoint())
 
 
 def affine_of(
@@ -92,12 +94,23 @@ def activate(y: Array, activation: Activation, zero: Array | None = None) -> Arr
     return masks.valid(zero, y)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def apply_map(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array, mask: Array | None) -> Array:
+    """The output, from moments about `c`: the mean is `c + delta`."""
+    return finished(form, affine, output(form, line(x.astype(form.wide) - c, affine, delta, var)))
+
+
+@apply_map.defjvp
+def _apply_map_jvp(form: Form, primals: Any, tangents: Any) -> Any:
+    dx, daffine, dc, ddelta, dvar, _ = tangents
+    return apply_map(form, *primals), tangent(form, primals[:-1], (dx, daffine, dc + ddelta, dvar), primals[-1])
+
+
 def tangent(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Array:
     """The tangent of `output(line(...))` at `(x, affine, c, delta, var)`."""
     f = partial(_tangent, form)
-    return recomputed(
-        form.keeps, f, primals, tangents, mask, cpu=partial(f, spread=by_rows), cuda=partial(f, spread=whole)
-    )
+    per_platform = {"cpu": partial(f, spread=summed_rows_first), "cuda": partial(f, spread=summed_as_complex)}
+    return rematerialized(form.keeps, f, primals, tangents, mask, **per_platform)
 
 
 def _tangent(
@@ -114,9 +127,9 @@ def _tangent(
     dz = masks.finite(mask, dz, source=x)
     if daffine.residual is not None:
         dz = dz + daffine.residual.astype(form.wide)
-    dz = again(dz.astype(form.out))  # the gradient's dtype: the CPU's compiler would widen it first, then write it out
+    dz = unshared(dz.astype(form.out))  # in the gradient's dtype, or the CPU's compiler would store it in a wider one
     if form.relu:
-        x, c = again((x, c))
+        x, c = unshared((x, c))
         dz = jnp.where(line(centre(form, x, c, mask), affine, delta, var) > 0, dz, 0)
     return dz
 
@@ -148,7 +161,7 @@ def _of_parts(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Ar
     r = lax.rsqrt(var + affine.epsilon)
     dr = -0.5 * r * r * r * (dvar + daffine.epsilon)
     dz = ((dx.astype(form.wide) - dmean) * r + (centre(form, x, c, mask) - delta) * dr) * affine.scale
-    x, c, delta, var = again((x, c, delta, var))
+    x, c, delta, var = unshared((x, c, delta, var))
     dz = dz + (centre(form, x, c, mask) - delta) * lax.rsqrt(var + affine.epsilon) * daffine.scale
     return dz if affine.bias is None else dz + daffine.bias
 
@@ -166,15 +179,11 @@ def output(form: Form, z: Array) -> Array:
     return (jnp.maximum(z, 0) if form.relu else z).astype(form.out)
 
 
-def written(form: Form, affine: Affine, y: Array) -> Array:
-    """The output of a block as it is: rounded to its dtype, for XLA's GPU compiler too.
-
-    It is the next block's residual, and so on. The compiler would leave out the rounding between them and keep the sums
-    in float32 for the masks of the backward pass: a sixth of the memory of a ResNet's step, a tenth of its traffic.
-    """
+def finished(form: Form, affine: Affine, y: Array) -> Array:
+    """The output. With a residual and relu it is a block's, and rounded to its dtype on every platform."""
     if affine.residual is None or not form.relu or form.out == form.wide:
         return y
-    return lax.platform_dependent(y, cuda=lax.optimization_barrier, default=lambda same: same)
+    return materialized(y)
 
 
 def centre(form: Form, x: Array, c: Array, mask: Array | None) -> Array:

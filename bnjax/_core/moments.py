@@ -18,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups, psum, psum_about
+from bnjax._complex import abs_sq, dot
 from bnjax._masks import count_valid, valid
 
 
@@ -219,18 +220,6 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
         return jnp.where(seen, mixed.astype(old.dtype), old)
 
     return Moments(jnp.asarray(running.count), step(running.mean, batch.mean), step(running.var, batch.var))
-
-
-def abs_sq(z: Array) -> Array:
-    """|z|^2, real."""
-    return dot(z, z)
-
-
-def dot(a: Array, b: Array) -> Array:
-    """The real part of conj(a) b: the product of two numbers read as vectors of the plane."""
-    if jnp.iscomplexobj(a):
-        return a.real * b.real + a.imag * b.imag
-    return a * b
 
 
 def for_each(count: Array, mean: Array, axes: Sequence[int]) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax._core.rule import INPUT, MOMENTS
-from bnjax._lowering.forms import within_remat
+from bnjax._lowering.checkpoint import within_remat
 
 POLICY = jax.checkpoint_policies.save_only_these_names(INPUT, MOMENTS)
 F = TypeVar("F", bound=Callable[..., Any])

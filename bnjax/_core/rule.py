@@ -1,11 +1,49 @@
-"""Normalize: one affine map per feature, the residual and relu that follow it, and their derivatives.
+"""The rule that all norms share whose moments come from the input itself: measure, combine, normalize, in one.
 
-`normalize` applies the map to moments that come from elsewhere. `standardize` is the rule that all norms
-share whose moments come from the input itself: measure, combine and normalize in one, so that the backward
-pass keeps the input and a few vectors, nothing else of full size.
+The backward pass keeps the input in its own dtype, and a few numbers for each feature, and nothing else of full size.
 
-Both keep everything about a pivot c: d = x - c, and the mean as c + delta. With c near the data nothing
-cancels, neither in the statistics nor in the map nor in its derivatives.
+One feature (or one example, or one group). Its values are x_i; w_i is 1 where x_i is valid and 0 where it is masked.
+All sums are over what is measured, on all devices that are measured together. c is the pivot: a constant near the data.
+
+Measure                     d_i = x_i - c
+                            n   = sum(w)          s1 = sum(w d)          s2 = sum(w d^2)
+Combine                     n, s1, s2 are added up over devices (one all-reduce), because c is the same on each
+                            delta = s1 / n        mean = c + delta       var = s2 / n - delta^2
+Normalize                   r = (var + epsilon)^(-1/2)       a = r scale
+                            y_i = a (d_i - delta) + bias + residual_i            then perhaps relu
+
+The tangent (what the custom_jvp says)
+                            d(delta) = sum(w dx) / n                              = d(mean)
+                            d(var)   = 2 (sum(w d dx) / n - delta d(delta))
+                            d(a)     = r d(scale) - 1/2 r^2 a (d(var) + d(epsilon))
+                            d(y_i)   = a dx_i + d(a) (d_i - delta) - a d(delta) + d(bias) + d(residual_i)
+
+The backward pass (the transpose of it). g_i is the gradient to y_i, zero where relu was zero. Over all i, masked too:
+                            G1 = sum(g)           G2 = sum(g (d - delta))
+                            to bias      G1
+                            to scale     r G2
+                            to residual  g_i
+                            to mean     -a G1
+                            to var      -1/2 r^2 a G2
+                            to x_i       a g_i - (a w_i / n) (G1 + r^2 (d_i - delta) G2)
+G1 and G2 are one fused reduction, and dx is one elementwise pass. Both read x and g. G1 and G2 of all devices are one
+all-reduce: it is the transpose of the one above, and JAX makes it.
+
+Everything is kept about the pivot c: d = x - c, and the mean as c + delta. With c near the data nothing cancels,
+neither in the statistics nor in the map nor in its derivatives. Of x, only d is in the formulas.
+
+Shapes: x, y, g and w are of the input's shape. n, s1, s2, delta, var, r, G1 and G2 have length one along the measured
+axes. scale and bias broadcast to the input. All arithmetic is float32 or wider.
+
+Three `custom_jvp` rules nest here. Each cuts the derivative at another place:
+
+- `_rule` is all of it. Its tangent is written from x, c, delta and var, so these are what is kept. The arithmetic of
+  the tangent is in `affine_map.tangent`, within a `jax.checkpoint`.
+- `_measured` is the first two steps. The moments are in the tangent of `_rule`; a second derivative comes here.
+- `affine_map.apply_map` is the third step, with moments from elsewhere. `normalize` calls it, and so does a second
+  derivative.
+
+`reference.py` has the same in 40 lines of plain JAX, with plain autodiff.
 """
 
 from __future__ import annotations
@@ -18,103 +56,26 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName, Groups, groups_refused, psum, psum_about
+from bnjax._complex import dot
 from bnjax._core.affine_map import (
-    Activation,
     Affine,
     Form,
-    activate,
-    affine_of,
+    apply_map,
     centre,
-    form_of,
-    line,
-    output,
     tangent,
-    written,
 )
 from bnjax._core.moments import (
     Moments,
     about_pivot,
-    abs_sq,
     at_least_one,
-    dot,
 )
-from bnjax._lowering.forms import Rows, again, apart, neighbours, recomputed
+from bnjax._lowering.barriers import isolated, pinned
+from bnjax._lowering.checkpoint import rematerialized
+from bnjax._lowering.sums import power_sums
 from bnjax._masks import count_valid, inf_where_empty, valid
-
-
-def normalize(
-    x: ArrayLike,
-    m: Moments,
-    scale: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    *,
-    axis: checks.Axes = -1,
-    epsilon: ArrayLike = 1e-5,
-    residual: ArrayLike | None = None,
-    activation: Activation = None,
-    dtype: DTypeLike | None = None,
-) -> Array:
-    """`activation((x - m.mean) * rsqrt(m.var + epsilon) * scale + bias + residual)`, differentiable in all.
-
-    With running moments this is batch normalization at evaluation. Computed in float32 or wider; the
-    backward pass keeps `x` in its own dtype and no other copy of it.
-
-    Args:
-      x: floating-point or complex.
-      m: moments of the features' shape, or of the rank of `x` and broadcastable to it. `count` is not read.
-      scale: of the features' shape, or of the rank of `x` and broadcastable to it (per example).
-      bias: likewise.
-      axis: the feature axes, as in Flax.
-      epsilon: added to the variance.
-      residual: of the shape of `x`; added after the affine map, before the activation.
-      activation: `None`, `"relu"`, `"gelu"` (approximate, as `jax.nn.gelu`), `"silu"`, or a callable, which is applied
-        to the result.
-      dtype: of the result; that of `x` by default.
-
-    Raises:
-      ValueError: an argument that does not fit, by its name.
-
-    References:
-      Ioffe and Szegedy, Batch Normalization, 2015, algorithm 2.
-
-    >>> m = Moments(jnp.array(2.0), jnp.array([1.0, 5.0]), jnp.array([4.0, 1.0]))
-    >>> print(normalize(jnp.array([[3.0, 5.0], [1.0, 7.0]]), m, epsilon=0.0, activation="relu"))
-    [[1. 0.]
-     [0. 2.]]
-    """
-    return normalize_valid(
-        checks.inexact_array(x), m, scale, bias, None,
-        axis=axis, epsilon=epsilon, residual=residual, activation=activation, dtype=dtype,
-    )  # fmt: skip
-
-
-def normalize_valid(
-    x: Array,
-    m: Moments,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    zero: Array | None,
-    *,
-    axis: checks.Axes,
-    epsilon: ArrayLike,
-    residual: ArrayLike | None = None,
-    activation: Activation = None,
-    dtype: DTypeLike | None = None,
-) -> Array:
-    """`normalize` with zeros where the mask `zero` says so; `x` has them there."""
-    features = checks.canonical_axes(axis, x.ndim)
-    form = form_of(x, activation, dtype)
-    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
-    checks.has_parts(m, "m", "Moments", "mean", "var")
-    mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
-    var = checks.feature_array(m.var, "m.var", x.shape, features)
-    checks.real_unless(form.wide, mean, "m.mean")
-    return activate(_apply(form, x, affine, mean, jnp.zeros_like(mean), var, None), activation, zero)
-
 
 # The names under which `jax.checkpoint` knows what every norm needs to be computed again from.
 INPUT, MOMENTS = "bnjax_input", "bnjax_moments"
@@ -164,7 +125,7 @@ def pivot_of(
         total = valid(mask, x).sum(sets.axes, keepdims=True)
         n = count_valid(mask, x.shape, sets.axes, form.wide)
     total, n = _combine(sets, (total, n))
-    return _one_number(total / at_least_one(n)) if sets.exact else total / at_least_one(n)
+    return pinned(total / at_least_one(n)) if sets.exact else total / at_least_one(n)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -172,7 +133,7 @@ def _rule(
     form: Form, sets: Sets, x: Array, affine: Affine, c: Array, mask: Array | None
 ) -> tuple[Array, Array, Array, Array]:
     delta, var, count = _measured(form, sets, x, c, mask)
-    return _apply(form, x, affine, c, delta, _var_or_inf(var, count, mask), mask), delta, var, count
+    return apply_map(form, x, affine, c, delta, _var_or_inf(var, count, mask), mask), delta, var, count
 
 
 # A model has many norms of few shapes: under jit the rule and its derivatives are traced once for each shape.
@@ -190,7 +151,7 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
     seen_var = _var_or_inf(var, count, mask)
     # Clamped there: or 1 / sqrt(epsilon)^3 times rounding. A product, with which the CPU's compiler fuses the sums.
     seen_dvar = dvar * jnp.where(var < 0, 0, jnp.ones_like(var))
-    y = _apply(form, x, affine, c, delta, seen_var, mask)
+    y = apply_map(form, x, affine, c, delta, seen_var, mask)
     dy = tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, seen_dvar), mask)
     return (y, delta, var, count), (dy, ddelta, dvar, jnp.zeros_like(count))
 
@@ -199,38 +160,11 @@ def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
 def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     """The mean about `c`, the variance as rounding left it (below zero perhaps) and the count."""
     count = count_valid(mask, x.shape, sets.axes, form.wide)
-    s1, s2 = _power_sums(form, sets.axes, x, c, mask)
+    s1, s2 = power_sums(form.wide, sets.axes, x, c, mask)
     count, s1, s2 = _combine(sets, (count, s1, s2), c)
     count = jnp.asarray(count, checks.real_dtype(form.wide))
     about = about_pivot if sets.use_mean and sets.exact else _about_mean
     return *about(count, s1, s2), count
-
-
-def _power_sums(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-    """The sums of x - c and |x - c|^2. Not differentiated."""
-    spec = jax.typeof(x).sharding.spec
-    rows = neighbours(x.shape, [a for i, a in enumerate(axes) if i == 0 or spec[a] is None])
-    each = partial(_one_by_one, form, axes)
-    if rows is None or jnp.issubdtype(form.wide, jnp.complexfloating):
-        return each(x, c, mask)
-    return lax.platform_dependent(x, c, mask, cpu=partial(_at_once, form, axes, rows), default=each)
-
-
-def _one_by_one(form: Form, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-    # The other way round than anywhere else: where XLA's GPU compiler writes a difference to memory for the sums, as it
-    # does for few rows, it would otherwise keep it, in float32, for all that follows, the backward pass included.
-    d, d_again = (valid(mask, c - x.astype(form.wide)) for x, c in (again((x, c)), again(again((x, c)))))
-    return -d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
-
-
-def _at_once(
-    form: Form, axes: tuple[int, ...], rows: Rows, x: Array, c: Array, mask: Array | None
-) -> tuple[Array, Array]:
-    """For a CPU, in one pass: XLA's own loop for two sums, which is fast over a few neighbours, not over all."""
-    d = valid(mask, x.astype(form.wide) - c).reshape(rows.split(x.shape)[1])
-    zero = jnp.zeros((), d.dtype)
-    s1, s2 = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
-    return s1.sum(axes, keepdims=True), s2.sum(axes, keepdims=True)
 
 
 @_measured.defjvp
@@ -243,8 +177,8 @@ def _measured_tangent(form: Form, sets: Sets, primals: Any, dx: Array, moments: 
     """The tangents of the mean and the variance."""
     x, c, mask = primals
     delta, var, count = moments
-    sums = recomputed(form.keeps, partial(_sums, form, sets), x, c, dx, mask)
-    t1, t2 = _combine(sets, sums if sets.pools is None else apart(sums, var))
+    sums = rematerialized(form.keeps, partial(_sums, form, sets), x, c, dx, mask)
+    t1, t2 = _combine(sets, sums if sets.pools is None else isolated(sums, var))
     k = at_least_one(count)
     ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
     return ddelta, 2 * (t2 / k - dot(delta, ddelta))
@@ -260,17 +194,6 @@ def _sums(form: Form, sets: Sets, x: Array, c: Array, dx: Array, mask: Array | N
     dx = valid(mask, dx.astype(form.wide))
     d = centre(form, x, c, mask)
     return dx.sum(sets.axes, keepdims=True), dot(d, dx).sum(sets.axes, keepdims=True)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _apply(form: Form, x: Array, affine: Affine, c: Array, delta: Array, var: Array, mask: Array | None) -> Array:
-    return written(form, affine, output(form, line(x.astype(form.wide) - c, affine, delta, var)))
-
-
-@_apply.defjvp
-def _apply_jvp(form: Form, primals: Any, tangents: Any) -> Any:
-    dx, daffine, dc, ddelta, dvar, _ = tangents
-    return _apply(form, *primals), tangent(form, primals[:-1], (dx, daffine, dc + ddelta, dvar), primals[-1])
 
 
 def _combine(sets: Sets, sums: Any, pivot: Array | None = None) -> Any:
@@ -294,18 +217,6 @@ def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
     """The variance, not below zero. Where a mask leaves nothing, infinite: the map is constant, `bias`, and dx zero."""
     var = jnp.maximum(var, 0)
     return var if mask is None else inf_where_empty(var, count)
-
-
-def _one_number(c: Array) -> Array:
-    """`c` with one bit less, so that it is the same number wherever it is used.
-
-    Compilers copy `total / n` to every use and fuse it there with what follows (x - total * (1/n) rounds once):
-    what is measured about one number would then be normalized about another.
-    """
-    if jnp.iscomplexobj(c):
-        return lax.complex(_one_number(c.real), _one_number(c.imag))
-    info = jnp.finfo(c.dtype)
-    return lax.reduce_precision(c, info.nexp, info.nmant - 1)
 
 
 def _first(x: Array, axes: tuple[int, ...]) -> Array:

@@ -14,7 +14,7 @@ from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
 from bnjax._core.moments import Moments
-from bnjax._core.rule import normalize_valid
+from bnjax._core.normalize import normalize_valid
 from bnjax._core.state import Update, check_momentum, next_state
 from bnjax._norms.batch import check_virtual_batch_size, normalize_by_batch
 from bnjax._norms.layer import group_norm, instance_norm, layer_norm, rms_norm

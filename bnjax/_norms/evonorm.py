@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, ema, of_features
-from bnjax._core.rule import normalize_valid
+from bnjax._core.normalize import normalize_valid
 from bnjax._norms.measure import (
     at_rank,
     one_channel_axis,

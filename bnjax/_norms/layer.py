@@ -1,6 +1,6 @@
 """Layer, RMS, group and instance norm: every example measured by itself, so there is no running state.
 
-They differ in the axes that are measured over, and in nothing else: all go through the rule of `_normalize`.
+They differ in the axes that are measured over, and in nothing else: all go through one rule, `bnjax._core.rule`.
 """
 
 from __future__ import annotations

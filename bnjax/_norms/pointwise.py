@@ -10,7 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._core.moments import moments
-from bnjax._core.rule import normalize_valid
+from bnjax._core.normalize import normalize_valid
 from bnjax._norms.layer import layer_norm, rms_norm
 from bnjax._norms.measure import mean_square, one_channel_axis, scaled, wide
 

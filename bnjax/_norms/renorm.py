@@ -13,7 +13,8 @@ from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.affine_map import affine_of, form_of
 from bnjax._core.moments import Moments, ema, of_features
-from bnjax._core.rule import Sets, normalize_valid, pivot_of, standardize
+from bnjax._core.normalize import normalize_valid
+from bnjax._core.rule import Sets, pivot_of, standardize
 from bnjax._norms.measure import at_rank
 
 

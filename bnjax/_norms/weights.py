@@ -10,8 +10,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._core.moments import Moments, abs_sq, moments
-from bnjax._core.rule import normalize
+from bnjax._complex import abs_sq
+from bnjax._core.moments import Moments, moments
+from bnjax._core.normalize import normalize
 
 
 def weight_norm(

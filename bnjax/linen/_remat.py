@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.core import lift
 
 from bnjax._core.remat import POLICY, together
-from bnjax._lowering.forms import within_remat
+from bnjax._lowering.checkpoint import within_remat
 
 M = TypeVar("M", bound=type[nn.Module] | Callable[..., Any])
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName, pmax
 from bnjax._core.moments import Moments
-from bnjax._core.rule import normalize
+from bnjax._core.normalize import normalize
 from bnjax._modules.call import no_moments
 from bnjax._modules.recurrent import batch_norm_carry, gru_step, lstm_step, side_by_side
 from bnjax._norms.batch import batch_norm

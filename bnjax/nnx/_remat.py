@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from flax import nnx
 
 from bnjax._core.remat import POLICY, together
-from bnjax._lowering.forms import within_remat
+from bnjax._lowering.checkpoint import within_remat
 
 _STATE = nnx.All(nnx.Variable, nnx.Not(nnx.Param))  # running statistics, say
 F = TypeVar("F", bound=Callable[..., Any])

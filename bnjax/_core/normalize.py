@@ -1,0 +1,81 @@
+"""Normalize: one affine map per feature, with moments that come from elsewhere."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._core.affine_map import Activation, activate, affine_of, apply_map, form_of
+from bnjax._core.moments import Moments
+
+
+def normalize(
+    x: ArrayLike,
+    m: Moments,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-5,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """`activation((x - m.mean) * rsqrt(m.var + epsilon) * scale + bias + residual)`, differentiable in all.
+
+    With running moments this is batch normalization at evaluation. Computed in float32 or wider; the
+    backward pass keeps `x` in its own dtype and no other copy of it.
+
+    Args:
+      x: floating-point or complex.
+      m: moments of the features' shape, or of the rank of `x` and broadcastable to it. `count` is not read.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it (per example).
+      bias: likewise.
+      axis: the feature axes, as in Flax.
+      epsilon: added to the variance.
+      residual: of the shape of `x`; added after the affine map, before the activation.
+      activation: `None`, `"relu"`, `"gelu"` (approximate, as `jax.nn.gelu`), `"silu"`, or a callable, which is applied
+        to the result.
+      dtype: of the result; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Ioffe and Szegedy, Batch Normalization, 2015, algorithm 2.
+
+    >>> m = Moments(jnp.array(2.0), jnp.array([1.0, 5.0]), jnp.array([4.0, 1.0]))
+    >>> print(normalize(jnp.array([[3.0, 5.0], [1.0, 7.0]]), m, epsilon=0.0, activation="relu"))
+    [[1. 0.]
+     [0. 2.]]
+    """
+    return normalize_valid(
+        checks.inexact_array(x), m, scale, bias, None,
+        axis=axis, epsilon=epsilon, residual=residual, activation=activation, dtype=dtype,
+    )  # fmt: skip
+
+
+def normalize_valid(
+    x: Array,
+    m: Moments,
+    scale: ArrayLike | None,
+    bias: ArrayLike | None,
+    zero: Array | None,
+    *,
+    axis: checks.Axes,
+    epsilon: ArrayLike,
+    residual: ArrayLike | None = None,
+    activation: Activation = None,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """`normalize` with zeros where the mask `zero` says so; `x` has them there."""
+    features = checks.canonical_axes(axis, x.ndim)
+    form = form_of(x, activation, dtype)
+    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
+    checks.has_parts(m, "m", "Moments", "mean", "var")
+    mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
+    var = checks.feature_array(m.var, "m.var", x.shape, features)
+    checks.real_unless(form.wide, mean, "m.mean")
+    return activate(apply_map(form, x, affine, mean, jnp.zeros_like(mean), var, None), activation, zero)

@@ -1,0 +1,49 @@
+"""Identities that stop a compiler from fusing or sharing what it should not."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+
+def unshared(tree: Any) -> Any:
+    """The same arrays. Behind a barrier on the CPU, so that XLA does not store what two users share, such as `x - c`.
+
+    It would write that to memory for the two sums, at full size and in float32.
+    """
+    barriers = partial(jax.tree.map, lax.optimization_barrier)  # one each: together they would vary together
+    return lax.platform_dependent(tree, cpu=barriers, default=lambda same: same)
+
+
+def isolated(sums: Any, guard: Array) -> Any:
+    """The same sums; `guard` is no NaN. On the CPU, a select that XLA does not fuse past.
+
+    XLA hands sums to a library there, and what follows along with them, up to the gradient of the input, which then
+    costs several arrays of its size. A choice between two numbers it keeps.
+    """
+    chosen = partial(jax.tree.map, lambda t: jnp.where(jnp.isnan(guard), jnp.nan, t))
+    return lax.platform_dependent(sums, cpu=chosen, default=lambda same: same)
+
+
+def materialized(y: Array) -> Array:
+    """The same array, written to memory in its dtype on a GPU.
+
+    It is the output of a block: the next block's residual, and so on. XLA's GPU compiler would leave out the rounding
+    between blocks and keep the sums in float32 for the masks of the backward pass: a sixth of the memory of a ResNet's
+    step, a tenth of its traffic.
+    """
+    return lax.platform_dependent(y, cuda=lax.optimization_barrier, default=lambda same: same)
+
+
+def pinned(c: Array) -> Array:
+    """`c` with one bit less, so that it is the same number wherever it is used.
+
+    Compilers copy `total / n` to every use and fuse it there with what follows (`x - total * (1 / n)` rounds once):
+    what is measured about one number would then be normalized about another.
+    """
+    if jnp.iscomplexobj(c):
+        return lax.complex(pinned(c.real), pinned(c.imag))
+    info = jnp.finfo(c.dtype)
+    return lax.reduce_precision(c, info.nexp, info.nmant - 1)
