@@ -18,7 +18,6 @@ from experiments.data import Data, check_sizes, load_data
 from experiments.errors import UserError
 from experiments.files import Record
 from experiments.page import save_page, save_picture, save_sizes_page
-from experiments.parallel import make_layout
 from experiments.plots import Errors, save_errors
 from experiments.program import run_main
 from experiments.report import Report, reporting
@@ -47,18 +46,22 @@ def main(argv: Sequence[str]) -> None:
     check_once("batch_sizes", arguments.batch_sizes)
     if not arguments.norms:
         raise UserError("`--norms` must name norms; write, for example, `--norms=none,batch`.")
-    norms, config, workdir = arguments.norms, arguments.config, Path(arguments.workdir)
+    norms, config = arguments.norms, arguments.config
     configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
-    seeds = range(config.seed, config.seed + arguments.seeds)
     distributed.start(config)
+    data = load_data(config.data)
     for norm in norms:
         for sized in configs.values():
-            make_layout(with_norm(sized, norm))  # says what does not fit, before any work
-    data = load_data(config.data)
+            run.program_of(with_norm(sized, norm), data)  # says what does not fit, before any work
     for sized in configs.values():
         check_sizes(sized, data)
-        run.program_of(with_norm(sized, norms[0]), data)  # that it fits the memory
-    run.claim(workdir, config, arguments.resume)
+    with run.claim(Path(arguments.workdir), config, arguments.resume):
+        _compare(arguments, norms, configs, data)
+
+
+def _compare(arguments: Arguments, norms: Sequence[Norm], configs: dict[int, Config], data: Data) -> None:
+    config, workdir = arguments.config, Path(arguments.workdir)
+    seeds = range(config.seed, config.seed + arguments.seeds)
     found: dict[int, dict[str, list[list[Record]]]] = {size: {norm: [] for norm in norms} for size in configs}
     steps = sum(run.total_steps(c, data) for c in configs.values())
     with reporting(len(norms) * len(seeds) * steps) as report:
@@ -143,9 +146,9 @@ def train_norm(
     program = run.program_of(config, data)
     for seed in seeds:
         own, seeded = folder.with_name(f"{folder.name}-seed{seed}"), dataclasses.replace(config, seed=seed)
-        run.claim(own, seeded, resume)
-        report.title(f"{folder.name}, seed {seed}")
-        runs.append(run.train(seeded, data, program, own, report))
+        with run.claim(own, seeded, resume):
+            report.title(f"{folder.name}, seed {seed}")
+            runs.append(run.train(seeded, data, program, own, report))
 
 
 def check_once(name: str, values: Sequence[object]) -> None:

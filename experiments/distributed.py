@@ -132,6 +132,13 @@ def agreed(text: str) -> str:
     return bytes(multihost_utils.broadcast_one_to_all(letters)).rstrip(b"\0").decode()
 
 
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is true in any of the processes."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
 def wait(where: str) -> None:
     """Waits until all processes are `where`."""
     if jax.process_count() > 1:

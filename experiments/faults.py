@@ -1,23 +1,28 @@
-"""Kills training processes at random moments, and sees that no run is lost: `python -m experiments.faults --kills 20`.
+"""Kills training processes, or damages files, and sees that no run is lost: `python -m experiments.faults --kills 20`.
 
 A run is trained undisturbed first. Then others like it are trained by groups of processes of which one is killed with
 SIGKILL after a random time, half of the times in the save that comes next, and continued, until there were so many
 kills. Every run must end with the same metrics and the same state as the undisturbed one, to the last bit.
+
+With `--flips 1000` bits are flipped instead, one after the other in copies of a small run: a resume must take up what
+was saved, to the last bit, or say why it does not.
 """
 
+import contextlib
 import dataclasses
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Annotated
 
 import numpy as np
+from rich.console import Console
 
-from experiments import launch
+from experiments import flips, launch
 from experiments.checkpoints import last_arrays
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from experiments.configfile import to_json
@@ -38,12 +43,13 @@ CONFIG = Config(  # saves take as long as steps
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Kill training processes at random moments, and see that no run is lost."""
+    """Kill training processes at random moments, or flip bits of a run's files, and see that no run is lost."""
 
     kills: Count = 20
+    flips: Annotated[int, Range(low=0)] = 0  # so many, shared out among all files of a run, instead of kills
     processes: Annotated[int, Range(low=1, high=64)] = 2
     epochs: Count = CONFIG.train.epochs  # of every run; a checkpoint after each
-    seed: Annotated[int, Range(low=0)] = 0  # of the moments, and of who is killed
+    seed: Annotated[int, Range(low=0)] = 0  # of the moments, of who is killed, and of the bits
     workdir: str = ""  # a new folder under `runs/` by default
 
 
@@ -127,20 +133,55 @@ def result(folder: Path) -> dict[str, np.ndarray]:
 def main(argv: Sequence[str]) -> None:
     arguments = parse_flags(Arguments, argv, "python -m experiments.faults", __doc__)
     workdir = Path(arguments.workdir or f"runs/faults-{time.strftime('%Y%m%d-%H%M%S')}")
-    if (workdir / "faults.json").exists():
+    if any((workdir / name).exists() for name in ("faults.json", "run")):
         raise UserError(f"`{workdir}` already holds a run; name another `--workdir`.")
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "log.txt").open("w", encoding="utf-8") as log:
-        try:
-            trial = Trial(arguments, workdir, log)
-            print(f"Undisturbed, a run of {arguments.processes} processes takes {trial.seconds:.0f} s.", flush=True)
-            while trial.kills < arguments.kills:
-                trial.train(arguments.kills)
-                print(f"{trial.kills} kills, {trial.runs} runs ended as the undisturbed one.", flush=True)
-        except LostError as lost:
-            print(f"LOST: {lost}.", file=sys.stderr)
-            raise SystemExit(1) from lost
+        trial = flip if arguments.flips else kill
+        trial(arguments, workdir, log)
+
+
+def kill(arguments: Arguments, workdir: Path, log: IO[str]) -> None:
+    """The trial of killed processes; exit status 1 if a run does not end as it should."""
+    try:
+        trial = Trial(arguments, workdir, log)
+        print(f"Undisturbed, a run of {arguments.processes} processes takes {trial.seconds:.0f} s.", flush=True)
+        while trial.kills < arguments.kills:
+            trial.train(arguments.kills)
+            print(f"{trial.kills} kills, {trial.runs} runs ended as the undisturbed one.", flush=True)
+    except LostError as lost:
+        print(f"LOST: {lost}.", file=sys.stderr)
+        raise SystemExit(1) from lost
     print(f"{trial.kills} kills, {trial.saves} of them in the middle of a save: of {trial.runs} runs none was lost.")
+
+
+def flip(arguments: Arguments, workdir: Path, log: IO[str]) -> None:
+    """The trial of flipped bits, with a table at the end; exit status 1 if anything wrong was taken up in silence."""
+    trial = flips.Trial(workdir, arguments.seed)
+    print(f"{len(trial.files)} files of a run, each flipped in turn.", flush=True)
+    try:
+        with unheard(log):
+            for done in trial.flips(arguments.flips):
+                if done % 100 == 0:
+                    print(f"{done} flips, {len(trial.wrong)} wrong.", flush=True)
+    finally:
+        Console(width=130).print(trial.table())
+    for where in trial.wrong:
+        print(f"WRONG: {where}.", file=sys.stderr)
+    if trial.wrong:
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def unheard(log: IO[str]) -> Iterator[None]:
+    """Within it, what TensorStore's threads write of damage goes to a file."""
+    kept = os.dup(2)
+    os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 if __name__ == "__main__":

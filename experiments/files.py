@@ -1,57 +1,103 @@
 """The files of a run folder. Whatever happens, none of them is ever half written."""
 
+import hashlib
 import io
 import itertools
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 from experiments.errors import UserError, short, shown
 
 Record = dict[str, float]
 
+DIGEST_SIZE = 16  # bytes
 KEYS = ("step", "train/loss", "train/accuracy", "eval/loss", "eval/accuracy")
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary name of the same ending, and moves the file to `path` when it is whole."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls `write` with a new file, and gives it the name `path` when it is whole and on the disk.
+
+    Nobody else can open or have made that file before: its name is random, and no link is followed.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=".", dir=path.parent)
     try:
-        write(temporary)
+        with open(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
+    _sync_names(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` to `path`, wholly or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _umask() -> int:
+    """What the user takes from the mode of new files; it can be read only by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_names(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # not every file system can
+        pass
+    finally:
+        os.close(handle)
+
+
+class Mark(NamedTuple):
+    """A place in a log: how many bytes are before it, and their digest."""
+
+    length: int
+    digest: str
 
 
 class MetricsLog:
     """`metrics.jsonl`: one record a line. A loss that is not finite is `null` there."""
 
-    def __init__(self, path: Path, upto: int, write: bool = True):
-        """Opens the log to continue after step `upto`; what it holds of later steps, or half a line, is dropped.
+    def __init__(self, path: Path, length: int = 0, write: bool = True):
+        """Opens the log to continue after so many bytes; what it holds beyond them is dropped.
 
         With `write=False` the records are kept, and the file is left to another process.
         """
-        self.records = [r for r in read_metrics(path) if r["step"] <= upto] if path.exists() else []
+        kept = path.read_bytes()[:length] if length else b""
+        self.records = _records(path, kept)
+        self._length, self._digest = len(kept), hashlib.blake2b(kept, digest_size=DIGEST_SIZE)
         if write:
-            write_text(path, "".join(_line(r) for r in self.records))
+            write_whole(path, lambda file: file.write(kept))
         self._path = path if write else None
-        self._file = path.open("a", encoding="utf-8") if write else io.StringIO()
+        self._file: IO[bytes] = path.open("ab") if write else io.BytesIO()
 
     def add(self, record: Record) -> None:
         if self._path and not self._path.exists():  # the system would write on, into a file that nobody finds
             raise UserError(f"`{self._path}` is gone: its folder was moved or deleted while the program ran.")
         self.records.append(record)
-        self._file.write(_line(record))
+        line = _line(record).encode()
+        self._file.write(line)
         self._file.flush()
+        self._length += len(line)
+        self._digest.update(line)
+
+    def mark(self) -> Mark:
+        """Where the log ends now. What is before it is on the disk: a checkpoint may count on it."""
+        if self._path:
+            os.fsync(self._file.fileno())
+        return Mark(self._length, self._digest.hexdigest())
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -60,10 +106,23 @@ class MetricsLog:
         self._file.close()
 
 
+def departs(path: Path, mark: Mark) -> str:
+    """Why the log at `path` does not begin as one of which `mark` is a place, for a checkpoint; or nothing."""
+    kept = path.read_bytes()[: mark.length] if path.exists() else b""
+    if len(kept) < mark.length:
+        return f"is beyond the end of `{path.name}`"
+    same = hashlib.blake2b(kept, digest_size=DIGEST_SIZE).hexdigest() == mark.digest
+    return "" if same else f"was saved with another `{path.name}`"
+
+
 def read_metrics(path: Path) -> list[Record]:
     """The records of a `metrics.jsonl`; a last line without its end, of a run that was killed, is left out."""
+    return _records(path, path.read_bytes())
+
+
+def _records(path: Path, content: bytes) -> list[Record]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = content.decode().splitlines(keepends=True)
         records = [_record(json.loads(line)) for line in lines if line.endswith("\n")]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(

@@ -1,51 +1,76 @@
 """One run: train, measure, save, in a folder of its own."""
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from experiments import distributed
-from experiments.checkpoints import Checkpoints
+from experiments.checkpoints import Checkpoints, digest
 from experiments.config import Config
 from experiments.configfile import load, to_json
 from experiments.data import CLASSES, Data, Examples, batches, epoch_order, steps_per_epoch
 from experiments.errors import UserError
-from experiments.files import MetricsLog, Record, write_text
+from experiments.files import MetricsLog, Record, read_metrics, write_text
+from experiments.lock import only_writer
 from experiments.report import Report
-from experiments.schema import differences
+from experiments.schema import differences, fields
 from experiments.steps import Program, Sums, TrainState, make_program
 
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices"}  # a run may be continued with other ones
 
 
-def claim(workdir: Path, config: Config, resume: bool) -> None:
-    """Makes `workdir` the folder of the run of `config`: a new one, or with `resume` the one that it was.
+@contextlib.contextmanager
+def claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
+    """Within it, `workdir` is the folder of the run of `config`, and this process, or its group, alone writes there.
+
+    It is a new one, or with `resume` the one that it was. What can be refused comes before: this leaves its mark.
 
     Raises:
-      UserError: it holds a run and `resume` is not given, or a run of another config; it cannot be made.
+      UserError: it holds a run and `resume` is not given, or a run of another config, or another process writes there;
+        it cannot be made.
     """
-    file = workdir / "config.json"
-    is_new = not file.exists()
-    if not is_new:
-        _check_same(file, config, resume)
-    distributed.wait("where all have looked for a run")
-    if is_new and distributed.is_main():
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        refused = ""
+        if distributed.is_main():
+            try:
+                _claim(workdir, config, resume, held)
+            except UserError as error:
+                refused = str(error)
+        if refused := distributed.agreed(refused[:1000]):
+            raise UserError(refused)
+        yield
+
+
+def _claim(workdir: Path, config: Config, resume: bool, held: contextlib.ExitStack) -> None:
+    _check_same(workdir, config, resume)  # before anything is written there
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(only_writer(workdir))
+        _check_same(workdir, config, resume)  # what another process did meanwhile
+        file = workdir / "config.json"
+        if not file.exists():
             write_text(file, to_json(config))
-        except OSError as error:
-            raise UserError(f"`--workdir` must be a folder that can be written: {error}.") from error
+    except OSError as error:
+        raise UserError(f"`--workdir` must be a folder that can be written: {error}.") from error
 
 
-def _check_same(file: Path, config: Config, resume: bool) -> None:
+def _check_same(workdir: Path, config: Config, resume: bool) -> None:
+    file = workdir / "config.json"
+    if not file.exists():
+        if left := [name for name in (CHECKPOINTS, METRICS) if os.path.lexists(workdir / name)]:
+            raise UserError(
+                f"`{workdir}` holds `{left[0]}` of a run, but no `config.json` that says of which; "
+                "name another `--workdir`."
+            )
+        return
     if not resume:
-        raise UserError(
-            f"`{file.parent}` already holds a run; add `--resume` to continue it, or name another `--workdir`."
-        )
+        raise UserError(f"`{workdir}` already holds a run; add `--resume` to continue it, or name another `--workdir`.")
     if differing := [name for name in differences(load(str(file)), config) if name not in ELSEWHERE]:
         names = ", ".join(f"`{name}`" for name in differing)
         raise UserError(f"`--resume` continues a run as it was configured, but `{file}` has other values for {names}.")
@@ -83,9 +108,16 @@ def memory() -> int:
     return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def checkpoints_of(workdir: Path, config: Config, data: Data) -> Checkpoints:
+    """The checkpoints of the run of `config` in `workdir`: they are of that config and of these examples."""
+    made_by = {name: value for name, value in fields(config).items() if name not in ELSEWHERE}
+    made_by["config.data (the examples)"] = digest(*data.train, *data.held_out)
+    return Checkpoints(workdir / CHECKPOINTS, made_by)
+
+
 def train(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> list[Record]:
     """Trains in `workdir`, from its last checkpoint if it has one, and returns the records of the whole run."""
-    with Checkpoints(workdir / "checkpoints") as checkpoints:
+    with checkpoints_of(workdir, config, data) as checkpoints:
         try:
             return _train_from(checkpoints, config, data, program, workdir, report)
         except KeyboardInterrupt:
@@ -97,17 +129,15 @@ def train(config: Config, data: Data, program: Program, workdir: Path, report: R
 def _train_from(
     checkpoints: Checkpoints, config: Config, data: Data, program: Program, workdir: Path, report: Report
 ) -> list[Record]:
-    state = program.init(jax.random.key(config.seed))
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(state)
+    state, log = take_up(checkpoints, program.init(jax.random.key(config.seed)), workdir, report)
     done = int(state.step)
     report.advance(done)
-    with MetricsLog(workdir / "metrics.jsonl", upto=done, write=distributed.is_main()) as log:
+    with log:
         for epoch in range(done // steps_per_epoch(config, data), config.train.epochs):
             state = _train_epoch(config, data, program, state, epoch, log, report)
             report.line(_sentence(epoch + 1, config, log.records[-1]))
             _check_room(workdir, state)
-            checkpoints.save(state)
+            checkpoints.save(state, log.mark())
         return log.records
 
 
@@ -119,6 +149,19 @@ def _check_room(workdir: Path, state: TrainState) -> None:
             f"No space left on device: a checkpoint in `{workdir}` takes {needed} bytes, but {free} are free. Make "
             "room, and continue with `--resume`."
         )
+
+
+def take_up(
+    checkpoints: Checkpoints, initial: TrainState, workdir: Path, report: Report
+) -> tuple[TrainState, MetricsLog]:
+    """The state of the last whole checkpoint and the log up to it, or the `initial` state and an empty log."""
+    file, write = workdir / METRICS, distributed.is_main()
+    restored = checkpoints.restore(initial, file, report.line)
+    if restored is not None:
+        return restored.state, MetricsLog(file, restored.log.length, write)
+    if file.exists() and read_metrics(file):  # a log, and not what is somebody else's
+        report.line(f"There is no checkpoint in {workdir} yet: the run begins again.")
+    return initial, MetricsLog(file, write=write)
 
 
 def _train_epoch(

@@ -66,12 +66,22 @@ def choices(hint: Any) -> tuple[str, ...]:
     return typing.get_args(hint)
 
 
-def differences(a: Any, b: Any, path: str = "config") -> list[str]:
+def fields(value: Any, path: str = "config") -> dict[str, Any]:
+    """The values in a dataclass of dataclasses by their names in full.
+
+    >>> fields(Range(low=0, high=1), "kept")
+    {'kept.low': 0, 'kept.high': 1, 'kept.above': -inf}
+    """
+    if not dataclasses.is_dataclass(value):
+        return {path: value}
+    names = (f.name for f in dataclasses.fields(value))
+    return {k: v for n in names for k, v in fields(getattr(value, n), f"{path}.{n}").items()}
+
+
+def differences(a: Any, b: Any) -> list[str]:
     """The names of the fields in which two instances of a dataclass differ."""
-    if not dataclasses.is_dataclass(a):
-        return [] if a == b else [path]
-    names = (f.name for f in dataclasses.fields(a))
-    return [d for n in names for d in differences(getattr(a, n), getattr(b, n), f"{path}.{n}")]
+    of_b = fields(b)
+    return [name for name, value in fields(a).items() if value != of_b[name]]
 
 
 def _join(path: str, key: str) -> str:

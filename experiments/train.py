@@ -36,8 +36,10 @@ def main(argv: Sequence[str]) -> None:
     data = load_data(config.data)
     check_sizes(config, data)
     program = run.program_of(config, data)
-    run.claim(workdir, config, arguments.resume)
-    with reporting(run.total_steps(config, data), quiet=not distributed.is_main()) as report:
+    with (
+        run.claim(workdir, config, arguments.resume),
+        reporting(run.total_steps(config, data), quiet=not distributed.is_main()) as report,
+    ):
         report.title(f"Training in {workdir}")
         try:
             records = run.train(config, data, program, workdir, report)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import faults, launch
+from experiments import checkpoints, faults, flips, launch
 from experiments.errors import UserError
 
 # Counts to thirty in a file, which is all its state; the other process waits until it is done.
@@ -59,3 +59,33 @@ def test_a_program_that_fails_by_itself_is_no_kill(monkeypatch, tmp_path, capsys
     with pytest.raises(SystemExit, match="1"):
         faults.main(["--kills=1", f"--workdir={tmp_path}/trial"])
     assert "the undisturbed run failed" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory):
+    return flips.Trial(tmp_path_factory.mktemp("flips"))
+
+
+def test_flipped_bits_are_never_taken_up_in_silence(monkeypatch, tmp_path, capsys, trial):
+    monkeypatch.setattr(flips, "Trial", lambda *_: trial)
+    faults.main(["--flips=40", f"--workdir={tmp_path}/trial"])
+    said = capsys.readouterr().out
+    assert f"{len(trial.files)} files of a run" in said
+    assert "the older one, said" in said
+    total = sum(trial.found.values(), flips.collections.Counter())
+    assert total[flips.WRONG] == 0
+    assert min(total[o] for o in (flips.WHOLE, flips.OLDER, flips.REFUSED)) > 0
+    assert trial.found[flips.NONE].keys() == {flips.WHOLE}
+
+
+def test_bits_that_are_taken_up_in_silence_are_found(monkeypatch, tmp_path, capsys, trial):
+    """As before there were digests."""
+    monkeypatch.setattr(flips, "Trial", lambda *_: trial)
+    monkeypatch.setattr(checkpoints, "digests", lambda _: {})
+    monkeypatch.setattr(checkpoints, "_damaged_file", lambda _: "")
+    newest = trial.run / "checkpoints" / str(trial.steps[-1])
+    arrays = [f for f in trial.files if newest / "state" / "ocdbt.process_0" / "d" in f.parents]
+    monkeypatch.setattr(trial, "files", arrays)
+    with pytest.raises(SystemExit, match="1"):
+        faults.main(["--flips=20", f"--workdir={tmp_path}/trial"])
+    assert "WRONG: bit " in capsys.readouterr().err

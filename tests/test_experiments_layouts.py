@@ -254,10 +254,15 @@ def test_ghost_batches_are_the_same_in_every_layout():
 
 
 def test_a_run_may_go_on_in_another_layout_but_not_with_other_statistics(tmp_path):
-    run.claim(tmp_path, config("jit"), resume=False)
-    run.claim(tmp_path, config("pmap"), resume=True)
-    with pytest.raises(UserError, match=r"other values for `config.parallel.sync`\."):
-        run.claim(tmp_path, config("pmap", "device"), resume=True)
+    with run.claim(tmp_path, config("jit"), resume=False):
+        pass
+    with run.claim(tmp_path, config("pmap"), resume=True):
+        pass
+    with (
+        pytest.raises(UserError, match=r"other values for `config.parallel.sync`\."),
+        run.claim(tmp_path, config("pmap", "device"), resume=True),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(91, 1), (7, 3), (24, 2)])

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from experiments import distributed, run, steps
-from experiments.checkpoints import Checkpoints
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from experiments.configfile import to_json
 from experiments.data import load_data
@@ -95,6 +94,12 @@ class Quiet:
     advance = line = staticmethod(lambda *_: None)
 
 
+def restored(workdir, program):
+    initial = program.init(jax.random.key(1))
+    with run.checkpoints_of(workdir, CONFIG, load_data(CONFIG.data)) as checkpoints:
+        return checkpoints.restore(initial, workdir / "metrics.jsonl", pytest.fail).state
+
+
 def test_a_killed_process_ends_the_group_and_is_named(ended):
     assert ended.status == 128 + signal.SIGKILL
     assert f"error: process 1 of 2 (pid {ended.killed}) was killed by SIGKILL" in ended.said
@@ -105,12 +110,10 @@ def test_two_processes_end_with_the_parameters_of_one_that_nothing_disturbed(end
     assert "[0] epoch   4 of 4  step      8" in ended.continued
     assert "[1]" not in ended.continued  # only one speaks, and only one writes
     files = {f.name for f in ended.workdir.iterdir()}
-    assert files == {"metrics.jsonl", "config.json", "checkpoints", "curves.png"}
+    assert files == {"metrics.jsonl", "config.json", "checkpoints", "curves.png", ".lock"}
     program = program_of(4)
     records = run.train(CONFIG, load_data(CONFIG.data), program, tmp_path, Quiet())
-    like = program.init(jax.random.key(0))
-    with Checkpoints(tmp_path / "checkpoints") as one, Checkpoints(ended.workdir / "checkpoints") as two:
-        expected, made = one.restore(like), two.restore(like)
+    expected, made = (restored(folder, program) for folder in (tmp_path, ended.workdir))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), made, expected)
     logged = read_metrics(ended.workdir / "metrics.jsonl")
     np.testing.assert_allclose([[*r.values()] for r in logged], [[*r.values()] for r in records], rtol=1e-9)
@@ -119,8 +122,7 @@ def test_two_processes_end_with_the_parameters_of_one_that_nothing_disturbed(end
 @pytest.mark.parametrize("devices", [1, 8])
 def test_what_two_processes_saved_is_taken_up_on_any_number_of_devices(ended, devices, x64):
     config = dataclasses.replace(CONFIG, parallel=ParallelConfig())
-    with Checkpoints(ended.workdir / "checkpoints") as checkpoints:
-        state = checkpoints.restore(program_of(devices, config).init(jax.random.key(1)))
+    state = restored(ended.workdir, program_of(devices, config))
     assert int(state.step) == 8
     assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(state))
 

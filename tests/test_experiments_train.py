@@ -41,8 +41,8 @@ def _config_file(folder, config):
 
 def checkpoint(workdir):
     """The last checkpoint, read by orbax alone."""
-    (last,) = (workdir / "checkpoints").iterdir()
-    return int(last.name), ocp.StandardCheckpointer().restore((last / "default").absolute())
+    last = max((workdir / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    return int(last.name), ocp.StandardCheckpointer().restore((last / "state").absolute())
 
 
 make_program = functools.cache(steps.make_program)
@@ -76,7 +76,8 @@ def test_a_run_traces_each_step_once_and_leaves_its_files(
 
     assert traces == {"train_step": 1, "eval_step": 1}
     workdir = tmp_path / "run"
-    assert {f.name for f in workdir.iterdir()} == {"metrics.jsonl", "config.json", "checkpoints", "curves.png"}
+    files = {f.name for f in workdir.iterdir()}
+    assert files == {"metrics.jsonl", "config.json", "checkpoints", "curves.png", ".lock"}
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records] == STEPS
     assert all(tuple(r) == KEYS for r in records)
@@ -192,22 +193,27 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_it_continues(compiled_once, 
     assert checkpoint(tmp_path / "run")[0] == 12
 
 
+def claim(*args, resume):
+    with run.claim(*args, resume):
+        pass
+
+
 def test_a_run_folder_belongs_to_one_config(tmp_path):
-    run.claim(tmp_path / "run", TINY, resume=False)
-    run.claim(tmp_path / "run", TINY, resume=True)
+    claim(tmp_path / "run", TINY, resume=False)
+    claim(tmp_path / "run", TINY, resume=True)
     with pytest.raises(UserError, match=r"already holds a run; add `--resume`"):
-        run.claim(tmp_path / "run", TINY, resume=False)
+        claim(tmp_path / "run", TINY, resume=False)
     other = dataclasses.replace(TINY, seed=1, train=TrainConfig(epochs=9))
     with pytest.raises(UserError, match=r"other values for `config.seed`, `config.train.epochs`"):
-        run.claim(tmp_path / "run", other, resume=True)
+        claim(tmp_path / "run", other, resume=True)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="must be a folder that can be written"):
-        run.claim(tmp_path / "file" / "run", TINY, resume=False)
+        claim(tmp_path / "file" / "run", TINY, resume=False)
 
 
 def test_a_loss_that_is_not_finite_is_null_in_the_log(tmp_path):
     record = dict.fromkeys(KEYS, 1.0) | {"train/loss": float("nan"), "eval/loss": float("inf")}
-    with MetricsLog(tmp_path / "metrics.jsonl", upto=0) as log:
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.add(record)
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line["train/loss"] is line["eval/loss"] is None
@@ -234,10 +240,10 @@ def test_a_log_of_something_else_is_refused(tmp_path, text):
 
 def test_a_run_whose_folder_is_deleted_ends_with_a_sentence(tmp_path):
     record = dict.fromkeys(KEYS, 1)
-    with MetricsLog(tmp_path / "run" / "metrics.jsonl", upto=0, write=False) as log:
+    with MetricsLog(tmp_path / "run" / "metrics.jsonl", write=False) as log:
         log.add(record)  # another process writes
     (tmp_path / "run").mkdir()
-    with MetricsLog(tmp_path / "run" / "metrics.jsonl", upto=0) as log:
+    with MetricsLog(tmp_path / "run" / "metrics.jsonl") as log:
         log.add(record)
         shutil.rmtree(tmp_path / "run")
         with pytest.raises(UserError, match="is gone: its folder was moved or deleted"):
@@ -245,8 +251,8 @@ def test_a_run_whose_folder_is_deleted_ends_with_a_sentence(tmp_path):
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    def fails(path):
-        path.write_text("half")
+    def fails(file):
+        file.write(b"half")
         raise OSError("disk full")
 
     (tmp_path / "file").write_text("before")
