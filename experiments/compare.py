@@ -18,6 +18,7 @@ from experiments.data import Data, check_sizes, load_data
 from experiments.errors import UserError
 from experiments.files import Record
 from experiments.page import save_page, save_picture, save_sizes_page
+from experiments.parallel import make_layout
 from experiments.plots import Errors, save_errors
 from experiments.program import run_main
 from experiments.report import Report, reporting
@@ -49,12 +50,14 @@ def main(argv: Sequence[str]) -> None:
     norms, config = arguments.norms, arguments.config
     configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
     distributed.start(config)
-    data = load_data(config.data)
     for norm in norms:
         for sized in configs.values():
-            run.program_of(with_norm(sized, norm), data)  # says what does not fit, before any work
+            make_layout(with_norm(sized, norm))  # says what does not fit, before any work
+    data = load_data(config.data)
     for sized in configs.values():
         check_sizes(sized, data)
+        for norm in norms:
+            run.program_of(with_norm(sized, norm), data)  # that it takes the widths, and fits the memory
     with run.claim(Path(arguments.workdir), config, arguments.resume):
         _compare(arguments, norms, configs, data)
 

@@ -36,7 +36,7 @@ def _panels(runs: Runs) -> list[Panel]:
 
 def save_picture(path: Path, runs: Runs) -> None:
     """The curves of all norms, one panel for the error and one for the loss, as a PNG."""
-    write_whole(path, lambda temporary: figure(_panels(runs)).savefig(temporary, dpi=150))
+    write_whole(path, lambda file: figure(_panels(runs)).savefig(file, dpi=150, format="png"))
 
 
 def drawing(picture: Figure, label: str, prefix: str) -> str:

@@ -48,7 +48,7 @@ Errors = Mapping[str, Mapping[int, Sequence[float]]]  # in percent: by norm, by 
 
 def save_errors(path: Path, errors: Errors) -> None:
     """Error against batch size, a line for every norm, as a PNG."""
-    write_whole(path, lambda temporary: errors_figure(errors).savefig(temporary, dpi=150))
+    write_whole(path, lambda file: errors_figure(errors).savefig(file, dpi=150, format="png"))
 
 
 def errors_figure(errors: Errors) -> Figure:
@@ -156,4 +156,4 @@ def save_curves(path: Path, records: Sequence[Record], title: str) -> None:
     errors = [Line(label, [records], error(name)) for name, label in splits.items()]
     losses = [Line(label, [records], lambda r, n=name: r[f"{n}/loss"]) for name, label in splits.items()]  # type: ignore[misc]
     panels = [Panel("Error, %", errors, log=True), Panel("Loss", losses, log=True)]
-    write_whole(path, lambda temporary: figure(panels, title).savefig(temporary, dpi=150))
+    write_whole(path, lambda file: figure(panels, title).savefig(file, dpi=150, format="png"))

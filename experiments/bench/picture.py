@@ -63,7 +63,7 @@ def save_bars(path: Path, records: Sequence[dict[str, Any]], footnote: str) -> N
     figure.supxlabel(
         "\n".join(textwrap.wrap(footnote, int(12 * max(width, 8.0)))), fontsize="x-small", x=0.01, ha="left"
     )
-    write_whole(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    write_whole(path, lambda file: figure.savefig(file, dpi=110, format="png"))
 
 
 def _panel(ax: Axes, title: str, group: Sequence[dict[str, Any]], names: Sequence[str], shade: dict[str, str]) -> None:
