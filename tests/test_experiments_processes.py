@@ -186,6 +186,7 @@ def test_a_group_that_is_not_all_said_is_refused(group, expected):
 
 
 def test_devices_are_faked_before_the_first_use_of_jax():
+    assert jax.device_count() == 8  # the first use
     distributed.start(Config(parallel=ParallelConfig(fake_devices=8)))  # there are
     with pytest.raises(UserError, match="it is 3 now, but this process has 8 devices already"):
         distributed.start(Config(parallel=ParallelConfig(fake_devices=3)))
