@@ -1,11 +1,12 @@
 """The trial of faults, with programs in the place of training that are as quick as they are simple."""
 
+import gc
 import sys
 
 import numpy as np
 import pytest
 
-from experiments import checkpoints, faults, flips, launch
+from experiments import faults, flips, launch
 from experiments.errors import UserError
 
 # Counts to thirty in a file, which is all its state; the other process waits until it is done.
@@ -66,6 +67,18 @@ def trial(tmp_path_factory):
     return flips.Trial(tmp_path_factory.mktemp("flips"))
 
 
+@pytest.fixture
+def _readers_left_behind():
+    """Orbax leaves its readers behind where it meets a damaged array; they say so when they are collected."""
+    yield
+    gc.collect()
+
+
+damages = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@damages
+@pytest.mark.usefixtures("_readers_left_behind")
 def test_flipped_bits_are_never_taken_up_in_silence(monkeypatch, tmp_path, capsys, trial):
     monkeypatch.setattr(flips, "Trial", lambda *_: trial)
     faults.main(["--flips=40", f"--workdir={tmp_path}/trial"])
@@ -78,14 +91,12 @@ def test_flipped_bits_are_never_taken_up_in_silence(monkeypatch, tmp_path, capsy
     assert trial.found[flips.NONE].keys() == {flips.WHOLE}
 
 
+@damages
+@pytest.mark.usefixtures("_readers_left_behind")
 def test_bits_that_are_taken_up_in_silence_are_found(monkeypatch, tmp_path, capsys, trial):
-    """As before there were digests."""
+    """Another state is expected than what is taken up, as if a bit of an array had changed."""
     monkeypatch.setattr(flips, "Trial", lambda *_: trial)
-    monkeypatch.setattr(checkpoints, "digests", lambda _: {})
-    monkeypatch.setattr(checkpoints, "_damaged_file", lambda _: "")
-    newest = trial.run / "checkpoints" / str(trial.steps[-1])
-    arrays = [f for f in trial.files if newest / "state" / "ocdbt.process_0" / "d" in f.parents]
-    monkeypatch.setattr(trial, "files", arrays)
+    monkeypatch.setattr(trial, "_expected", {step: ({}, log) for step, (_, log) in trial._expected.items()})
     with pytest.raises(SystemExit, match="1"):
         faults.main(["--flips=20", f"--workdir={tmp_path}/trial"])
-    assert "WRONG: bit " in capsys.readouterr().err
+    assert "WRONG: " in capsys.readouterr().err
