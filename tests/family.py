@@ -167,7 +167,8 @@ def evo_b0(x, p, n, state, train, **_):
 
 
 def evo_s0(x, p, n, *_, num_groups, **__):
-    return affine(x / (1 + xp.exp(-p["v"] * x)) / xp.sqrt(group_var(x, n, num_groups)[1] + 1e-5), p), {}
+    sigmoid = (1 + xp.tanh(p["v"] * x / 2)) / 2
+    return affine(x * sigmoid / xp.sqrt(group_var(x, n, num_groups)[1] + 1e-5), p), {}
 
 
 def local_response(x, p, n, *_, size, **__):

@@ -168,6 +168,11 @@ MUTANTS = [
         "test_options.py::test_the_residual_is_added_before_the_activation[float32-all-relu]",
     ),
     Mutant(
+        "tangent: the cube of the inverse deviation underflows", "_core/affine_map.py",
+        "da = (dvar + daffine.epsilon) * r * r * (-0.5 * a)", "da = -0.5 * r * r * a * (dvar + daffine.epsilon)",
+        "test_large_numbers.py::test_gradients_do_not_underflow[batch-1000000000000000.0]",
+    ),
+    Mutant(
         "tangent: the pivot is not subtracted", "_core/affine_map.py",
         "masks.finite(mask, x.astype(form.wide) - c)", "masks.finite(mask, x.astype(form.wide))",
         "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",

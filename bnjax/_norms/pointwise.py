@@ -151,7 +151,8 @@ def scale_norm(
     x, zero = masks.zeroed(x, mask, zero_masked)
     t = masks.finite(mask, wide(x))
     square = jnp.square(masks.valid(mask, t)).sum(features, keepdims=True)
-    y = t * lax.rsqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2))
+    # Not `rsqrt`: its derivative divides the root by the square, which underflows where the length is 1e13.
+    y = t * (1 / jnp.sqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2)))
     if mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
         y = jnp.where(mask.any(features, keepdims=True), y, 0)
     y = y if scale is None else y * checks.widened(_one_number(scale, "scale"), y)

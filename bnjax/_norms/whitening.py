@@ -166,7 +166,8 @@ def _whitened(
         count, mean, cov = _covariance(rows, valid_rows, size, axis_name)
         eye = jnp.broadcast_to(jnp.eye(size, dtype=cov.dtype), cov.shape)
         # Where nothing is valid the map is constant, the bias: the root of the unit matrix, times zero.
-        m = Whitening(mean, jnp.where(count > 0, root(jnp.where(count > 0, cov + epsilon * eye, eye)), 0))
+        cov = jnp.where(count > 0, cov + epsilon * eye, eye)
+        m = Whitening(mean, jnp.where(count > 0, _of_unit_size(root, cov), 0))
         kept = ema(Moments(count, *running), Moments(count, *m), momentum)
         state = lax.stop_gradient(Whitening(kept.mean, kept.var))
     d = rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
@@ -188,6 +189,16 @@ def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | 
     n = at_least_one(m.count)
     delta = s1 / n
     return m.count, c + delta.reshape(-1), s2 / n - delta[:, :, None] * delta[:, None, :]
+
+
+def _of_unit_size(root: Callable[[Array], Array], cov: Array) -> Array:
+    """`root(cov)`, an inverse root, computed of `cov` divided by its mean variance.
+
+    For every constant c it is `root(cov / c) / sqrt(c)`. Without it, derivatives underflow in float32 where the
+    deviation is 1e8.
+    """
+    size = lax.stop_gradient(jnp.trace(cov, axis1=-2, axis2=-1)[:, None, None] / max(cov.shape[-1], 1))
+    return root(cov / size) / jnp.sqrt(size)
 
 
 def _newton(steps: int, cov: Array) -> Array:
