@@ -173,6 +173,11 @@ MUTANTS = [
         "test_large_numbers.py::test_gradients_do_not_underflow[batch-1000000000000000.0]",
     ),
     Mutant(
+        "map: large terms that do not cancel", "_core/affine_map.py",
+        "else (d - delta) * a + affine.bias", "else d * a + (affine.bias - delta * a)",
+        "test_numerics.py::test_constants_become_the_bias_exactly[layer-False]",
+    ),
+    Mutant(
         "tangent: the pivot is not subtracted", "_core/affine_map.py",
         "masks.finite(mask, x.astype(form.wide) - c)", "masks.finite(mask, x.astype(form.wide))",
         "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",

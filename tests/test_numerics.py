@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
+import bnjax.linen
 from bnjax import Moments, all_reduce, batch_norm, moments, normalize, reduce
 from tests import references
 
@@ -237,3 +238,51 @@ def test_the_pool_of_all_batches_is_exact_at_large_means():
     # 7e-4, and 3e-2 for the mean, into which 200 roundings went.
     assert references.relative(pooled.var, want.var) <= 1e-3
     assert np.abs(pooled.mean - want.mean).max() <= 2**-4
+
+
+CONSTANTS = {
+    "layer": lambda x, bias, where: bnjax.layer_norm(x, None, bias, where=where),
+    "group": lambda x, bias, where: bnjax.group_norm(x, None, bias, num_groups=1, where=where),
+    "instance": lambda x, bias, where: bnjax.instance_norm(x, None, bias, where=where),
+    "positional": lambda x, bias, where: bnjax.positional_norm(x, None, bias, where=where),
+    **{
+        f"batch, {pivot}": lambda x, bias, where, pivot=pivot: bnjax.batch_norm(
+            x,
+            Moments(*jnp.zeros((1,)), jnp.zeros(x.shape[-1]), jnp.ones(x.shape[-1])),
+            None,
+            bias,
+            pivot=pivot,
+            where=where,
+        )[0]
+        for pivot in ("sample", None)
+    },
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("norm", CONSTANTS)
+def test_constants_become_the_bias_exactly(norm, masked):
+    """As in Flax: no rounding of their mean may be divided by the root of epsilon."""
+    for n in (2, 3, 7, 32):
+        bias = jnp.full(n, 0.25)
+        where = (jnp.arange(n) != 1).reshape(1, n, 1) if masked else None
+        call = jax.jit(partial(CONSTANTS[norm], bias=bias, where=where))
+        for value in (3.3e11, -3e4, 1e6 + 0.5, 1 / 3):
+            np.testing.assert_array_equal(
+                call(jnp.full((2, n, n), value)), np.full((2, n, n), 0.25), err_msg=f"{n} {value}"
+            )
+
+
+@pytest.mark.parametrize("value", [-3e4, 1e5, 1e6 + 0.5, 1000.3, 1 / 3, 3.3e11])
+def test_constants_in_the_first_step_are_never_worse_than_in_flax(value):
+    """About a running mean of 0, the default. What is left is the rounding of a sum of n equal numbers."""
+    for n in (2, 4, 30, 32, 98):
+        x = jnp.full((n, 1), value)
+        errors = []
+        for module in (bnjax.linen.BatchNorm, nn.BatchNorm):
+            layer = module(use_running_average=False)
+            variables = {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}}
+            variables["batch_stats"] = {"mean": jnp.zeros(1), "var": jnp.ones(1)}
+            y, _ = jax.jit(partial(layer.apply, mutable="batch_stats"))(variables, x)
+            errors.append(jnp.abs(y).max())
+        assert errors[0] <= errors[1], n

@@ -168,11 +168,14 @@ def _of_parts(form: Form, primals: Any, tangents: Any, mask: Array | None) -> Ar
 
 
 def line(d: Array, affine: Affine, delta: Array, var: Array) -> Array:
-    """(d - delta) * rsqrt(var + epsilon) * scale + bias + residual, with one product an element."""
+    """(d - delta) * rsqrt(var + epsilon) * scale + bias + residual, with one product an element.
+
+    Written as `d * a + (bias - delta * a)`, constant features far from the pivot would lose the bias: a is then
+    `1 / sqrt(epsilon)`, and the two large terms do not cancel.
+    """
     affine = _widened(affine, var)
     a = _times(lax.rsqrt(var + affine.epsilon), affine.scale)
-    shift = -delta * a if affine.bias is None else affine.bias - delta * a
-    z = d * a + shift
+    z = (d - delta) * a if affine.bias is None else (d - delta) * a + affine.bias
     return z if affine.residual is None else z + affine.residual.astype(z.dtype)
 
 
