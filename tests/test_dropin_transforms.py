@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
+import bnjax.nnx
 from bnjax.linen import BatchNorm as LinenBatchNorm
 from bnjax.nnx import BatchNorm as NnxBatchNorm
 from tests.dropin import random
@@ -290,3 +291,12 @@ def test_gradients_at_evaluation(api):
     np.testing.assert_allclose(dx, dy * (scale * rstd)[None, None], rtol=1e-5)
     np.testing.assert_allclose(dscale, (dy * np.asarray(X - mean[None, None])).sum((0, 1)) * rstd, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, dy.sum((0, 1)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms", "group", "instance", "positional", "pixel", "scale", "grn", "dyt"])
+def test_nnx_vmap_of_a_norm_itself(name):
+    """Arguments of the call that are by keyword only would be refused, as with Flax's LayerNorm."""
+    options = {"num_groups": 2} if name == "group" else {}
+    norm = bnjax.nnx.make_norm(name, 6, rngs=nnx.Rngs(0), **options)
+    x = jax.random.normal(jax.random.key(0), (5, 2, 3, 6))
+    np.testing.assert_allclose(nnx.vmap(norm)(x), jnp.stack([norm(part) for part in x]), rtol=2e-5, atol=2e-6)

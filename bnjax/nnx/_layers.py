@@ -94,7 +94,6 @@ class SampleNorm(Norm):
     def __call__(
         self,
         x: ArrayLike,
-        *,
         mask: ArrayLike | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,

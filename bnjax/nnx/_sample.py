@@ -33,7 +33,6 @@ class _SampleNorm(nnx.Module):
         self,
         x: ArrayLike,
         mask: ArrayLike | None = None,
-        *,
         residual: ArrayLike | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
