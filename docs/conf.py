@@ -28,6 +28,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # attributes are members already
 napoleon_use_rtype = False
 
 intersphinx_mapping: dict[str, tuple[str, str]] = {}

@@ -81,5 +81,5 @@ def test_a_package_index_shows_no_links_into_the_repository():
         text = re.sub(change["pattern"], change["replacement"], text)
     assert "](docs/" in README
     assert not re.findall(r"\]\((?!https?:)", text)
-    assert "- `docs/norms.md`: all norms" in text
-    assert len(text) > 0.95 * len(README)
+    assert "- `All norms`: what each measures and keeps" in text
+    assert len(text) > 0.9 * len(README)

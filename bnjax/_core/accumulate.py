@@ -27,7 +27,7 @@ def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[
     micro-batch has been seen. What is of the whole batch are the gradients' mean and the moments, from which the
     running state makes one step (`update_batch_stats`), not `k`.
 
-    Equivalent, compiled once as a `lax.scan`, to
+    Equivalent, compiled once as a `lax.scan`, to::
 
         results = [f(jax.tree.map(lambda t: t[i], micro_batches(batch, k))) for i in range(k)]
         mean = jax.tree.map(lambda *t: sum(t) / k, *results)  # of `Moments`: bnjax.reduce of the stacked ones

@@ -2,32 +2,37 @@
 
 The backward pass keeps the input in its own dtype, and a few numbers for each feature, and nothing else of full size.
 
-One feature (or one example, or one group). Its values are x_i; w_i is 1 where x_i is valid and 0 where it is masked.
+One feature (or one example, or one group). Its values are x_i. w_i is 1 where x_i is valid and 0 where it is masked.
 All sums are over what is measured, on all devices that are measured together. c is the pivot: a constant near the data.
 
-Measure                     d_i = x_i - c
-                            n   = sum(w)          s1 = sum(w d)          s2 = sum(w d^2)
-Combine                     n, s1, s2 are added up over devices (one all-reduce), because c is the same on each
-                            delta = s1 / n        mean = c + delta       var = s2 / n - delta^2
-Normalize                   r = (var + epsilon)^(-1/2)       a = r scale
-                            y_i = a (d_i - delta) + bias + residual_i            then perhaps relu
+Measure
+    d_i = x_i - c
+    n = sum(w)        s1 = sum(w d)        s2 = sum(w d^2)
 
-The tangent (what the custom_jvp says)
-                            d(delta) = sum(w dx) / n                              = d(mean)
-                            d(var)   = 2 (sum(w d dx) / n - delta d(delta))
-                            d(a)     = r d(scale) - 1/2 r^2 a (d(var) + d(epsilon))
-                            d(y_i)   = a dx_i + d(a) (d_i - delta) - a d(delta) + d(bias) + d(residual_i)
+Combine. n, s1, s2 are added up over devices in one all-reduce, because c is the same on each.
+    delta = s1 / n    mean = c + delta     var = s2 / n - delta^2
 
-The backward pass (the transpose of it). g_i is the gradient to y_i, zero where relu was zero. Over all i, masked too:
-                            G1 = sum(g)           G2 = sum(g (d - delta))
-                            to bias      G1
-                            to scale     r G2
-                            to residual  g_i
-                            to mean     -a G1
-                            to var      -1/2 r^2 a G2
-                            to x_i       a g_i - (a w_i / n) (G1 + r^2 (d_i - delta) G2)
-G1 and G2 are one fused reduction, and dx is one elementwise pass. Both read x and g. G1 and G2 of all devices are one
-all-reduce: it is the transpose of the one above, and JAX makes it.
+Normalize, then perhaps relu
+    r = (var + epsilon)^(-1/2)             a = r scale
+    y_i = a (d_i - delta) + bias + residual_i
+
+The tangent, which the custom_jvp says
+    D(delta) = sum(w Dx) / n = D(mean)
+    D(var) = 2 (sum(w d Dx) / n - delta D(delta))
+    D(a) = r D(scale) - 1/2 r^2 a (D(var) + D(epsilon))
+    D(y_i) = a D(x_i) + D(a) (d_i - delta) - a D(delta) + D(bias) + D(residual_i)
+
+The backward pass, its transpose. g_i is the gradient to y_i, zero where relu was zero. Over all i, masked ones too:
+    G1 = sum(g)       G2 = sum(g (d - delta))
+    to bias        G1
+    to scale       r G2
+    to residual_i  g_i
+    to mean        -a G1
+    to var         -1/2 r^2 a G2
+    to x_i         a g_i - (a w_i / n) (G1 + r^2 (d_i - delta) G2)
+
+G1 and G2 are one fused reduction, and the gradient to x is one elementwise pass. Both read x and g. G1 and G2 of all
+devices are one all-reduce: it is the transpose of the one above, and JAX makes it.
 
 Everything is kept about the pivot c: d = x - c, and the mean as c + delta. With c near the data nothing cancels,
 neither in the statistics nor in the map nor in its derivatives. Of x, only d is in the formulas.

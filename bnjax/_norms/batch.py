@@ -45,7 +45,7 @@ def batch_norm(
     """Batch normalization in training: the output, and the new running state.
 
     At evaluation there is nothing to measure: `normalize(x, running, scale, bias)`. Equivalent, but keeping
-    more for the backward pass:
+    more for the backward pass::
 
         batch = all_reduce(moments(x, measured_axes, where=where), axis_name)
         y = normalize(x, batch, scale, bias, residual=residual, activation=activation)

@@ -43,7 +43,7 @@ def evo_norm_b0(
 ) -> tuple[Array, Moments]:
     """EvoNorm B0: the output, and the new running state.
 
-    Equivalent, with the variance of the batch (at evaluation the running one) and that of each example:
+    Equivalent, with the variance of the batch (at evaluation the running one) and that of each example::
 
         left, right = jnp.sqrt(batch.var + epsilon), v * x + jnp.sqrt(example.var + epsilon)
         y = x / jnp.maximum(left, right) * scale + bias

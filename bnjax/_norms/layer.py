@@ -35,7 +35,7 @@ def layer_norm(
 ) -> Array:
     """Layer normalization: by the mean and variance of the features of each example.
 
-    Equivalent, but keeping more for the backward pass:
+    Equivalent, but keeping more for the backward pass::
 
         m = moments(x, axis, where=where, keepdims=True)
         y = normalize(x, m, scale, bias, residual=residual, activation=activation)
@@ -98,7 +98,7 @@ def rms_norm(
 ) -> Array:
     """RMS normalization: `x` divided by the root of the mean square of the features of each example.
 
-    The arguments are those of `layer_norm`. Equivalent, but keeping more for the backward pass:
+    The arguments are those of `layer_norm`. Equivalent, but keeping more for the backward pass::
 
         x / jnp.sqrt((x**2).mean(axis, where=where, keepdims=True) + epsilon) * scale
 
@@ -139,7 +139,7 @@ def group_norm(
 ) -> Array:
     """Group normalization: by the mean and variance of each group of neighbouring channels of each example.
 
-    Equivalent, but keeping more for the backward pass, channels last:
+    Equivalent, but keeping more for the backward pass, channels last::
 
         groups = x.reshape(*x.shape[:-1], num_groups, -1)
         m = moments(groups, (1, ..., -1), keepdims=True)

@@ -58,7 +58,7 @@ def partial_rms_norm(
 ) -> Array:
     """Partial RMS normalization (pRMSNorm): by the root mean square of the first features only.
 
-    Equivalent, with `n = int(fraction * x.shape[axis])`:
+    Equivalent, with `n = int(fraction * x.shape[axis])`::
 
         x / jnp.sqrt((x[..., :n]**2).mean(axis, keepdims=True) + epsilon) * scale
 

@@ -38,14 +38,14 @@ def batch_renorm(
 ) -> tuple[Array, Moments]:
     """Batch renormalization: the output, and the new running state.
 
-    Equivalent, with s the root of variance + `epsilon`, r and d constants to autodiff:
+    Equivalent, with s the root of variance + `epsilon`, r and d constants to autodiff::
 
         r = jnp.clip(s_batch / s_running, 1 / r_max, r_max)
         d = jnp.clip((batch.mean - running.mean) / s_running, -d_max, d_max)
         y = ((x - batch.mean) / s_batch * r + d) * scale + bias
         s_running = momentum * s_running + (1 - momentum) * s_batch
 
-    `tracks="var"` averages the variance, as batch norm does:
+    `tracks="var"` averages the variance, as batch norm does::
 
         running = ema(running, batch, momentum)  # instead of the last line
 

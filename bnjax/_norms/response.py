@@ -27,7 +27,7 @@ def filter_response_norm(
 ) -> Array:
     """Filter response normalization (FRN) with a thresholded linear unit (TLU).
 
-    Equivalent, over all axes but the first and those of `axis`:
+    Equivalent, over all axes but the first and those of `axis`::
 
         nu2 = (x**2).mean(measured, where=where, keepdims=True)
         y = jnp.maximum(x / jnp.sqrt(nu2 + epsilon) * scale + bias, threshold)
@@ -126,7 +126,7 @@ def global_response_norm(
 ) -> Array:
     """Global response normalization (GRN): each channel by its length, as a share of all channels' mean length.
 
-    Equivalent:
+    Equivalent::
 
         g = jnp.sqrt((x**2).sum(measured, where=where, keepdims=True))
         y = scale * x * (g / (g.mean(axis, keepdims=True) + epsilon)) + bias + x

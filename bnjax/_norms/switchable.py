@@ -46,7 +46,7 @@ def switchable_norm(
 ) -> tuple[Array, Moments]:
     """Switchable normalization: by a learned mixture of the statistics of instance, layer and batch norm.
 
-    Equivalent, with w = softmax(mean_weight) and u = softmax(var_weight):
+    Equivalent, with w = softmax(mean_weight) and u = softmax(var_weight)::
 
         mean = w[0] * instance.mean + w[1] * layer.mean + w[2] * batch.mean
         var = u[0] * instance.var + u[1] * layer.var + u[2] * batch.var
@@ -205,7 +205,7 @@ def example_weighted_batch_norm(
 ) -> tuple[Array, Moments]:
     """Batch norm whose evaluation counts the example in.
 
-    In training that is `batch_norm`. Equivalent at evaluation:
+    In training that is `batch_norm`. Equivalent at evaluation::
 
         m = merge(Moments(1 - example_weight, running...), Moments(example_weight, example...))
         y = normalize(x, m, scale, bias)

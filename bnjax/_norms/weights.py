@@ -142,8 +142,13 @@ def spectral_norm(
 ) -> tuple[Array, Array, Array]:
     """Spectral normalization: `w` divided by an estimate of its largest singular value.
 
-    `w` is taken as a matrix W of `w.shape[-1]` columns. A step of power iteration is v = u W^H / |u W^H|,
-    u = v W / |v W|; then sigma = |v W u^H|, and u and v are constants to autodiff.
+    `w` is taken as a matrix W of `w.shape[-1]` columns. A step of power iteration, and then sigma, are::
+
+        v = u @ W.conj().T; v = v / norm(v)
+        u = v @ W; u = u / norm(u)
+        sigma = abs(v @ W @ u.conj().T)
+
+    u and v are constants to autodiff.
 
     Args:
       w: floating-point or complex weights, of rank 2 or more.

@@ -52,7 +52,7 @@ def decorrelated_batch_norm(
 ) -> tuple[Array, Whitening]:
     """Decorrelated batch normalization (DBN), ZCA whitening: the output, and the new running state.
 
-    Equivalent, for each group of channels, with `cov` the covariance of the batch + `epsilon` on its diagonal:
+    Equivalent, for each group of channels, with `cov` the covariance of the batch + `epsilon` on its diagonal::
 
         values, vectors = jnp.linalg.eigh(cov)
         y = (x - mean) @ (vectors / jnp.sqrt(values)) @ vectors.T * scale + bias
@@ -109,7 +109,7 @@ def iterative_norm(
 ) -> tuple[Array, Whitening]:
     """Iterative normalization (IterNorm): whitening by `steps` of Newton's method: the output, and the new state.
 
-    Equivalent to `decorrelated_batch_norm`, whose other arguments it has, but with
+    Equivalent to `decorrelated_batch_norm`, whose other arguments it has, but with::
 
         p = jnp.eye(m)
         for _ in range(steps):
