@@ -18,6 +18,8 @@ import numpy as np
 from jax import Array, export
 from jax.typing import ArrayLike, DTypeLike
 
+from bnjax._unstable import is_traced
+
 Axes = int | Sequence[int]
 Pivot = Literal["running", "sample"] | None  # near which batch statistics are measured
 SamplePivot = Literal["sample"] | None  # likewise those of an example, which has no running mean
@@ -204,7 +206,7 @@ def concrete(value: Any) -> np.ndarray | None:
     Numpy's, because `jax.numpy` traces within `jit` whatever it is given, numbers that are known too.
     """
     for leaf in jax.tree.leaves(value):
-        if isinstance(leaf, jax.core.Tracer):
+        if is_traced(leaf):
             return None
         if isinstance(leaf, Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             return None

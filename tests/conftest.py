@@ -9,7 +9,8 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 import jax
 import numpy as np
 import pytest
-from jax._src import compiler
+
+from tests._unstable import compiler_options
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,22 +37,9 @@ def known():
     return [(name, PLAINER[name]) for name in PLAINER if accepted(name)]
 
 
-def quick(options_of):
-    """JAX's own choice of options, and these; JAX takes them from a user for one `jit` only, and not for `pmap`."""
-
-    def chosen(*args, **how):
-        options = options_of(*args, **how)
-        options.env_option_overrides = [*options.env_option_overrides, *known()]
-        return options
-
-    return chosen
-
-
 @contextlib.contextmanager
 def quickly():
-    known()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "get_compile_options", quick(compiler.get_compile_options))
+    with compiler_options(known()):
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from bnjax._unstable import varying
+
 AxisName = Any  # a hashable, or a tuple of them
 Groups = Sequence[Sequence[int]] | None
 
@@ -110,13 +112,6 @@ def _check_same(pivot: Array, names: Sequence[Any]) -> None:
             "be added up. Pool the running statistics of the devices first (`sync_batch_stats`, `all_reduce`); where a "
             "norm takes a `pivot`, `pivot=None` does without."
         )
-
-
-def varying(t: Any) -> set[Any]:
-    """The named axes along which the type of `t` says that it differs; none where types do not say."""
-    kind = t if isinstance(t, jax.ShapeDtypeStruct) else jax.typeof(t)
-    axes = getattr(kind, "manual_axis_type", None)
-    return set(axes.varying if axes is not None else getattr(kind, "vma", None) or ())
 
 
 def num_shards(t: Array, axis: int) -> int:

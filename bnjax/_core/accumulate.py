@@ -15,8 +15,9 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
-from bnjax._collectives.psum import num_shards, varying
+from bnjax._collectives.psum import num_shards
 from bnjax._core.moments import Moments, reduce
+from bnjax._unstable import varying
 
 
 def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[[Any], ArrayLike] | None = None) -> Any:

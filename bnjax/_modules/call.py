@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -18,6 +17,7 @@ from bnjax._core.normalize import normalize_valid
 from bnjax._core.state import Update, check_momentum, next_state
 from bnjax._norms.batch import check_virtual_batch_size, normalize_by_batch
 from bnjax._norms.layer import group_norm, instance_norm, layer_norm, rms_norm
+from bnjax._unstable import is_traced
 
 
 class BatchNormAttributes(Protocol):
@@ -199,7 +199,7 @@ def not_normalized(
 
 def handed_out(module: BatchNormAttributes, batch: Moments) -> Update:
     """The moments of a batch with what makes a step of them, for `update_batch_stats`."""
-    if isinstance(module.momentum, jax.core.Tracer):
+    if is_traced(module.momentum):
         raise ValueError(
             "`momentum` must be a number, or None, where the moments of the batch are handed out, but it is traced; "
             "read its value outside of `jit`."

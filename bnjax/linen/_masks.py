@@ -3,9 +3,8 @@
 from collections.abc import Collection
 from typing import Any
 
-from flax.core.meta import AxisMetadata
-
 from bnjax._modules import norm_params as shared
+from bnjax.linen._unstable import AxisMetadata
 
 
 def norm_params_mask(params: Any, names: Collection[str] = ()) -> Any:

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
-from flax.core import lift
 
 from bnjax._core.remat import POLICY, together
 from bnjax._lowering.checkpoint import within_remat
+from bnjax.linen._unstable import lift_transform, pack
 
 M = TypeVar("M", bound=type[nn.Module] | Callable[..., Any])
 
@@ -42,6 +42,6 @@ def remat(target: M) -> M:
 
             return jax.checkpoint(unit, policy=POLICY)(variables, rngs, args)
 
-        return lift.pack(inner, ("params", True), ("params", True), (True,), name="remat")
+        return pack(inner, ("params", True), ("params", True), (True,), name="remat")
 
-    return nn.transforms.lift_transform(lifted, target)
+    return lift_transform(lifted, target)

@@ -27,7 +27,8 @@ from bnjax._modules.call import (
     result_dtype,
     running_state,
 )
-from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
+from bnjax.nnx._flax import NO_METADATA, construct, first_given
+from bnjax.nnx._unstable import PromoteDtypeFn, captures, promote_dtype
 
 
 class BatchMoments(nnx.Variable):
@@ -131,10 +132,10 @@ class BatchNorm(nnx.BatchNorm):
           ValueError: an argument that does not fit.
         """
         if self.track_running_stats:
-            use_running_average = nnx.module.first_from(
+            use_running_average = first_given(
                 use_running_average,
                 self.use_running_average,
-                error_msg="`use_running_average` must be given to the constructor or the call of BatchNorm, or set by "
+                error="`use_running_average` must be given to the constructor or the call of BatchNorm, or set by "
                 "`nnx.view(model, use_running_average=...)`, `model.train()` or `model.eval()`.",
             )
         else:  # the attribute is set by `model.eval()` in all modules that have it
@@ -173,7 +174,7 @@ class BatchNorm(nnx.BatchNorm):
 
 def asked_for_moments(module: nnx.Module) -> bool:
     """Whether `nnx.capture` collects them; elsewhere `sow` would add a variable to the module."""
-    return any(isinstance(v, BatchMoments) for v in getattr(module, "__captures__", ()))
+    return any(isinstance(v, BatchMoments) for v in captures(module))
 
 
 def _write(variable: nnx.BatchStat, value: Array) -> None:

@@ -12,6 +12,8 @@ import jax
 from flax import nnx
 from jax import Array
 
+from bnjax.nnx._unstable import OF_FLAX
+
 Named = list[tuple[tuple[Any, ...], nnx.Param]]  # with their paths
 
 
@@ -76,7 +78,7 @@ def _children(module: Any) -> dict[str, Any]:
 
 def _set_what_was_set(own: Any, other: Any, before: dict[str, Any], originals: dict[int, Any]) -> None:
     """Gives `own` the attributes that its copy `other` got or lost since `before`."""
-    after = {name: value for name, value in vars(other).items() if not name.startswith("_pytree__")}  # Flax's own
+    after = {name: value for name, value in vars(other).items() if not name.startswith(OF_FLAX)}
     for name in [name for name in before if name not in vars(other)]:
         delattr(own, name)
     for name, value in after.items():

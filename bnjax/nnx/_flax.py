@@ -5,9 +5,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from flax.nnx.nn.dtypes import promote_dtype as promote_dtype
-from flax.typing import PromoteDtypeFn as PromoteDtypeFn
-
 NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -20,3 +17,15 @@ def construct(init: Callable[..., None], arguments: Mapping[str, Any]) -> None:
     """
     taken = inspect.signature(init).parameters
     init(**{name: value for name, value in arguments.items() if name in taken})
+
+
+def first_given(*values: Any, error: str) -> Any:
+    """The first of `values` that is not `None`.
+
+    Raises:
+      ValueError: `error`, where all are.
+    """
+    for value in values:
+        if value is not None:
+            return value
+    raise ValueError(error)

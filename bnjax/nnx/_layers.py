@@ -15,6 +15,7 @@ from bnjax import _checks as checks
 from bnjax._modules import family as shared
 from bnjax._modules.call import check_num_features, floating, no_moments, replaced, result_dtype
 from bnjax.nnx._batch import asked_for_moments
+from bnjax.nnx._flax import first_given
 
 
 @dataclass(eq=False, repr=False)
@@ -150,10 +151,10 @@ class StatefulNorm(Norm):
         Raises:
           ValueError: an argument that does not fit.
         """
-        average = nnx.module.first_from(
+        average = first_given(
             use_running_average,
             self.use_running_average,
-            error_msg="`use_running_average` must be given to the constructor or the call, or set by `model.train()` "
+            error="`use_running_average` must be given to the constructor or the call, or set by `model.train()` "
             "or `model.eval()`.",
         )
         checks.flag(average, "use_running_average")

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn.recurrent import RNNCellBase
 from jax import Array
 from jax.typing import DTypeLike
 
@@ -20,6 +19,7 @@ from bnjax._modules.recurrent import batch_norm_carry, gru_step, lstm_step, side
 from bnjax._norms.batch import batch_norm
 from bnjax.nnx._batch import asked_for_moments
 from bnjax.nnx._sample import LayerNorm
+from bnjax.nnx._unstable import RNNCellBase
 
 KERNEL_INIT, RECURRENT_KERNEL_INIT = nnx.initializers.lecun_normal(), nnx.initializers.orthogonal()
 

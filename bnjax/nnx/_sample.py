@@ -17,7 +17,8 @@ from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
 from bnjax._modules import call as shared
 from bnjax._norms.layer import check_groups
-from bnjax.nnx._flax import NO_METADATA, PromoteDtypeFn, construct, promote_dtype
+from bnjax.nnx._flax import NO_METADATA, construct
+from bnjax.nnx._unstable import PromoteDtypeFn, promote_dtype
 
 
 class _SampleNorm(nnx.Module):

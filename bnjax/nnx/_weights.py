@@ -15,7 +15,8 @@ from bnjax._checks import Axes
 from bnjax._modules.call import is_matrix, result_dtype
 from bnjax._norms.weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
 from bnjax.nnx._copies import Named, with_values
-from bnjax.nnx._flax import PromoteDtypeFn, construct, promote_dtype
+from bnjax.nnx._flax import construct
+from bnjax.nnx._unstable import PromoteDtypeFn, promote_dtype
 
 KERNELS = nnx.PathContains("kernel")
 Path = tuple[Any, ...]
