@@ -13,8 +13,8 @@ from bnjax._core.normalize import normalize as normalize
 
 from bnjax._norms.batch import batch_norm as batch_norm
 from bnjax._core.remat import remat as remat
-from bnjax._norms.layer import group_norm as group_norm
-from bnjax._norms.layer import instance_norm as instance_norm
+from bnjax._norms.group import group_norm as group_norm
+from bnjax._norms.group import instance_norm as instance_norm
 from bnjax._norms.layer import layer_norm as layer_norm
 from bnjax._norms.layer import rms_norm as rms_norm
 from bnjax._norms.weights import spectral_norm as spectral_norm
@@ -34,14 +34,14 @@ from bnjax._norms.response import filter_response_norm as filter_response_norm
 from bnjax._norms.response import global_response_norm as global_response_norm
 from bnjax._norms.response import local_response_norm as local_response_norm
 from bnjax._norms.pointwise import dynamic_tanh as dynamic_tanh
-from bnjax._norms.pointwise import partial_rms_norm as partial_rms_norm
-from bnjax._norms.pointwise import pixel_norm as pixel_norm
-from bnjax._norms.pointwise import positional_norm as positional_norm
-from bnjax._norms.pointwise import scale_norm as scale_norm
+from bnjax._norms.scale import partial_rms_norm as partial_rms_norm
+from bnjax._norms.scale import pixel_norm as pixel_norm
+from bnjax._norms.scale import positional_norm as positional_norm
+from bnjax._norms.scale import scale_norm as scale_norm
 from bnjax._norms.pointwise import scaled_activation as scaled_activation
 from bnjax._norms.domain import domain_batch_norm as domain_batch_norm
-from bnjax._norms.switchable import batch_channel_norm as batch_channel_norm
-from bnjax._norms.switchable import example_weighted_batch_norm as example_weighted_batch_norm
+from bnjax._norms.batch_channel import batch_channel_norm as batch_channel_norm
+from bnjax._norms.example_weighted import example_weighted_batch_norm as example_weighted_batch_norm
 from bnjax._norms.switchable import switchable_norm as switchable_norm
 from bnjax._norms.whitening import Whitening as Whitening
 from bnjax._norms.whitening import decorrelated_batch_norm as decorrelated_batch_norm

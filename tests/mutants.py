@@ -267,7 +267,7 @@ MUTANTS = [
         "test_battery.py::test_output_state_and_gradients[dbn]",
     ),
     Mutant(
-        "sample: instance norm measures the batch", "_norms/layer.py",
+        "sample: instance norm measures the batch", "_norms/group.py",
         "checks.other_axes((0, *features), x.ndim)", "checks.other_axes(features, x.ndim)",
         "test_battery.py::test_output_state_and_gradients[instance]",
     ),
@@ -297,7 +297,7 @@ MUTANTS = [
         "test_battery.py::test_output_state_and_gradients[switchable]",
     ),
     Mutant(
-        "scaling: the part that is measured is the whole", "_norms/pointwise.py",
+        "scaling: the part that is measured is the whole", "_norms/scale.py",
         "moments(lax.slice_in_dim(x, 0, n, axis=channel)", "moments(lax.slice_in_dim(x, 0, None, axis=channel)",
         "test_battery.py::test_output_state_and_gradients[prms]",
     ),

@@ -16,7 +16,8 @@ from bnjax._core.moments import Moments
 from bnjax._core.normalize import normalize_valid
 from bnjax._core.state import Update, check_momentum, next_state
 from bnjax._norms.batch import check_virtual_batch_size, normalize_by_batch
-from bnjax._norms.layer import group_norm, instance_norm, layer_norm, rms_norm
+from bnjax._norms.group import group_norm, instance_norm
+from bnjax._norms.layer import layer_norm, rms_norm
 from bnjax._unstable import is_traced
 
 

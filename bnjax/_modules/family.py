@@ -16,12 +16,15 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._core.moments import Moments
+from bnjax._norms.batch_channel import batch_channel_norm
 from bnjax._norms.domain import domain_batch_norm
 from bnjax._norms.evonorm import evo_norm_b0, evo_norm_s0
-from bnjax._norms.pointwise import dynamic_tanh, partial_rms_norm, pixel_norm, positional_norm, scale_norm
+from bnjax._norms.example_weighted import example_weighted_batch_norm
+from bnjax._norms.pointwise import dynamic_tanh
 from bnjax._norms.renorm import batch_renorm
 from bnjax._norms.response import filter_response_norm, global_response_norm, local_response_norm
-from bnjax._norms.switchable import batch_channel_norm, example_weighted_batch_norm, switchable_norm
+from bnjax._norms.scale import partial_rms_norm, pixel_norm, positional_norm, scale_norm
+from bnjax._norms.switchable import switchable_norm
 from bnjax._norms.whitening import Whitening, decorrelated_batch_norm, group_of, iterative_norm
 
 Shape = tuple[int, ...]

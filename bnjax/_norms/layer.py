@@ -1,9 +1,12 @@
-"""Layer, RMS, group and instance norm: every example measured by itself, so there is no running state.
+"""Layer and RMS norm: every example measured by itself, so there is no running state.
 
-They differ in the axes that are measured over, and in nothing else: all go through one rule, `bnjax._core.rule`.
+They, and those of `group.py`, differ in the axes that are measured over, and in nothing else: all go through one rule,
+`bnjax._core.rule`.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -75,9 +78,12 @@ def layer_norm(
     x = checks.inexact_array(x)
     features = checks.canonical_axes(axis, x.ndim)
     sets = Sets(
-        _measured(reduction_axes, features, x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
+        measured_axes(reduction_axes, features, x.ndim),
+        checks.hashable_name(axis_name),
+        checks.hashable(axis_index_groups),
     )
-    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, pivot, residual, activation, dtype)
+    call = MapArguments(scale, bias, epsilon, where, zero_masked, pivot, residual, activation, dtype)
+    return normalized_by_example(x, features, sets, call)
 
 
 def rms_norm(
@@ -113,172 +119,38 @@ def rms_norm(
     """
     x = checks.inexact_array(x)
     features = checks.canonical_axes(axis, x.ndim)
-    measured = _measured(reduction_axes, features, x.ndim)
+    measured = measured_axes(reduction_axes, features, x.ndim)
     sets = Sets(measured, checks.hashable_name(axis_name), checks.hashable(axis_index_groups), use_mean=False)
-    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, None, residual, activation, dtype)
+    call = MapArguments(scale, bias, epsilon, where, zero_masked, None, residual, activation, dtype)
+    return normalized_by_example(x, features, sets, call)
 
 
-def group_norm(
-    x: ArrayLike,
-    scale: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    *,
-    num_groups: int | None = 32,
-    group_size: int | None = None,
-    axis: int = -1,
-    reduction_axes: checks.Axes | None = None,
-    epsilon: ArrayLike = 1e-6,
-    where: ArrayLike | None = None,
-    zero_masked: bool = False,
-    axis_name: AxisName | None = None,
-    axis_index_groups: Groups = None,
-    pivot: checks.SamplePivot = "sample",
-    residual: ArrayLike | None = None,
-    activation: Activation = None,
-    dtype: DTypeLike | None = None,
-) -> Array:
-    """Group normalization: by the mean and variance of each group of neighbouring channels of each example.
-
-    Equivalent, but keeping more for the backward pass, channels last::
-
-        groups = x.reshape(*x.shape[:-1], num_groups, -1)
-        m = moments(groups, (1, ..., -1), keepdims=True)
-        y = normalize(groups, m).reshape(x.shape) * scale + bias
-
-    The arguments are those of `layer_norm`, but for:
-
-    Args:
-      num_groups: the number of groups.
-      group_size: the channels in a group, with `num_groups=None`.
-      axis: the channels' axis.
-      reduction_axes: the axes measured over, that of the channels among them; all but the first by default.
-
-    Raises:
-      ValueError: an argument that does not fit, by its name; channels that cannot be grouped so.
-
-    References:
-      Wu and He, Group Normalization, 2018.
-
-    >>> print(group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), num_groups=2).round(3))
-    [[-1.  1. -1.  1.]]
-    """
-    x = checks.inexact_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
-    if len(features) != 1:
-        raise ValueError(f"`axis` must be one axis, that of the channels, but it is {axis!r}.")
-    (channel,) = features
-    groups = _number_of_groups(num_groups, group_size, x.shape[channel])
-    measured = _measured(reduction_axes, tuple({*range(1, x.ndim), channel}), x.ndim)
-    if channel not in measured:
-        raise ValueError(
-            "The reduction axes must include the final dimension as this is assumed to be the feature axis. "
-            f"`reduction_axes` is {reduction_axes!r} for an input of rank {x.ndim} with its channels along axis "
-            f"{channel}; add that."
-        )
-    sets = Sets(
-        tuple(a for a in measured if a != channel), checks.hashable_name(axis_name), checks.hashable(axis_index_groups),
-        pools=(channel, x.shape[channel] // groups or 1),
-    )  # fmt: skip
-    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-
-
-def instance_norm(
-    x: ArrayLike,
-    scale: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
-    *,
-    axis: checks.Axes = -1,
-    epsilon: ArrayLike = 1e-6,
-    where: ArrayLike | None = None,
-    zero_masked: bool = False,
-    axis_name: AxisName | None = None,
-    axis_index_groups: Groups = None,
-    pivot: checks.SamplePivot = "sample",
-    residual: ArrayLike | None = None,
-    activation: Activation = None,
-    dtype: DTypeLike | None = None,
-) -> Array:
-    """Instance normalization: by the mean and variance of each channel of each example.
-
-    Equivalent to `layer_norm` with all axes but the first and those of `axis` as `reduction_axes`; the arguments
-    are those of `layer_norm`.
-
-    Raises:
-      ValueError: an argument that does not fit, by its name; a feature axis that is the first.
-
-    References:
-      Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016.
-
-    >>> print(instance_norm(jnp.array([[[1.0, 10.0], [3.0, 30.0]]])).round(3))
-    [[[-1. -1.]
-      [ 1.  1.]]]
-    """
-    x = checks.inexact_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
-    if 0 in features:
-        raise ValueError(
-            "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
-            f"`axis` is {axis!r} for an input of rank {x.ndim}; give axes from 1 to {x.ndim - 1}."
-        )
-    sets = Sets(
-        checks.other_axes((0, *features), x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
-    )
-    return _normalized(x, scale, bias, features, sets, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-
-
-def _measured(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def measured_axes(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return default if reduction_axes is None else checks.canonical_axes(reduction_axes, ndim, "reduction_axes")
 
 
-def check_groups(num_groups: int | None, group_size: int | None) -> None:
-    """Raises unless there is one of the two; the words are Flax's."""
-    if (num_groups is None) == (group_size is None):
-        raise ValueError(
-            "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
-            f"`num_groups=None`; `num_groups` is {num_groups!r}, and `group_size` is {group_size!r}."
-        )
+class MapArguments(NamedTuple):
+    """The arguments of a norm that are not about the axes it measures, as the caller gave them."""
+
+    scale: ArrayLike | None
+    bias: ArrayLike | None
+    epsilon: ArrayLike
+    where: ArrayLike | None
+    zero_masked: bool
+    pivot: checks.SamplePivot
+    residual: ArrayLike | None
+    activation: Activation
+    dtype: DTypeLike | None
 
 
-def _number_of_groups(num_groups: int | None, group_size: int | None, channels: int) -> int:
-    """How many groups, by their number or their size."""
-    check_groups(num_groups, group_size)
-    if group_size is not None:
-        size = checks.positive_integer(group_size)
-        if not size or channels % size:
-            raise ValueError(
-                f"Number of channels ({channels}) is not multiple of the group size ({group_size}). "
-                "`group_size` must divide the channels."
-            )
-        return channels // size or 1
-    groups = checks.positive_integer(num_groups)
-    if not groups or channels % groups:
-        raise ValueError(
-            f"Number of groups ({num_groups}) does not divide the number of channels ({channels}). "
-            "`num_groups` must be a positive integer that does."
-        )
-    return groups
-
-
-def _normalized(
-    x: Array,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    features: tuple[int, ...],
-    sets: Sets,
-    epsilon: ArrayLike,
-    where: ArrayLike | None,
-    zero_masked: bool,
-    pivot: checks.SamplePivot,
-    residual: ArrayLike | None,
-    activation: Activation,
-    dtype: DTypeLike | None,
-) -> Array:
-    checks.choice(pivot, "pivot", ("sample", None))
-    x, mask = masks.read(x, where)
-    x, zero = masks.zeroed(x, mask, zero_masked)
-    form = form_of(x, activation, dtype)
-    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
-    sets = sets._replace(exact=pivot is not None)
-    c = pivot_of(pivot, form, sets, x, mask) if sets.use_mean else jnp.zeros((1,) * x.ndim, form.wide)
+def normalized_by_example(x: Array, features: tuple[int, ...], sets: Sets, call: MapArguments) -> Array:
+    """`x`, normalized by the rule."""
+    checks.choice(call.pivot, "pivot", ("sample", None))
+    x, mask = masks.read(x, call.where)
+    x, zero = masks.zeroed(x, mask, call.zero_masked)
+    form = form_of(x, call.activation, call.dtype)
+    affine = affine_of(form, x, features, call.scale, call.bias, call.residual, call.epsilon, zero)
+    sets = sets._replace(exact=call.pivot is not None)
+    c = pivot_of(call.pivot, form, sets, x, mask) if sets.use_mean else jnp.zeros((1,) * x.ndim, form.wide)
     y, _ = standardize(form, sets, x, affine, c, mask)
-    return activate(y, activation, zero)
+    return activate(y, call.activation, zero)

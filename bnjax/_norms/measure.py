@@ -121,3 +121,11 @@ def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:
     mean = checks.feature_array(m.mean, "running.mean", x.shape, features)
     var = checks.feature_array(m.var, "running.var", x.shape, features)
     return Moments(jnp.ones_like(mean), mean, var)
+
+
+def one_number(value: ArrayLike, name: str) -> Array:
+    """`value` as an array, where it is one number."""
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ValueError(f"`{name}` must be one number, but its shape is {value.shape}.")
+    return value

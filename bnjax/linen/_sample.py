@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from bnjax._core.affine_map import Activation
 from bnjax._modules import call as shared
-from bnjax._norms.layer import check_groups
+from bnjax._norms.group import check_groups
 
 
 class _SampleNorm(nn.Module):

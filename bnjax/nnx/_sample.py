@@ -16,7 +16,7 @@ from bnjax._checks import Axes
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
 from bnjax._modules import call as shared
-from bnjax._norms.layer import check_groups
+from bnjax._norms.group import check_groups
 from bnjax.nnx._flax import NO_METADATA, construct
 from bnjax.nnx._unstable import PromoteDtypeFn, promote_dtype
 

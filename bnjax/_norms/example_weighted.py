@@ -1,0 +1,86 @@
+"""Batch norm that is evaluated with a share of the statistics of each example."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax._collectives.psum import AxisName
+from bnjax._core.moments import Moments, merge
+from bnjax._core.normalize import normalize_valid
+from bnjax._norms.batch import batch_norm
+from bnjax._norms.measure import (
+    at_rank,
+    operands,
+    per_example,
+)
+
+
+def example_weighted_batch_norm(
+    x: ArrayLike,
+    running: Moments,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    example_weight: ArrayLike = 0.0,
+    axis: checks.Axes = -1,
+    momentum: ArrayLike = 0.99,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    zero_masked: bool = False,
+    axis_name: AxisName | None = None,
+    train: bool = True,
+    dtype: DTypeLike | None = None,
+) -> tuple[Array, Moments]:
+    """Batch norm whose evaluation counts the example in.
+
+    In training that is `batch_norm`. Equivalent at evaluation::
+
+        m = merge(Moments(1 - example_weight, running...), Moments(example_weight, example...))
+        y = normalize(x, m, scale, bias)
+
+    The same average of E[x] and of E[x^2] as the paper's. The weight is chosen on held-out data.
+
+    Args:
+      x: real, examples first. Statistics are float32 or wider.
+      running: the state, of the features' shape.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      bias: likewise.
+      example_weight: of the example itself at evaluation, from 0 (batch norm) to 1 (instance norm).
+      axis: the feature axes, not the first.
+      momentum: the fraction of the running state that is kept (1 - PyTorch's).
+      epsilon: added to the variance.
+      where: broadcastable to `x`, non-zero is valid. What is masked out counts for nothing in the statistics.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
+      axis_name: a name or names of `pmap`, `shard_map` or `vmap` to measure over too.
+      train: without, evaluation as above; the running state comes back as it is.
+      dtype: of the output; that of `x` by default.
+
+    Returns:
+      The output, and the new running state.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Summers and Dinneen, Four Things Everyone Should Know to Improve Batch Normalization, 2020.
+
+    >>> running = Moments(jnp.zeros(()), jnp.zeros(1), jnp.ones(1))
+    >>> y, _ = example_weighted_batch_norm(jnp.array([[[1.0], [3.0]]]), running, example_weight=1.0, train=False)
+    >>> print(y.ravel().round(3))
+    [-1.  1.]
+    """
+    ops = operands(x, axis, where, zero_masked, epsilon)
+    x, features, mask, zero = ops
+    checks.unit_interval(example_weight, "example_weight")
+    if train:
+        return batch_norm(
+            x, running, scale, bias, axis=features, momentum=momentum, epsilon=epsilon, where=mask,
+            zero_masked=zero_masked, axis_name=axis_name, dtype=dtype,
+        )  # fmt: skip
+    own, kept = per_example(ops), at_rank(running, x, features)
+    own = Moments(jnp.where(own.count > 0, example_weight, 0), own.mean, own.var)
+    m = merge(Moments(1 - own.count, kept.mean, kept.var), own)
+    return normalize_valid(x, m, scale, bias, zero, axis=features, epsilon=epsilon, dtype=dtype), running

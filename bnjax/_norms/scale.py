@@ -1,0 +1,183 @@
+"""Relatives of layer norm: positional, partial RMS, scale and pixel norm."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from bnjax import _checks as checks
+from bnjax import _masks as masks
+from bnjax._core.moments import moments
+from bnjax._core.normalize import normalize_valid
+from bnjax._norms.layer import layer_norm, rms_norm
+from bnjax._norms.measure import mean_square, one_channel_axis, one_number, wide
+
+
+def positional_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    zero_masked: bool = False,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Positional normalization (PONO): by the mean and variance of the channels at each position of each example.
+
+    That is `layer_norm` over the channels alone. What is taken off may be handed on to a later layer of the same
+    height and width, the "moment shortcut": `m = moments(x, -1, keepdims=True)`, and there
+    `h * jnp.sqrt(m.var + epsilon) + m.mean`. The arguments are those of `layer_norm`.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Li, Wu, Weinberger and Belongie, Positional Normalization, 2019.
+
+    >>> print(positional_norm(jnp.array([[[[1.0, 3.0], [30.0, 10.0]]]])).round(3))
+    [[[[-1.  1.]
+       [ 1. -1.]]]]
+    """
+    return layer_norm(x, scale, bias, axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, dtype=dtype)
+
+
+def partial_rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    fraction: float = 0.0625,
+    axis: int = -1,
+    epsilon: ArrayLike = 1e-6,
+    where: ArrayLike | None = None,
+    zero_masked: bool = False,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Partial RMS normalization (pRMSNorm): by the root mean square of the first features only.
+
+    Equivalent, with `n = int(fraction * x.shape[axis])`::
+
+        x / jnp.sqrt((x[..., :n]**2).mean(axis, keepdims=True) + epsilon) * scale
+
+    Args:
+      x: real. The statistic is float32 or wider.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      fraction: of the features that is measured, above 0 and at most 1.
+      axis: the feature axis.
+      epsilon: added to the mean square.
+      where: broadcastable to `x`; what is not valid counts for nothing.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name; a fraction of less than one feature.
+
+    References:
+      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, section 4.2.
+
+    >>> print(partial_rms_norm(jnp.array([[2.0, 4.0, 6.0, 8.0]]), fraction=0.25).round(1))
+    [[1. 2. 3. 4.]]
+    """
+    x = checks.real_array(x)
+    channel = one_channel_axis(checks.canonical_axes(axis, x.ndim), axis)
+    n = _part(fraction, x.shape[channel])
+    x, mask = masks.read(x, where)
+    x, zero = masks.zeroed(x, mask, zero_masked)
+    if mask is not None:
+        x = masks.finite(mask, x)
+        mask = lax.slice_in_dim(mask, 0, min(n, mask.shape[channel]), axis=channel)
+    m = moments(lax.slice_in_dim(x, 0, n, axis=channel), channel, where=mask, keepdims=True)
+    return normalize_valid(x, mean_square(m), scale, None, zero, axis=channel, epsilon=epsilon, dtype=dtype)
+
+
+def _part(fraction: ArrayLike, features: int) -> int:
+    """How many features are measured."""
+    known = checks.concrete(fraction)
+    if known is None or known.ndim:
+        raise ValueError(
+            f"`fraction` must be a number, and known when traced, because it decides a shape, but it is {fraction!r}; "
+            "close over the number."
+        )
+    if not isinstance(features, int):
+        raise ValueError(
+            f"`x` has {features} features, a symbol of `jax.export`, of which `fraction` cannot be taken; "
+            "export with a number of features."
+        )
+    n = int(known * features) if 0 < known <= 1 else -1
+    if n < min(1, features):
+        raise ValueError(
+            f"`fraction` must be above 0, at most 1, and at least one of {features} features, but it is {fraction!r}."
+        )
+    return n
+
+
+def scale_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    zero_masked: bool = False,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Scale normalization: `x` at the length `scale`, `scale * x / max(norm(x), epsilon)`.
+
+    Args:
+      x: real. The length is float32 or wider.
+      scale: one number, sqrt(d) of d features at the start of training; `None`: 1.
+      axis: the feature axes, over which the length is measured.
+      epsilon: the least length divided by.
+      where: broadcastable to `x`; what is not valid has no part in the length.
+      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Nguyen and Salazar, Transformers without Tears, 2019.
+
+    >>> print(scale_norm(jnp.array([[3.0, 4.0]]), 10.0))
+    [[6. 8.]]
+    """
+    x = checks.real_array(x)
+    checks.positive(epsilon, "epsilon")
+    features = checks.canonical_axes(axis, x.ndim)
+    x, mask = masks.read(x, where)
+    x, zero = masks.zeroed(x, mask, zero_masked)
+    t = masks.finite(mask, wide(x))
+    square = jnp.square(masks.valid(mask, t)).sum(features, keepdims=True)
+    # Not `rsqrt`: its derivative divides the root by the square, which underflows where the length is 1e13.
+    y = t * (1 / jnp.sqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2)))
+    if mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
+        y = jnp.where(mask.any(features, keepdims=True), y, 0)
+    y = y if scale is None else y * checks.widened(one_number(scale, "scale"), y)
+    return masks.valid(zero, y.astype(checks.output_dtype(dtype, x)))
+
+
+def pixel_norm(
+    x: ArrayLike,
+    *,
+    axis: checks.Axes = -1,
+    epsilon: ArrayLike = 1e-8,
+    where: ArrayLike | None = None,
+    zero_masked: bool = False,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Pixel normalization: each position by the root mean square of its channels, nothing learned.
+
+    That is `rms_norm` without a scale; the arguments are those.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Karras et al., Progressive Growing of GANs, 2018, section 4.2.
+
+    >>> print(pixel_norm(jnp.array([[0.0, 4.0, 0.0, 0.0]])).round(3))
+    [[0. 2. 0. 0.]]
+    """
+    return rms_norm(x, axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, dtype=dtype)
