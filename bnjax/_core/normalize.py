@@ -44,7 +44,7 @@ def normalize(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Ioffe and Szegedy, Batch Normalization, 2015, algorithm 2.
+      Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167), algorithm 2.
 
     >>> m = Moments(jnp.array(2.0), jnp.array([1.0, 5.0]), jnp.array([4.0, 1.0]))
     >>> print(normalize(jnp.array([[3.0, 5.0], [1.0, 7.0]]), m, epsilon=0.0, activation="relu"))

@@ -84,8 +84,8 @@ def batch_norm(
         could add some.
 
     References:
-      Ioffe and Szegedy, Batch Normalization, 2015. Ghost batches: Hoffer et al., Train longer, generalize
-      better, 2017.
+      Ioffe and Szegedy, Batch Normalization, 2015 (arXiv 1502.03167). Ghost batches: Hoffer et al., Train longer,
+      generalize better, 2017 (arXiv 1705.08741).
 
     >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
     >>> y, running = batch_norm(x, Moments(jnp.zeros(()), jnp.zeros(2), jnp.ones(2)), momentum=0.5)

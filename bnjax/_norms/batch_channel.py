@@ -67,7 +67,8 @@ def batch_channel_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019.
+      Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019 (arXiv
+      1903.10520).
 
     >>> running = Moments(jnp.zeros(()), jnp.zeros(2), jnp.ones(2))
     >>> y, _ = batch_channel_norm(jnp.array([[1.0, 20.0], [3.0, 10.0]]), running, num_groups=1)

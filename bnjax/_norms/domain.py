@@ -61,8 +61,9 @@ def domain_batch_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Chang et al., Domain-Specific Batch Normalization for Unsupervised Domain Adaptation, 2019. Xie et al.,
-      Adversarial Examples Improve Image Recognition, 2020. Li et al., Revisiting Batch Normalization, 2016.
+      Chang et al., Domain-Specific Batch Normalization for Unsupervised Domain Adaptation, 2019 (arXiv
+      1906.03950). Xie et al., Adversarial Examples Improve Image Recognition, 2020 (arXiv 1911.09665). Li et al.,
+      Revisiting Batch Normalization, 2016 (arXiv 1603.04779).
 
     >>> running = Moments(jnp.zeros(()), jnp.zeros((2, 1)), jnp.ones((2, 1)))
     >>> x = jnp.array([[1.0], [3.0], [10.0], [30.0]])

@@ -67,7 +67,7 @@ def evo_norm_b0(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Liu, Brock, Simonyan and Le, Evolving Normalization-Activation Layers, 2020.
+      Liu, Brock, Simonyan and Le, Evolving Normalization-Activation Layers, 2020 (arXiv 2004.02967).
 
     >>> running = Moments(jnp.zeros(()), jnp.zeros(1), jnp.ones(1))
     >>> y, running = evo_norm_b0(jnp.array([[[-1.0], [1.0]], [[3.0], [5.0]]]), running, momentum=0.5)
@@ -118,7 +118,7 @@ def evo_norm_s0(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Liu, Brock, Simonyan and Le, Evolving Normalization-Activation Layers, 2020.
+      Liu, Brock, Simonyan and Le, Evolving Normalization-Activation Layers, 2020 (arXiv 2004.02967).
 
     >>> print(evo_norm_s0(jnp.array([[[-1.0], [1.0]]]), num_groups=1).ravel().round(1))
     [-0.3  0.7]

@@ -65,7 +65,8 @@ def example_weighted_batch_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Summers and Dinneen, Four Things Everyone Should Know to Improve Batch Normalization, 2020.
+      Summers and Dinneen, Four Things Everyone Should Know to Improve Batch Normalization, 2020 (arXiv
+      1906.03548).
 
     >>> running = Moments(jnp.zeros(()), jnp.zeros(1), jnp.ones(1))
     >>> y, _ = example_weighted_batch_norm(jnp.array([[[1.0], [3.0]]]), running, example_weight=1.0, train=False)

@@ -51,7 +51,7 @@ def group_norm(
       ValueError: an argument that does not fit, by its name; channels that cannot be grouped so.
 
     References:
-      Wu and He, Group Normalization, 2018.
+      Wu and He, Group Normalization, 2018 (arXiv 1803.08494).
 
     >>> print(group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), num_groups=2).round(3))
     [[-1.  1. -1.  1.]]
@@ -102,7 +102,7 @@ def instance_norm(
       ValueError: an argument that does not fit, by its name; a feature axis that is the first.
 
     References:
-      Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016.
+      Ulyanov, Vedaldi and Lempitsky, Instance Normalization, 2016 (arXiv 1607.08022).
 
     >>> print(instance_norm(jnp.array([[[1.0, 10.0], [3.0, 30.0]]])).round(3))
     [[[-1. -1.]

@@ -69,7 +69,7 @@ def layer_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Ba, Kiros and Hinton, Layer Normalization, 2016.
+      Ba, Kiros and Hinton, Layer Normalization, 2016 (arXiv 1607.06450).
 
     >>> print(layer_norm(jnp.array([[1.0, 3.0], [10.0, 30.0]])).round(3))
     [[-1.  1.]
@@ -112,7 +112,7 @@ def rms_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019.
+      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv 1910.07467).
 
     >>> print(rms_norm(jnp.array([[0.0, 4.0, 0.0, 0.0]])).round(3))
     [[0. 2. 0. 0.]]

@@ -34,7 +34,7 @@ def dynamic_tanh(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Zhu, Chen, He, LeCun and Liu, Transformers without Normalization, 2025.
+      Zhu, Chen, He, LeCun and Liu, Transformers without Normalization, 2025 (arXiv 2503.10622).
 
     >>> print(dynamic_tanh(jnp.array([[0.0, 100.0]]), bias=jnp.array([1.0, 1.0])))
     [[1. 2.]]
@@ -68,7 +68,8 @@ def scaled_activation(x: ArrayLike, activation: str = "relu") -> Array:
       ValueError: an activation without a known gain.
 
     References:
-      Brock, De and Smith, Characterizing signal propagation to close the performance gap in unnormalized ResNets, 2021.
+      Brock, De and Smith, Characterizing signal propagation to close the performance gap in unnormalized ResNets,
+      2021 (arXiv 2101.08692).
 
     >>> print(scaled_activation(jnp.array([-1.0, 2.0])).round())
     [0. 3.]

@@ -47,7 +47,7 @@ def filter_response_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Singh and Krishnan, Filter Response Normalization Layer, 2019.
+      Singh and Krishnan, Filter Response Normalization Layer, 2019 (arXiv 1911.09737).
 
     >>> x = jnp.array([[[3.0], [-4.0], [0.0], [0.0]]])
     >>> print(filter_response_norm(x, threshold=jnp.zeros(1)).ravel().round(3))
@@ -146,7 +146,7 @@ def global_response_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Woo et al., ConvNeXt V2, 2023.
+      Woo et al., ConvNeXt V2, 2023 (arXiv 2301.00808).
 
     >>> print(global_response_norm(jnp.array([[[3.0, 0.0], [4.0, 0.0]]]))[0, :, 0].round(1))
     [ 9. 12.]

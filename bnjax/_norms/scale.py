@@ -35,7 +35,7 @@ def positional_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Li, Wu, Weinberger and Belongie, Positional Normalization, 2019.
+      Li, Wu, Weinberger and Belongie, Positional Normalization, 2019 (arXiv 1907.04312).
 
     >>> print(positional_norm(jnp.array([[[[1.0, 3.0], [30.0, 10.0]]]])).round(3))
     [[[[-1.  1.]
@@ -75,7 +75,7 @@ def partial_rms_norm(
       ValueError: an argument that does not fit, by its name; a fraction of less than one feature.
 
     References:
-      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019, section 4.2.
+      Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv 1910.07467), section 4.2.
 
     >>> print(partial_rms_norm(jnp.array([[2.0, 4.0, 6.0, 8.0]]), fraction=0.25).round(1))
     [[1. 2. 3. 4.]]
@@ -138,7 +138,7 @@ def scale_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Nguyen and Salazar, Transformers without Tears, 2019.
+      Nguyen and Salazar, Transformers without Tears, 2019 (arXiv 1910.05895).
 
     >>> print(scale_norm(jnp.array([[3.0, 4.0]]), 10.0))
     [[6. 8.]]
@@ -175,7 +175,7 @@ def pixel_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Karras et al., Progressive Growing of GANs, 2018, section 4.2.
+      Karras et al., Progressive Growing of GANs, 2018 (arXiv 1710.10196), section 4.2.
 
     >>> print(pixel_norm(jnp.array([[0.0, 4.0, 0.0, 0.0]])).round(3))
     [[0. 2. 0. 0.]]

@@ -69,7 +69,7 @@ def switchable_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Luo et al., Differentiable Learning-to-Normalize via Switchable Normalization, 2018.
+      Luo et al., Differentiable Learning-to-Normalize via Switchable Normalization, 2018 (arXiv 1806.10779).
 
     >>> running = Moments(jnp.zeros(()), jnp.zeros(1), jnp.ones(1))
     >>> y, _ = switchable_norm(jnp.array([[[1.0], [3.0]], [[1.0], [3.0]]]), running)

@@ -36,7 +36,7 @@ def weight_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Salimans and Kingma, Weight Normalization, 2016.
+      Salimans and Kingma, Weight Normalization, 2016 (arXiv 1602.07868).
 
     >>> print(weight_norm(jnp.array([[3.0, 0.0], [4.0, 2.0]]), jnp.array([5.0, 1.0])))
     [[3. 0.]
@@ -77,8 +77,8 @@ def weight_standardize(
 
     References:
       Qiao et al., Micro-Batch Training with Batch-Channel Normalization and Weight Standardization, 2019 (arXiv
-      1903.10520; there the standard deviation is unbiased, and 1e-5 is added to it). Kolesnikov et al., Big Transfer
-      (BiT), 2019 (arXiv 1912.11370).
+      1903.10520; there the standard deviation is unbiased, and 1e-5 is added to it). Kolesnikov et al., Big
+      Transfer (BiT), 2019 (arXiv 1912.11370).
 
     >>> print(weight_standardize(jnp.array([[3.0, 0.0], [1.0, 2.0]])).round(3))
     [[ 1. -1.]
@@ -119,7 +119,8 @@ def scaled_weight_standardize(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Brock, De, Smith and Simonyan, High-Performance Large-Scale Image Recognition Without Normalization, 2021.
+      Brock, De, Smith and Simonyan, High-Performance Large-Scale Image Recognition Without Normalization, 2021
+      (arXiv 2102.06171).
 
     >>> print(scaled_weight_standardize(jnp.array([[3.0, 0.0], [1.0, 4.0], [3.0, 0.0], [1.0, 4.0]])))
     [[ 0.5 -0.5]
@@ -164,7 +165,7 @@ def spectral_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018.
+      Miyato et al., Spectral Normalization for Generative Adversarial Networks, 2018 (arXiv 1802.05957).
 
     >>> w, u, sigma = spectral_norm(jnp.array([[3.0, 0.0], [0.0, 2.0]]), jnp.array([1.0, 1.0]), n_steps=20)
     >>> print(f"{sigma:.3f}", u.round(3))

@@ -78,7 +78,7 @@ def decorrelated_batch_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Huang, Yang, Lang and Deng, Decorrelated Batch Normalization, 2018.
+      Huang, Yang, Lang and Deng, Decorrelated Batch Normalization, 2018 (arXiv 1804.08450).
 
     >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, -2.0], [-2.0, 2.0]])
     >>> y, _ = decorrelated_batch_norm(x, Whitening(jnp.zeros(2), jnp.eye(2)[None]))
@@ -124,7 +124,7 @@ def iterative_norm(
       ValueError: an argument that does not fit, by its name.
 
     References:
-      Huang, Zhou, Zhu, Liu and Shao, Iterative Normalization, 2019.
+      Huang, Zhou, Zhu, Liu and Shao, Iterative Normalization, 2019 (arXiv 1904.03441).
 
     >>> x = jnp.array([[1.0, 1.0], [-1.0, -1.0], [2.0, -2.0], [-2.0, 2.0]])
     >>> y, _ = iterative_norm(x, Whitening(jnp.zeros(2), jnp.eye(2)[None]))

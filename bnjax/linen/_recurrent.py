@@ -60,7 +60,7 @@ class LayerNormLSTMCell(_Cell):
     `h = sigmoid(o) * tanh(LN(c))`; b is the bias of the second norm.
 
     References:
-      Ba, Kiros and Hinton, Layer Normalization, 2016.
+      Ba, Kiros and Hinton, Layer Normalization, 2016 (arXiv 1607.06450).
 
     >>> rnn = nn.RNN(LayerNormLSTMCell(4))
     >>> x = jnp.ones((2, 5, 3))
@@ -90,7 +90,7 @@ class LayerNormGRUCell(_Cell):
     b and d are the biases of the norms of x.
 
     References:
-      Ba, Kiros and Hinton, Layer Normalization, 2016, supplement.
+      Ba, Kiros and Hinton, Layer Normalization, 2016 (arXiv 1607.06450), supplement.
 
     >>> rnn = nn.RNN(LayerNormGRUCell(4))
     >>> x = jnp.ones((2, 5, 3))
@@ -128,7 +128,7 @@ class BatchNormLSTMCell(_Cell):
       axis_name: a name or names of mapped axes to measure over too.
 
     References:
-      Cooijmans et al., Recurrent Batch Normalization, 2016.
+      Cooijmans et al., Recurrent Batch Normalization, 2016 (arXiv 1603.09025).
 
     >>> rnn = nn.RNN(BatchNormLSTMCell(4, use_running_average=False), variable_axes={"batch_stats": 0})
     >>> variables = rnn.init(jax.random.key(0), jnp.ones((2, 5, 3)))

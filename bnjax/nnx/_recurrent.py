@@ -82,7 +82,7 @@ class LayerNormLSTMCell(_Cell):
     `h = sigmoid(o) * tanh(LN(c))`; b is the bias of the second norm.
 
     References:
-      Ba, Kiros and Hinton, Layer Normalization, 2016.
+      Ba, Kiros and Hinton, Layer Normalization, 2016 (arXiv 1607.06450).
 
     >>> rnn = nnx.RNN(LayerNormLSTMCell(3, 4, rngs=nnx.Rngs(0)))
     >>> print(rnn(jnp.ones((2, 5, 3))).shape)
@@ -116,7 +116,7 @@ class LayerNormGRUCell(_Cell):
     b and d are the biases of the norms of x.
 
     References:
-      Ba, Kiros and Hinton, Layer Normalization, 2016, supplement.
+      Ba, Kiros and Hinton, Layer Normalization, 2016 (arXiv 1607.06450), supplement.
 
     >>> rnn = nnx.RNN(LayerNormGRUCell(3, 4, rngs=nnx.Rngs(0)))
     >>> print(rnn(jnp.ones((2, 5, 3))).shape)
@@ -160,7 +160,7 @@ class BatchNormLSTMCell(_Cell):
       epsilon: of the norms; this and the rest as in the other cells.
 
     References:
-      Cooijmans et al., Recurrent Batch Normalization, 2016.
+      Cooijmans et al., Recurrent Batch Normalization, 2016 (arXiv 1603.09025).
 
     >>> cell = BatchNormLSTMCell(3, 4, max_steps=8, rngs=nnx.Rngs(0))
     >>> y = nnx.RNN(cell)(jnp.ones((2, 5, 3)))
