@@ -21,11 +21,13 @@ FLOORS = {
     "bnjax._core": 4,
     "bnjax._norms": 5,
     "bnjax._modules": 6,
-    "bnjax": 7,  # the public face of those
-    "bnjax.linen": 8,
-    "bnjax.nnx": 8,
-    "experiments": 9,
-    "configs": 10,
+    "bnjax.family": 7,
+    "bnjax.distributed": 7,
+    "bnjax": 8,  # the everyday face of those
+    "bnjax.linen": 9,
+    "bnjax.nnx": 9,
+    "experiments": 10,
+    "configs": 11,
 }
 FRAMEWORK_ROOMS = {"bnjax.linen": "flax.linen", "bnjax.nnx": "flax.nnx"}
 
@@ -183,3 +185,16 @@ def test_names_that_may_go_stand_in_files_of_their_own():
 def test_the_core_is_imported_without_flax():
     code = "import sys, bnjax; sys.exit(any(m.split('.')[0] == 'flax' for m in sys.modules))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_everyday_face_is_small_and_every_name_has_its_place():
+    import bnjax
+    import bnjax.distributed
+    import bnjax.family
+
+    assert len(bnjax.__all__) <= 25
+    public = {name for name in vars(bnjax) if not name.startswith("_")}
+    public -= {"distributed", "family", "linen", "nnx"}
+    assert public == {*bnjax.__all__, *bnjax.family.__all__, *bnjax.distributed.__all__}
+    for module in (bnjax.family, bnjax.distributed):
+        assert all(getattr(bnjax, name) is getattr(module, name) for name in module.__all__)
