@@ -33,7 +33,7 @@ class Arguments:
 def table() -> str:
     """The table, in Markdown."""
     rows = [
-        (*(f"`{t}`" for t in (name, n.function.__name__, n.module)), *n[2:-1])  # in the order of the registry
+        (*(f"`{t}`" for t in (name, n.function.__name__, n.module)), *map(str, n[2:-1]))  # in the order of the registry
         for name, n in NORMS.items()
     ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (HEADER, ("---",) * len(HEADER), *rows))

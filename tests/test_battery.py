@@ -23,8 +23,8 @@ from tests.family import ROWS, assert_close, differences, wide
 
 SHAPE, SHAPES = (4, 3, 2, 6), [(4, 3, 2, 6), (8, 6)]
 STATEFUL = [name for name in ROWS if NORMS[name].takes_running_average]
-MASKED = [name for name in ROWS if NORMS[name].mask.startswith("yes")]
-SYNCED = [name for name in ROWS if NORMS[name].sync == "yes"]
+MASKED = [name for name in ROWS if NORMS[name].mask]
+SYNCED = [name for name in ROWS if NORMS[name].sync]
 CHANNELS_TOGETHER = ("dbn", "iternorm")  # masks may not vary over channels
 each = pytest.mark.parametrize("name", ROWS)
 

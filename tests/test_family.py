@@ -24,7 +24,7 @@ from tests.family import ROWS, assert_close, wide
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "norms.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-WEIGHTS = [name for name, norm in NORMS.items() if norm.mask == NORMS["weight"].mask]
+WEIGHTS = [name for name, norm in NORMS.items() if norm.mask is NORMS["weight"].mask]
 RNGS = partial(nnx.Rngs, 0)
 
 
@@ -38,8 +38,8 @@ def test_a_row_is_true(name):
     row = NORMS[name]
     arguments = inspect.signature(row.function).parameters
     assert getattr(bnjax, row.function.__name__) is row.function
-    assert row.mask.startswith("yes") == ("where" in arguments)
-    assert row.sync != "yes" or "axis_name" in arguments
+    assert bool(row.mask) == ("where" in arguments)
+    assert not row.sync or "axis_name" in arguments
     fields = {f.name: f.default for f in dataclasses.fields(getattr(bnn, row.module))}
     assert set(row.arguments) <= set(fields)
     assert row.takes_running_average == ("running" in arguments) == ("use_running_average" in fields)
@@ -400,3 +400,12 @@ def test_an_integer_of_any_make_is_one(number):
 def test_one_axis_may_be_a_tuple_of_one():
     x = jnp.asarray(images(6))
     np.testing.assert_array_equal(*(bnjax.partial_rms_norm(x, fraction=0.5, axis=a) for a in (-1, (3,))))
+
+
+def test_what_a_norm_can_is_true_or_false_and_has_a_reason():
+    assert NORMS["batch"].sync
+    assert not NORMS["layer"].sync
+    assert NORMS["layer"].sync.reason == "each example by itself"
+    assert str(NORMS["layer"].sync) == "no: each example by itself"
+    assert str(NORMS["dbn"].mask) == "yes, one for all channels"
+    assert all(ability or ability.reason for row in NORMS.values() for ability in (row.sync, row.mask, row.gradient))

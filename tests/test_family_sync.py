@@ -15,7 +15,7 @@ from bnjax import NORMS
 from tests.family import ROWS, assert_close
 
 DEVICES, SHAPE = 8, (16, 3, 6)
-SYNCED = [name for name in ROWS if NORMS[name].sync == "yes"]
+SYNCED = [name for name in ROWS if NORMS[name].sync]
 
 
 def sample(name):

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 from bnjax import linen
 from bnjax._core.affine_map import Activation
 from bnjax._modules.call import not_normalized
-from bnjax._norms.registry import NORMS, Norm, NormAlias, NormName, check_arguments, norm_named
+from bnjax._norms.registry import NORMS, NormAlias, NormName, check_arguments, norm_named
+from bnjax._norms.spec import Norm
 
 
 def make_norm(name: NormName | NormAlias | Literal["none"], /, **arguments: Any) -> partial[nn.Module]:

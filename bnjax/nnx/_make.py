@@ -10,7 +10,8 @@ from bnjax import nnx as family
 from bnjax._checks import Axes
 from bnjax._core.affine_map import Activation
 from bnjax._modules.call import not_normalized
-from bnjax._norms.registry import NORMS, Norm, NormAlias, NormName, check_arguments, norm_named
+from bnjax._norms.registry import NORMS, NormAlias, NormName, check_arguments, norm_named
+from bnjax._norms.spec import Norm
 
 
 def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any, **arguments: Any) -> nnx.Module:
