@@ -99,3 +99,14 @@ def test_none_does_not_take_what_no_norm_takes():
     with pytest.raises(TypeError, match="maks"):
         none("nnx")(X, maks=X > 0)
     assert bnjax.NORMS.keys().isdisjoint({"none"})
+
+
+@pytest.mark.parametrize("name", ["group", "batch", "dyt", "none"])
+def test_without_features_and_rngs_nnx_has_a_constructor_too(name):
+    """As in linen: one program may be written for both."""
+    options = {"num_groups": 2} if name == "group" else {}
+    made = bnnx.make_norm(name, **options)(6, rngs=RNGS())
+    at_once = bnnx.make_norm(name, 6, rngs=RNGS(), **options)
+    assert type(made) is type(at_once)
+    x = jnp.arange(24.0).reshape(4, 6)
+    np.testing.assert_array_equal(made(x), at_once(x))

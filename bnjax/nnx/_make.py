@@ -1,6 +1,7 @@
 """Norms by name, for nnx."""
 
 import inspect
+from functools import partial
 from typing import Any, Literal
 
 from flax import nnx
@@ -14,8 +15,8 @@ from bnjax._norms.registry import NORMS, NormAlias, NormName, check_arguments, n
 from bnjax._norms.spec import Norm
 
 
-def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any, **arguments: Any) -> nnx.Module:
-    """The module of that name.
+def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any, **arguments: Any) -> Any:
+    """The module of that name; without a number of features and without `rngs`, its constructor, as in linen.
 
     Modules that keep a running state take `use_running_average` at the call, all others do not:
     `bnjax.NORMS[name].takes_running_average`.
@@ -35,20 +36,19 @@ def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any,
 
     >>> make_norm("group", 8, num_groups=2, rngs=nnx.Rngs(0)).num_groups
     2
+    >>> norm = make_norm("group", num_groups=2)
+    >>> norm(8, rngs=nnx.Rngs(0)).num_groups
+    2
     """
     if name == "none":
+        constructor = partial(_identity, **arguments)
         known = set().union(*(_arguments(row) for row in NORMS.values() if not row.wraps))
         check_arguments(name, arguments, known)
-        if any(isinstance(t, nnx.Module) for t in positional):
-            raise ValueError(
-                "`name` is 'none', the identity in the place of norms of activations, but a layer was given to be "
-                "wrapped; call the layer itself."
-            )
-        kept = {k: arguments[k] for k in ("activation", "zero_masked") if k in arguments}
-        return Identity(arguments.get("axis", arguments.get("feature_axes", -1)), **kept)
-    row = norm_named(name)
-    check_arguments(name, arguments, _arguments(row))
-    return getattr(family, row.module)(*positional, **(dict(row.arguments) | arguments))
+    else:
+        row = norm_named(name)
+        constructor = partial(getattr(family, row.module), **(dict(row.arguments) | arguments))
+        check_arguments(name, arguments, _arguments(row))
+    return constructor(*positional) if positional or "rngs" in arguments else constructor
 
 
 class Identity(nnx.Module):
@@ -77,3 +77,14 @@ class Identity(nnx.Module):
 
 def _arguments(row: Norm) -> set[str]:
     return set(inspect.signature(getattr(family, row.module).__init__).parameters) - {"self"}
+
+
+def _identity(*positional: Any, **arguments: Any) -> Identity:
+    """The identity, of the arguments of any norm of activations."""
+    if any(isinstance(t, nnx.Module) for t in positional):
+        raise ValueError(
+            "`name` is 'none', the identity in the place of norms of activations, but a layer was given to be wrapped; "
+            "call the layer itself."
+        )
+    kept = {k: arguments[k] for k in ("activation", "zero_masked") if k in arguments}
+    return Identity(arguments.get("axis", arguments.get("feature_axes", -1)), **kept)
