@@ -7,6 +7,7 @@ number; when one of them dies, all are ended, and it is named. They end with thi
 import dataclasses
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -22,7 +23,9 @@ from experiments.program import run_main
 from experiments.schema import Range
 from experiments.warden import Warden
 
-CHATTER = "Expected number of connected peer ranks is"  # Gloo's, whenever processes meet
+# What Gloo prints whenever processes meet. Its threads print piece by piece, so that pieces of two messages mix.
+PIECE = r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : "
+CHATTER = re.compile(rf"^(?:\d*(?:(?:{PIECE})\d*)+|\d*$)")
 PATIENCE = 5  # seconds for the processes to say goodbye when they are interrupted
 
 
@@ -97,8 +100,8 @@ class Group:
 def _forward(prefix: str, source: IO[str], target: IO[str]) -> None:
     with source:
         for line in source:
-            if CHATTER not in line:
-                target.write(prefix + line.rstrip("\n") + "\n")
+            if said := CHATTER.sub("", line.rstrip("\n")):
+                target.write(prefix + said + "\n")
                 target.flush()
 
 

@@ -146,6 +146,15 @@ def test_a_group_is_ended_by_the_first_that_fails_and_says_what_its_members_say(
     assert said.err == "[1] fails\n"
 
 
+def test_what_gloo_prints_is_not_shown_even_where_its_threads_mix_their_messages(capfd):
+    part = "[Gloo] Rank 0 is connected to 3 peer ranks. Expected number of connected peer ranks is : "
+    lines = [part + "3", part + "[Gloo] Rank 1", "3", "", part + "3said", "3 are said"]
+    group = Group([python(f"print({chr(10).join(lines)!r})")])
+    group.wait()
+    group.kill()
+    assert capfd.readouterr().out == "[0] said\n[0] 3 are said\n"
+
+
 def test_a_group_that_succeeds_and_one_that_is_interrupted(tmp_path):
     group = Group([python(""), python("")])
     assert group.wait() is None
