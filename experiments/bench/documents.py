@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.errors import UserError
 from experiments.files import write_text
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "results" / "performance.md"
 
 
 def put(text: str, name: str, block: str) -> str:

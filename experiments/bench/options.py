@@ -66,7 +66,7 @@ class Arguments:
     gpu_python: str = sys.executable
     """The interpreter of an environment with `jax[cuda12]`."""
     write: bool = False
-    """Put the tables into docs/performance.md."""
+    """Put the tables into docs/results/performance.md."""
     workdir: str = ""
     """The run folder; a new one under `runs/` by default."""
 

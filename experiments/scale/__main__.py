@@ -21,7 +21,7 @@ from experiments.flags import parse_flags
 from experiments.program import run_main
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT = ROOT / "docs" / "scale.md"
+DOCUMENT = ROOT / "docs" / "results" / "scale.md"
 TPUS = ("tpu:v5e:2x2", "tpu:v5e:8x8", "tpu:v5e:16x16")
 CPUS = ("cpu:4", "cpu:64", "cpu:256")
 HEAD = ("statistics of", "devices", "collectives", "operand bytes", "temporary MB", "compile, CPU s")
@@ -47,7 +47,7 @@ class Arguments:
     found: str = "runs/scale.json"
     """What has been found: a step that is there is not compiled again."""
     write: bool = False
-    """Write docs/scale.md."""
+    """Write docs/results/scale.md."""
 
 
 def compiled(python: str, task: Row) -> Row:
@@ -98,7 +98,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def document(rows: Sequence[Row], arguments: Arguments, targets: Iterable[str]) -> str:
-    """The text of docs/scale.md."""
+    """The text of docs/results/scale.md."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
     return f"""# What a training step sends, by the number of devices
 
