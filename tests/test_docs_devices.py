@@ -1,4 +1,4 @@
-"""docs/devices.md: its snippets run in order as they stand, and give what it says."""
+"""docs/guide/devices.md: its snippets run in order as they stand, and give what it says."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests import references
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "devices.md").read_text()
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "guide" / "devices.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
@@ -22,7 +22,7 @@ def names():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: four)
         for number, code in enumerate(SNIPPETS):
-            exec(compile(code, f"docs/devices.md, Python block {number}", "exec"), found)
+            exec(compile(code, f"docs/guide/devices.md, Python block {number}", "exec"), found)
     return found
 
 

@@ -193,7 +193,7 @@ def test_the_carry_keeps_its_dtype(name, dtype):
 @pytest.mark.parametrize("api", ["linen", "nnx"])
 @pytest.mark.parametrize("name", CELLS)
 def test_over_devices_with_types_checked(name, api):
-    """As docs/devices.md says: the initial memory and output are made to vary, the step is not."""
+    """As docs/guide/devices.md says: the initial memory and output are made to vary, the step is not."""
     x, _, variables = sample(name)
     more = {"axis_name": "d"} if "Batch" in name else {}
 

@@ -252,7 +252,7 @@ def test_ghost_batches_stay_on_their_device_and_the_state_is_of_all(layout):
 
 @pytest.mark.parametrize("layout", ["shard_map", "shard_map, check_vma=False", "vmap", "shard_map, mean"])
 def test_what_is_left_to_do_for_the_gradient_of_a_parameter(layout):
-    """The rows of docs/devices.md that the table above does not cover."""
+    """The rows of docs/guide/devices.md that the table above does not cover."""
     x, g, scale, bias = sample(np.float32)
     want = references.batch_norm(x, g, scale, bias).dscale
     local = lambda x, g, s: (batch_norm(x, state(np.float32), s, bias, axis_name="d")[0] * g).sum()  # noqa: E731
