@@ -1,4 +1,4 @@
-"""The table of all norms in docs/norms.md, from the registry.
+"""The table of all norms in docs/norms/index.md, from the registry.
 
     python -m experiments.norms_table [--write | --check]
 
@@ -15,7 +15,7 @@ from experiments.errors import UserError
 from experiments.flags import parse_flags
 from experiments.program import run_main
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "norms.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "norms" / "index.md"
 BEGIN, END = "<!-- norms -->\n", "<!-- /norms -->\n"
 HEADER = ("name", "function", "module", "measures", "keeps", "over devices", "mask", "gradient", "paper", "when to use")
 
@@ -25,7 +25,7 @@ class Arguments:
     """The table of all norms."""
 
     write: bool = False
-    """Put the table into docs/norms.md."""
+    """Put the table into docs/norms/index.md."""
     check: bool = False
     """Fail if another table stands there."""
 
@@ -44,7 +44,7 @@ def put(page: str, block: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        sys.exit(f"{PAGE.name} must have the lines {BEGIN.strip()} and {END.strip()}.")
+        sys.exit(f"docs/norms/index.md must have the lines {BEGIN.strip()} and {END.strip()}.")
     return before + begin + block + end + after
 
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
         PAGE.write_text(put(page, block), encoding="utf-8")
     elif arguments.check:
         if put(page, block) != page:
-            sys.exit(f"{PAGE.name} has another table; run `python -m experiments.norms_table --write`.")
+            sys.exit("docs/norms/index.md has another table; run `python -m experiments.norms_table --write`.")
     else:
         print(block, end="")
 

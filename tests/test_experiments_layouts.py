@@ -123,7 +123,7 @@ def test_every_layout_computes_the_same(layout, case, x64):
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 def test_every_layout_computes_the_same_in_float32(layout):
     case = ("group", 2, "float32")
-    for count in (1, 50):  # 1e-6 and 3e-7; with another network or learning rate it may grow, see docs/guide/training.md
+    for count in (1, 50):  # 1e-6 and 3e-7; another network may let it grow: docs/guide/training.md
         assert distance(trained(config(layout, *case), count), reference(count, *case)) < 2e-5
 
 

@@ -22,7 +22,7 @@ from experiments import norms_table
 from tests import family
 from tests.family import ROWS, assert_close, wide
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "norms.md").read_text()
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "norms" / "index.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 WEIGHTS = [name for name, norm in NORMS.items() if norm.mask is NORMS["weight"].mask]
 RNGS = partial(nnx.Rngs, 0)
@@ -100,7 +100,7 @@ def block(word):
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_page_s_python_runs(number):
-    exec(compile(BLOCKS[number], f"docs/norms.md, block {number}", "exec"), {})
+    exec(compile(BLOCKS[number], f"docs/norms/index.md, block {number}", "exec"), {})
 
 
 def standardized(x, axes, eps):

@@ -1,4 +1,4 @@
-"""The norms by name: what each measures, keeps and can do. `make_norm` and docs/norms.md come from this table.
+"""The norms by name: what each measures, keeps and can do. `make_norm` and docs/norms/index.md come from this table.
 
 A norm is in if it is published and used (in a peer library, or cited a hundred times), if its formula can be checked
 against a second source, and if it costs less than a hundred lines of its own.
