@@ -4,18 +4,26 @@
 if the test does not pass without it. `python -m tests.mutants ema` tries those whose name has the word.
 """
 
+import contextlib
+import io
+import multiprocessing
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 AT_ONCE = 2
+# Each run of pytest is a process that begins where JAX and Flax are imported already. They start no threads before
+# their first use, so that such a process may be forked.
+FORKS: Any = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["jax.numpy", "flax.linen", "flax.nnx", "optax", "chex", "pytest"])
 
 
 class Mutant(NamedTuple):
@@ -387,14 +395,53 @@ def copied(folder: Path) -> Path:
     return folder
 
 
-def run(folder: Path, tests: list[str]) -> tuple[int, str]:
-    """Exit status and output of pytest on these tests of the copy."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [*command, *(f"tests/{t}" for t in tests)], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout + done.stderr
+class Found:
+    """A plugin of pytest: what became of each test, by its name, and of what kind the last error was."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, str] = {}
+        self.asserted = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" or not report.passed:
+            self.outcomes[report.nodeid] = report.outcome
+
+    def pytest_exception_interact(self, call: pytest.CallInfo) -> None:
+        self.asserted = call.excinfo is not None and call.excinfo.errisinstance(AssertionError)
+
+
+def of_the_project(name: str) -> bool:
+    return name.partition(".")[0] in ("bnjax", "experiments", "tests", "conftest")
+
+
+def _run(folder: Path, tests: list[str], answer: Connection) -> None:
+    """In a process of its own, in which nothing of the project is imported when pytest begins."""
+    for name in [*filter(of_the_project, sys.modules)]:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)  # for the processes that a test starts
+    found = Found()
+    arguments = ["-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", *(f"tests/{t}" for t in tests)]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = int(pytest.main(arguments, plugins=[found]))
+    answer.send((status, found.outcomes, found.asserted, said.getvalue()))
+
+
+def run(folder: Path, tests: list[str]) -> tuple[int, dict[str, str], bool, str]:
+    """Pytest's exit status, the outcome of each test, if an assertion failed, and what it says."""
+    receiver, sender = FORKS.Pipe(duplex=False)
+    process = FORKS.Process(target=_run, args=(folder, tests, sender))
+    process.start()
+    sender.close()
+    try:
+        found = receiver.recv()
+    except EOFError:
+        process.join()
+        found = (process.exitcode, {}, False, f"The process ended with {process.exitcode}.")
+    process.join()
+    return found
 
 
 def verdict(mutant: Mutant) -> str:
@@ -405,21 +452,20 @@ def verdict(mutant: Mutant) -> str:
         if source.count(mutant.old) != 1:
             return f"its line occurs {source.count(mutant.old)} times in {mutant.file}"
         file.write_text(source.replace(mutant.old, mutant.new))
-        status, output = run(Path(name), [mutant.test])
+        status, outcomes, asserted, _ = run(Path(name), [mutant.test])
     if status == 0:
         return "SURVIVED"
-    if status != 1 or f"FAILED tests/{mutant.test}" not in output:
+    if status != 1 or outcomes != {f"tests/{mutant.test}": "failed"}:
         return f"pytest ended with {status}, not with a failure of the test"
-    wrong = re.search(r"^E +(AssertionError|assert )", output, re.MULTILINE)
-    return "caught" if wrong else "broken, not wrong: the test ended with another error"
+    return "caught" if asserted else "broken, not wrong: the test ended with another error"
 
 
 def unmutated(mutants: list[Mutant]) -> str:
     tests = sorted({m.test for m in mutants})
     with tempfile.TemporaryDirectory() as name:
-        status, output = run(copied(Path(name)), tests)
-    passed = f"{len(tests)} passed" in output and status == 0
-    return f"{len(tests)} tests pass without a fault" if passed else f"WITHOUT A FAULT:\n{output}"
+        status, outcomes, _, said = run(copied(Path(name)), tests)
+    passed = status == 0 and outcomes == {f"tests/{t}": "passed" for t in tests}
+    return f"{len(tests)} tests pass without a fault" if passed else f"WITHOUT A FAULT:\n{said}"
 
 
 def main(word: str = "") -> int:
