@@ -225,6 +225,7 @@ def test_tasks_of_slurm_and_open_mpi_are_found_by_jax(monkeypatch, variables, ex
 LAUNCHER = """
 import signal, sys
 from experiments import launch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and these programs keep it so
 worker = "import socket; socket.create_connection(('127.0.0.1', {port})).recv(1)"
 launch.commands = lambda n, _: [[sys.executable, "-c", worker]] * n
 launch.run_main(launch.main, signal.SIGTERM, signal.SIGHUP)
@@ -243,7 +244,10 @@ def test_a_group_ends_with_its_launcher_whatever_ends_it(number, status):
         ) as launcher:
             workers = [server.accept()[0] for _ in range(2)]
             launcher.send_signal(number)
-            said = launcher.communicate(timeout=60)[1]
+            try:
+                said = launcher.communicate(timeout=60)[1]
+            finally:
+                launcher.kill()  # or a failure would wait for it without end
         assert launcher.returncode == status
         assert not any(line.startswith("Traceback") for line in said.splitlines())  # of its own
         for worker in workers:
