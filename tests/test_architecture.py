@@ -198,3 +198,12 @@ def test_the_everyday_face_is_small_and_every_name_has_its_place():
     assert public == {*bnjax.__all__, *bnjax.family.__all__, *bnjax.distributed.__all__}
     for module in (bnjax.family, bnjax.distributed):
         assert all(getattr(bnjax, name) is getattr(module, name) for name in module.__all__)
+
+
+def test_what_is_said_of_files_of_tests_is_said_of_files_that_exist():
+    from tests import conftest
+
+    missing = {n for n in conftest.COMPILED_IN_FULL | conftest.ANY_JAX if not (ROOT / f"tests/test_{n}.py").exists()}
+    texts = [(ROOT / f"tests/test_{n}.py").read_text() for n in conftest.ANY_JAX - missing]
+    assert not missing
+    assert all(sum(f"def {name}(" in text for text in texts) == 1 for name in conftest.BUT)
