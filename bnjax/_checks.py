@@ -1,7 +1,7 @@
-"""Arguments made canonical, and the sentences that errors say.
+"""Checks of arguments. Each brings an argument to its canonical form, or raises an error that says what to write.
 
-Everything here looks at shapes, dtypes and concrete numbers only, before any work is done; a traced
-number cannot be looked at and passes.
+They look at shapes, dtypes and concrete numbers only, before any work is done. A traced number has no value yet, so it
+passes.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax._unstable import is_traced
 
 Axes = int | Sequence[int]
-Pivot = Literal["running", "sample"] | None  # near which batch statistics are measured
-SamplePivot = Literal["sample"] | None  # likewise those of an example, which has no running mean
+Pivot = Literal["running", "sample"] | None  # the number about which batch statistics are measured
+SamplePivot = Literal["sample"] | None  # the same for one example, which has no running mean
 MOMENTUM_HINT = " It is the fraction kept: 1 - PyTorch's."
 
 
@@ -75,13 +75,13 @@ def stat_dtype(*args: Any) -> Any:
 
 
 def wider(*dtypes: Any) -> Any:
-    """The dtype that holds numbers of all of these. The choice is ours, even where JAX forbids implicit promotion."""
+    """The dtype that holds numbers of all of these, also where the user forbids implicit promotion."""
     with jax.numpy_dtype_promotion("standard"):
         return functools.reduce(jnp.promote_types, dtypes)
 
 
 def widened(t: Array, like: Array) -> Array:
-    """`t`, at least as wide as `like`: a promotion, said, because JAX may be told to make none by itself."""
+    """`t` in a dtype at least as wide as that of `like`. Explicit, because users can forbid implicit promotion."""
     return t if t.dtype == like.dtype else t.astype(wider(t.dtype, like.dtype))
 
 
@@ -91,7 +91,7 @@ def real_dtype(dtype: DTypeLike) -> Any:
 
 
 def named_dtype(dtype: DTypeLike | None) -> Any:
-    """`dtype`, of whatever names one, or `None`."""
+    """`dtype`, given as a name, a type or a dtype, as a dtype; `None` stays `None`."""
     try:
         return None if dtype is None else jnp.dtype(dtype)
     except TypeError:
@@ -149,8 +149,8 @@ def has_parts(state: Any, name: str, make: str, *parts: str) -> None:
     raise ValueError(f"`{name}` must be {make}, but it is {state!r:.80}, of type {type(state).__name__}; {remedy}.")
 
 
-def real_state(state: Any, name: str, make: str, *parts: str) -> None:
-    """Raises unless `state` has these parts, and none of them is of integers, which no average can be kept in."""
+def float_state(state: Any, name: str, make: str, *parts: str) -> None:
+    """Raises unless `state` has these parts, all of them floating-point: integers cannot hold an average."""
     has_parts(state, name, make, *parts)
     for part in parts:
         dtype = jnp.asarray(getattr(state, part)).dtype
@@ -192,18 +192,18 @@ def _placed(lengths: Sequence[int], axes: Sequence[int], ndim: int) -> tuple[int
     return tuple(where.get(a, 1) for a in range(ndim))
 
 
-def real_unless(wide: Any, value: ArrayLike | None, name: str) -> None:
-    """Raises where a complex `value` would lose its imaginary part in arithmetic of the dtype `wide`."""
-    if value is not None and jnp.iscomplexobj(value) and not jnp.issubdtype(wide, jnp.complexfloating):
+def no_imaginary_part_lost(compute_dtype: Any, value: ArrayLike | None, name: str) -> None:
+    """Raises where a complex `value` would lose its imaginary part in arithmetic of `compute_dtype`."""
+    if value is not None and jnp.iscomplexobj(value) and not jnp.issubdtype(compute_dtype, jnp.complexfloating):
         raise ValueError(
             f"`{name}` must be real for a real `x`, but its dtype is {jnp.asarray(value).dtype}; make `x` complex."
         )
 
 
 def concrete(value: Any) -> np.ndarray | None:
-    """`value`, to be looked at; `None` where it is traced, or where other processes have a part of it.
+    """`value` as a numpy array; `None` where it is traced, or where other processes hold a part of it.
 
-    Numpy's, because `jax.numpy` traces within `jit` whatever it is given, numbers that are known too.
+    Numpy, because within `jit` `jax.numpy` traces known numbers, too.
     """
     for leaf in jax.tree.leaves(value):
         if is_traced(leaf):
@@ -220,7 +220,7 @@ def unit_interval(value: Any, name: str, hint: str = "") -> None:
         raise ValueError(f"`{name}` must be from 0 to 1, but it is {value}.{hint}")
 
 
-def positive(value: Any, name: str) -> None:
+def non_negative(value: Any, name: str) -> None:
     """Raises unless `value` is finite and not negative."""
     _scalar(value, name)
     if (known := concrete(value)) is not None and not 0 <= known < math.inf:
@@ -243,7 +243,7 @@ def positive_integer(value: Any) -> int:
 
 
 def flag(value: Any, name: str) -> None:
-    """Raises unless `value` is a boolean, or None: one that is given later. Arrays of one pass."""
+    """Raises unless `value` is a boolean, or `None`, which means that the call gives it. Arrays pass."""
     if value is None or isinstance(value, bool | np.bool_ | Array) or (isinstance(value, int) and value in (0, 1)):
         return
     raise ValueError(f"`{name}` must be True or False, or None to be given at the call, but it is {value!r}.")
@@ -274,8 +274,8 @@ def _scalar(value: Any, name: str) -> None:
 
 
 def in_exported_files(cls: type, name: str) -> None:
-    """Makes `cls` known to `jax.export`, whose files say of what arguments and results consist."""
-    with contextlib.suppress(ValueError):  # of a name that is known, as when the module is loaded again
+    """Registers `cls` with `jax.export`, whose files describe the pytrees of arguments and results."""
+    with contextlib.suppress(ValueError):  # the name is registered already, as when the module is reloaded
         export.register_pytree_node_serialization(
             cls,
             serialized_name=name,

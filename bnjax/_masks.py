@@ -13,7 +13,7 @@ from bnjax import _checks as checks
 
 
 class Read(NamedTuple):
-    """A mask that a module has read already, for the function that it calls, with the caller's word for it."""
+    """A mask that a module has read already, and the name that errors use for it."""
 
     valid: Array
     name: str
@@ -22,10 +22,11 @@ class Read(NamedTuple):
 def read(x: Array, where: Any, name: str = "where") -> tuple[Array, Array | None]:
     """`x`, and `where` as a boolean array of its rank, each axis whole or of length one.
 
-    A mask of fewer axes is read from the right, as numpy and Flax do. It is refused where it would fit from the left,
-    too: nothing tells which is meant. A negative entry says that the mask is to be added to something; read as a truth
-    value it would keep what it should drop. A traced mask cannot be looked at: there a negative entry makes `x` NaN and
-    all of it valid, so that whatever is computed of it is NaN. Masks that have no negative numbers cost nothing.
+    A mask of fewer axes is aligned from the right, as in numpy and Flax. If it would also fit from the left it is
+    refused, because it is ambiguous. Negative entries are refused, too: they belong to a mask that is added to logits,
+    and as a truth value they would keep what that mask drops. The entries of a traced mask are unknown. There a
+    negative entry makes `x` NaN and all of it valid, so that every result is NaN. A mask whose dtype has no negative
+    numbers costs nothing.
     """
     if where is None:
         return x, None
@@ -39,16 +40,16 @@ def read(x: Array, where: Any, name: str = "where") -> tuple[Array, Array | None
             _check_no_negative(known, name)
         else:
             negative = (mask < 0).any()
-            # A sum, not a choice: the derivative of a choice would be zero, where that of the sum becomes NaN.
+            # Added, not selected: a selected NaN would give `x` the gradient zero, and this gives it NaN.
             x, valid = x + jnp.where(negative, jnp.nan, 0).astype(x.dtype), valid | negative
     return x, valid.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
 
 
 def zeroed(x: Array, mask: Array | None, zero_masked: bool) -> tuple[Array, Array | None]:
-    """`x` and the mask by which the result of a norm becomes zero, as `zero_masked` has it: else `x` and `None`.
+    """With `zero_masked`: `x` with zeros where masked out, and the mask for the result. Without: `x` and `None`.
 
-    `x` is zero where masked out from here on, so that nothing that stands there is multiplied with a gradient: where a
-    result is made zero its gradient is, and zero times NaN is NaN.
+    `x` becomes zero as well as the result. The gradient of a result that is made zero is zero, and its product with a
+    NaN in `x` would be NaN.
     """
     if not isinstance(zero_masked, bool | np.bool_):
         raise ValueError(f"`zero_masked` must be True or False, but it is {zero_masked!r}.")
@@ -60,39 +61,43 @@ def valid(mask: Array | None, t: Array) -> Array:
     return t if mask is None else jnp.where(mask, t, jnp.zeros((), t.dtype))
 
 
-def valid_alone(mask: Array | None, t: Array | None) -> Array | None:
-    """`t`, with zeros where nothing valid has a part in it: parameters of each example or position, a residual."""
+def valid_if_fits(mask: Array | None, t: Array | None) -> Array | None:
+    """`t`, with zeros where masked out, if the mask broadcasts to its shape; else `t` as it is.
+
+    The mask fits a residual, and parameters of each example or position. A parameter that valid and masked elements
+    share stays.
+    """
     if mask is None or t is None or any(m not in (1, s) for m, s in zip(mask.shape, t.shape, strict=True)):
         return t
     return valid(mask, t)
 
 
 def finite(mask: Array | None, t: Array, source: Array | None = None) -> Array:
-    """`t`, with zeros where masked out and not finite (`source`, where that is given)."""
+    """`t`, with zeros where masked out and not finite. If `source` is given, where that is not finite."""
     return t if mask is None else jnp.where(mask | jnp.isfinite(t if source is None else source), t, 0)
 
 
 def inf_where_empty(var: Array, count: Array | float) -> Array:
-    """The variance, infinite where nothing is valid: what is normalized by it is constant, the bias."""
+    """The variance, infinite where nothing is valid. Normalized by it, `x` becomes the bias."""
     return jnp.where(jnp.asarray(count) > 0, var, jnp.inf)
 
 
 def count_valid(mask: Array | None, shape: Sequence[int], axes: Sequence[int], dtype: DTypeLike) -> Array | float:
     """How many elements are valid over `axes`, axes kept; without a mask a number, known when traced."""
     if mask is None:
-        return number_of([shape[a] for a in axes], dtype)
-    repeats = number_of([shape[a] for a in axes if mask.shape[a] == 1], dtype)
+        return num_elements([shape[a] for a in axes], dtype)
+    repeats = num_elements([shape[a] for a in axes if mask.shape[a] == 1], dtype)
     return mask.sum(axes, keepdims=True, dtype=checks.real_dtype(dtype)) * repeats
 
 
-def number_of(lengths: Sequence[int], dtype: DTypeLike) -> Array | float:
-    """How many elements there are; an array where a length is a symbol of `jax.export`, known when called only."""
+def num_elements(lengths: Sequence[int], dtype: DTypeLike) -> Array | float:
+    """The number of elements. An array where a length is a symbol of `jax.export`: it is known at the call only."""
     real = checks.real_dtype(dtype)
     return math.prod((float(n) if isinstance(n, int) else jnp.asarray(n, real) for n in lengths), start=1.0)
 
 
-def name_of(where: Any) -> str:
-    """What the caller calls the mask: functions `where`, modules `mask`."""
+def name_for_errors(where: Any) -> str:
+    """The caller's name for the mask: `where` in functions, `mask` in modules."""
     return where.name if isinstance(where, Read) else "where"
 
 

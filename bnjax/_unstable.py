@@ -11,7 +11,7 @@ def is_traced(value: Any) -> bool:
 
 
 def varying(t: Any) -> set[Any]:
-    """The named axes along which the type of `t` says that it differs; none where types do not say."""
+    """The named axes along which `t` varies, as its type says; none where types do not say."""
     kind = t if isinstance(t, jax.ShapeDtypeStruct) else jax.typeof(t)
     axes = getattr(kind, "manual_axis_type", None)  # of jax 0.12; `vma` before
     return set(axes.varying if axes is not None else getattr(kind, "vma", None) or ())

@@ -34,13 +34,13 @@ class Mutant(NamedTuple):
     test: str  # in tests, and must fail
 
 
-RULE = "count, s1, s2 = _combine(sets, (count, s1, s2), c)"
-BACK = "t1, t2 = _combine(sets, sums if sets.pools is None else isolated(sums, var))"
+RULE = "count, s1, s2 = _combine(reduction, (count, s1, s2), c)"
+BACK = "t1, t2 = _combine(reduction, sums if reduction.pools is None else isolated(sums, var))"
 
 MUTANTS = [
     Mutant(
         "sync: devices weigh the same", "_core/rule.py",
-        RULE, "count, s1, s2 = _combine(sets, (count / count, s1 / count, s2 / count), c)",
+        RULE, "count, s1, s2 = _combine(reduction, (count / count, s1 / count, s2 / count), c)",
         "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
@@ -50,12 +50,12 @@ MUTANTS = [
     ),
     Mutant(
         "sync: gradients summed twice", "_core/rule.py",
-        BACK, BACK.replace("sums if", "_combine(sets, sums) if"),
+        BACK, BACK.replace("sums if", "_combine(reduction, sums) if"),
         "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
         "sync: forgotten in the backward pass", "_core/rule.py",
-        BACK, BACK.replace("_combine(sets, ", "").removesuffix(")"),
+        BACK, BACK.replace("_combine(reduction, ", "").removesuffix(")"),
         "test_sync.py::test_every_layout_is_one_device[float32-vmap]",
     ),
     Mutant(
@@ -65,12 +65,12 @@ MUTANTS = [
     ),
     Mutant(
         "mask: ignored in the backward pass", "_core/rule.py",
-        "dx = valid(mask, dx.astype(form.wide))\n    d =", "dx = dx.astype(form.wide)\n    d =",
+        "dx = valid(mask, dx.astype(config.compute_dtype))\n    d =", "dx = dx.astype(config.compute_dtype)\n    d =",
         "test_masks.py::test_output_gradients_and_state_under_a_mask[float32-{}-elements]",
     ),
     Mutant(
         "mask: what is not finite reaches gradients", "_core/affine_map.py",
-        "masks.finite(mask, x.astype(form.wide) - c)", "x.astype(form.wide) - c",
+        "masks.finite(mask, x.astype(config.compute_dtype) - c)", "x.astype(config.compute_dtype) - c",
         "test_masks.py::test_what_is_not_finite_and_masked_out_stays_where_it_is[{}-nan]",
     ),
     Mutant(
@@ -125,7 +125,7 @@ MUTANTS = [
     ),
     Mutant(
         "zero_masked: a scale of each position is forgotten", "_core/affine_map.py",
-        'masks.valid_alone(zero, checks.feature_array(scale, "scale", x.shape, features))',
+        'masks.valid_if_fits(zero, checks.feature_array(scale, "scale", x.shape, features))',
         'checks.feature_array(scale, "scale", x.shape, features)',
         "test_zero_masked.py::test_parameters_of_each_position_too[group]",
     ),
@@ -161,8 +161,8 @@ MUTANTS = [
     ),
     Mutant(
         "epsilon: outside the square root", "_core/affine_map.py",
-        "a = _times(lax.rsqrt(var + affine.epsilon), affine.scale)",
-        "a = _times(1 / (jnp.sqrt(var) + affine.epsilon), affine.scale)",
+        "a = _with_scale(lax.rsqrt(var + affine.epsilon), affine.scale)",
+        "a = _with_scale(1 / (jnp.sqrt(var) + affine.epsilon), affine.scale)",
         "test_options.py::test_float64_is_computed_in_float64",
     ),
     Mutant(
@@ -187,7 +187,7 @@ MUTANTS = [
     ),
     Mutant(
         "tangent: the pivot is not subtracted", "_core/affine_map.py",
-        "masks.finite(mask, x.astype(form.wide) - c)", "masks.finite(mask, x.astype(form.wide))",
+        "masks.finite(mask, x.astype(config.compute_dtype) - c)", "masks.finite(mask, x.astype(config.compute_dtype))",
         "test_gradients.py::test_derivatives_are_those_of_plain_autodiff[grad-plain]",
     ),
     Mutant(
@@ -218,7 +218,7 @@ MUTANTS = [
     ),
     Mutant(
         "ghost: a count that does not vary is of one slice", "_norms/batch.py",
-        "count=for_each(slices.count, slices.mean, (0,))", "count=jnp.atleast_1d(slices.count)",
+        "count=broadcast_count(slices.count, slices.mean, (0,))", "count=jnp.atleast_1d(slices.count)",
         "test_battery.py::test_masks_of_every_shape_that_broadcasts[ghost]",
     ),
     Mutant(
@@ -315,7 +315,7 @@ MUTANTS = [
         "test_nnx_weights.py::test_a_layer_changes_what_it_would_by_itself_and_nothing_else[WeightNorm]",
     ),
     Mutant(
-        "weights: what the layer sets is lost", "nnx/_copies.py",
+        "weights: what the layer reduction is lost", "nnx/_copies.py",
         "setattr(own, name, value)", "pass",
         "test_nnx_weights.py::test_a_layer_changes_what_it_would_by_itself_and_nothing_else[WeightNorm]",
     ),
@@ -346,18 +346,18 @@ MUTANTS = [
     ),
     Mutant(
         "pivot: features that all differ as much pass", "_collectives/psum.py",
-        "_mixed(lax.bitcast_convert_type(word.reshape(-1), jnp.uint32) ^ place)",
+        "_scrambled(lax.bitcast_convert_type(word.reshape(-1), jnp.uint32) ^ place)",
         "(lax.bitcast_convert_type(word.reshape(-1), jnp.uint32) * place)",
         "test_sync.py::test_no_difference_of_running_means_is_overlooked[all features by as much]",
     ),
     Mutant(
         "pool: devices weigh the same", "_core/state.py",
-        "jnp.maximum(jnp.asarray(count, float), weight * NEXT_TO_NOTHING)", "weight",
+        "jnp.maximum(jnp.asarray(count, float), weight * TINY_WEIGHT)", "weight",
         "test_pooling.py::test_the_pool_is_of_all_data[0.0-vmap]",
     ),
     Mutant(
         "pool: who has seen nothing weighs as who has", "_core/state.py",
-        "jnp.maximum(jnp.asarray(counts, float), NEXT_TO_NOTHING)", "jnp.maximum(jnp.asarray(counts, float), 1)",
+        "jnp.maximum(jnp.asarray(counts, float), TINY_WEIGHT)", "jnp.maximum(jnp.asarray(counts, float), 1)",
         "test_pooling.py::test_who_has_seen_nothing_weighs_nothing",
     ),
     Mutant(
@@ -378,8 +378,8 @@ MUTANTS = [
     ),
     Mutant(
         "export: what a mask repeats is not counted", "_masks.py",
-        "repeats = number_of([shape[a] for a in axes if mask.shape[a] == 1], dtype)",
-        "repeats = number_of([n for a in axes if mask.shape[a] == 1 and isinstance(n := shape[a], int)], dtype)",
+        "repeats = num_elements([shape[a] for a in axes if mask.shape[a] == 1], dtype)",
+        "repeats = num_elements([n for a in axes if mask.shape[a] == 1 and isinstance(n := shape[a], int)], dtype)",
         "test_transforms.py::test_exported_masks[mask1]",
     ),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sums over devices: one all-reduce, and the guard that what is summed may be added up."""
+"""Sums over devices in one all-reduce, and the guard against sums about different pivots."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,20 +17,20 @@ Groups = Sequence[Sequence[int]] | None
 
 
 def psum(tree: Any, axis_name: AxisName | None, groups: Groups = None) -> Any:
-    """One all-reduce of all leaves; nothing without a name. A Python number costs nothing: it is known."""
+    """One all-reduce of all leaves; nothing without a name. A Python number is known, and costs nothing."""
     if axis_name is None:
         return tree
     leaves, structure = jax.tree.flatten(tree)
     arrays = [leaf for leaf in leaves if not isinstance(leaf, int | float)]
-    with groups_refused(groups), unbound_explained(axis_name):
+    with groups_explained(groups), unbound_explained(axis_name):
         size = lax.psum(1, axis_name, axis_index_groups=groups)
         summed = iter(lax.psum(arrays, axis_name, axis_index_groups=groups) if arrays else ())
     return jax.tree.unflatten(structure, [t * size if isinstance(t, int | float) else next(summed) for t in leaves])
 
 
 @contextmanager
-def groups_refused(groups: Groups) -> Iterator[None]:
-    """Says what to do instead where JAX does not take `axis_index_groups`."""
+def groups_explained(groups: Groups) -> Iterator[None]:
+    """Where JAX does not take `axis_index_groups`, an error that says what to write instead."""
     try:
         yield
     except NotImplementedError as error:
@@ -53,7 +53,7 @@ def pmax(t: Array, axis_name: AxisName | None) -> Array:
 
 @contextmanager
 def unbound_explained(axis_name: AxisName) -> Iterator[None]:
-    """Says where a name is bound, where JAX finds that it is not."""
+    """Where JAX finds that a name is not bound, an error that says where names are."""
     if any(isinstance(name, int) for name in _names(axis_name)):  # which JAX would take for an axis of the array
         raise ValueError(f"`axis_name` must be a name, or a tuple of names, and no number, but it is {axis_name!r}.")
     try:
@@ -85,10 +85,10 @@ def _is_bound(name: Any) -> bool:
 def psum_about(pivot: Array, sums: Any, axis_name: AxisName | None, groups: Groups = None) -> Any:
     """One all-reduce of sums measured about `pivot`, which must be the same on all devices of a group.
 
-    Under `shard_map(check_vma=True)` its type tells, and a pivot that differs raises. Elsewhere nothing can be
-    known when traced: a fingerprint of the pivot travels in the same all-reduce, and where those differ the result
-    is NaN, not a wrong number. Differing pivots pass by chance: one time in a million on 16 devices, in a thousand
-    on 16,000.
+    Under `shard_map(check_vma=True)` the type of the pivot tells, and one that varies raises. Elsewhere it cannot be
+    known while tracing: a fingerprint of the pivot travels in the same all-reduce, and where fingerprints differ the
+    result is NaN, not a wrong number. Different pivots go undetected one time in a million on 16 devices, and one time
+    in a thousand on 16,000.
     """
     if axis_name is None:
         return sums
@@ -115,7 +115,7 @@ def _check_same(pivot: Array, names: Sequence[Any]) -> None:
 
 
 def num_shards(t: Array, axis: int) -> int:
-    """Over how many devices of Explicit axes of a mesh `axis` is split, as far as the type of `t` says."""
+    """The number of shards of `axis` over Explicit axes of a mesh, as the type of `t` says."""
     sharding = jax.typeof(t).sharding
     names = sharding.spec[axis]
     names = names if isinstance(names, tuple) else () if names is None else (names,)
@@ -123,16 +123,16 @@ def num_shards(t: Array, axis: int) -> int:
 
 
 def _fingerprint(c: Array, bits: int) -> Array:
-    """A whole number of so many bits of all of `c`; float32 adds up such numbers exactly while sums have 24."""
+    """A hash of `c`, an integer of `bits` bits; float32 adds such integers exactly while the sum has 24 bits."""
     total = jnp.zeros((), jnp.uint32)
     for number, word in enumerate(_words(c)):
         place = (np.arange(word.size, dtype=np.uint32) + np.uint32(1)) * np.uint32(2654435761) + np.uint32(number)
-        total = total + _mixed(lax.bitcast_convert_type(word.reshape(-1), jnp.uint32) ^ place).sum(dtype=jnp.uint32)
-    return (_mixed(total) >> (32 - bits)).astype(jnp.float32)
+        total = total + _scrambled(lax.bitcast_convert_type(word.reshape(-1), jnp.uint32) ^ place).sum(dtype=jnp.uint32)
+    return (_scrambled(total) >> (32 - bits)).astype(jnp.float32)
 
 
 def _words(c: Array) -> Iterator[Array]:
-    """`c` in float32, what that rounds off too."""
+    """`c` in float32, and of a wider dtype also the rest that this rounds off."""
     for part in (c.real, c.imag) if jnp.iscomplexobj(c) else (c,):
         t = jnp.where(part == 0, 0, part)  # -0.0 is 0
         yield (high := t.astype(jnp.float32))
@@ -140,8 +140,8 @@ def _words(c: Array) -> Iterator[Array]:
             yield (t - high.astype(t.dtype)).astype(jnp.float32)
 
 
-def _mixed(h: Array) -> Array:
-    """Each bit of the result from each of `h`: the end of MurmurHash3. Differences in few high bits would be lost."""
+def _scrambled(h: Array) -> Array:
+    """Every bit of the result depends on every bit of `h`, as at the end of MurmurHash3: no difference may get lost."""
     h = (h ^ h >> 16) * np.uint32(0x85EBCA6B)
     h = (h ^ h >> 13) * np.uint32(0xC2B2AE35)
     return h ^ h >> 16

@@ -1,4 +1,4 @@
-"""Data parallelism under `jit`, its boilerplate: a mesh, the sharding of a batch, a state on every device."""
+"""Helpers for data parallelism under `jit`: a mesh, the sharding of a batch, a state on every device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def data_mesh(num_devices: int | None = None, axis_name: str = "data") -> Mesh:
     Explicit axes by default, where every array has to say how it is sharded.
 
     Raises:
-      ValueError: `num_devices` that there are not.
+      ValueError: more `num_devices` than there are.
 
     >>> dict(data_mesh(1).shape)
     {'data': 1}

@@ -24,9 +24,9 @@ def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[
     """`f` of `k` micro-batches, one after the other: its results averaged, the moments among them merged.
 
     For batches whose activations do not fit in memory at once. Each micro-batch is still normalized by its own
-    statistics: this is not batch normalization over the whole batch, whose statistics nothing knows before the last
-    micro-batch has been seen. What is of the whole batch are the gradients' mean and the moments, from which the
-    running state makes one step (`update_batch_stats`), not `k`.
+    statistics: this is not batch normalization over the whole batch, whose statistics are unknown until the last
+    micro-batch has been seen. The mean of the gradients and the moments are those of the whole batch. From these
+    moments the running state takes one step (`update_batch_stats`), not `k`.
 
     Equivalent, compiled once as a `lax.scan`, to::
 
@@ -34,17 +34,17 @@ def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[
         mean = jax.tree.map(lambda *t: sum(t) / k, *results)  # of `Moments`: bnjax.reduce of the stacked ones
 
     Args:
-      f: from a micro-batch to a pytree of arrays and `Moments`: gradients, metrics, what the modules hand out. Pure,
-        with the running state of before the step in all calls (nnx: `nnx.merge` inside).
+      f: from a micro-batch to a pytree of arrays and `Moments`: gradients, metrics, what the modules hand out. It
+        must be pure: all calls use the running state from before the step (nnx: call `nnx.merge` inside).
       batch: a pytree of arrays with one length of axis 0, which `k` divides: micro-batch i has the examples i, i + k,
         ..., see `micro_batches`.
       k: the number of micro-batches.
-      weight: from a micro-batch to what its results weigh: the number of valid examples, for results that are means
-        over the valid ones. Results of weight zero may be NaN. Under a named axis it is the number on all devices,
+      weight: from a micro-batch to the weight of its results: the number of valid examples, for results that are means
+        over those. Results of weight zero may be NaN. Under a named axis it is the number on all devices,
         `lax.psum`. By default all weigh the same. Moments have their counts.
 
     Returns:
-      What `f` returns; sums are made in float32 or wider, and come back in the dtype of `f`'s, integers as floats.
+      What `f` returns, in the same dtypes, but integers become floats. Sums are float32 or wider.
 
     Raises:
       ValueError: `k` that does not divide the batch, or leaves less of it to a device than one example each.
@@ -56,15 +56,15 @@ def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[
     2.5 6.0 2.5 2.9167
     """
     parts = micro_batches(batch, k)
-    seen: list[Any] = []  # of what `f` returns, once traced: the structure and the dtypes
+    seen: list[Any] = []  # the structure and dtypes of what `f` returns, known once it is traced
 
     def weighed(part: Any) -> tuple[list[Array], list[Moments]]:
-        """The weight and all that is averaged, times the weight; and the moments."""
+        """The weight, then all that is averaged times the weight; and the moments."""
         leaves, structure = jax.tree.flatten(f(part), is_leaf=_is_moments)
         leaves = [t if _is_moments(t) else jnp.asarray(t) for t in leaves]
         seen[:] = structure, [None if _is_moments(t) else t.dtype for t in leaves]
         w = _weight(weight, part)
-        return [w, *(_times(w, t) for t in leaves if not _is_moments(t))], [t for t in leaves if _is_moments(t)]
+        return [w, *(_weighted(w, t) for t in leaves if not _is_moments(t))], [t for t in leaves if _is_moments(t)]
 
     def step(total: list[Array], part: Any) -> tuple[list[Array], list[Moments]]:
         sums, ms = weighed(part)
@@ -81,8 +81,8 @@ def accumulate(f: Callable[[Any], Any], batch: Any, k: int, *, weight: Callable[
 def micro_batches(batch: Any, k: int) -> Any:
     """`batch` in `k` micro-batches, stacked: micro-batch i has the examples i, i + k, i + 2 k, ...
 
-    So strided, of a batch that is sharded over devices every micro-batch is, evenly, and nothing is moved (contiguous
-    slices would each lie on a few devices). Equivalent to `t.reshape(len(t) // k, k, ...).swapaxes(0, 1)`.
+    Strided, because then every micro-batch of a sharded batch lies evenly on all devices, and nothing moves. A
+    contiguous slice would lie on a few devices. Equivalent to `t.reshape(len(t) // k, k, ...).swapaxes(0, 1)`.
 
     Args:
       batch: a pytree of arrays with one length of axis 0, sharded over an Auto or an Explicit mesh or not at all.
@@ -128,15 +128,15 @@ def _weight(weight: Callable[[Any], ArrayLike] | None, part: Any) -> Array:
     return w
 
 
-def _times(w: Array, t: ArrayLike) -> Array:
-    """The product, in float32 or wider; zero where `w` is, NaN or not."""
+def _weighted(w: Array, t: ArrayLike) -> Array:
+    """`w * t` in float32 or wider; zero where `w` is zero, even if `t` is NaN."""
     dtype = checks.stat_dtype(t) if jnp.issubdtype(jnp.result_type(t), jnp.inexact) else jnp.float32
     return jnp.where(w > 0, w.astype(dtype) * jnp.asarray(t, dtype), jnp.zeros((), dtype))
 
 
 def _zeros(t: Any) -> Array:
-    """Zeros of a type: shape, dtype, sharding, and the named axes along which it differs."""
-    zeros = jnp.zeros_like(t)  # of its type, perhaps, as far as that goes
+    """Zeros of a type: its shape, dtype, sharding, and the named axes along which it varies."""
+    zeros = jnp.zeros_like(t)  # may lack the varying axes, added next
     return lax.pcast(zeros, tuple(varying(t) - varying(zeros)), to="varying")
 
 

@@ -144,12 +144,12 @@ def reduce(m: Moments, axis: checks.Axes = 0) -> Moments:
     if count.ndim < mean.ndim:
         stacked = axes if count.ndim == len(axes) else tuple(range(count.ndim))
         if count.ndim and count.shape != tuple(mean.shape[a] for a in stacked):
-            stacked = tuple(range(mean.ndim - count.ndim, mean.ndim))  # broadcastable, as numpy has it
+            stacked = tuple(range(mean.ndim - count.ndim, mean.ndim))  # aligned from the right, as in numpy
         count = jnp.expand_dims(count, checks.other_axes(stacked, mean.ndim)) if count.ndim else count
-    count = for_each(count, mean, axes)
+    count = broadcast_count(count, mean, axes)
     total = count.sum(axes, keepdims=True)
     share = count / jnp.where(total > 0, total, 1)
-    # About the mean of the means, rounded as it is: what that leaves is measured, and taken off.
+    # About c, the mean of the means. It is rounded; delta corrects for that.
     c = (share * mean).sum(axes, keepdims=True)
     delta = (share * (mean - c)).sum(axes, keepdims=True)
     var = (share * (var + abs_sq(mean - c))).sum(axes, keepdims=True) - abs_sq(delta)
@@ -193,7 +193,7 @@ def all_reduce(
 
 
 def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
-    """`momentum * running + (1 - momentum) * batch`, for mean and variance apart; `count` is left alone.
+    """`momentum * running + (1 - momentum) * batch`, for mean and variance separately; `count` stays.
 
     Where `batch.count` is 0 the running values stay as they are. The result keeps the dtypes of `running`;
     the sum is made in the wider of the two.
@@ -209,12 +209,13 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
     [1.5 3. ]
     """
     checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
-    seen = jnp.asarray(batch.count) > 0  # a scalar stays one: broadcast, it would lose the sharding of the features
+    # A scalar count stays a scalar: broadcast, it would lose the sharding of the features.
+    seen = jnp.asarray(batch.count) > 0
 
     def step(old: ArrayLike, new: ArrayLike) -> Array:
         old = jnp.asarray(old)
         dtype = checks.wider(old.dtype, jnp.asarray(new).dtype)
-        # 1 - momentum in the caller's precision: in Python floats for a Python float, as Flax has it.
+        # 1 - momentum in the caller's precision: a Python float is subtracted in Python, as in Flax.
         keep, take = (jnp.asarray(m, checks.real_dtype(dtype)) for m in (momentum, 1 - momentum))
         mixed = keep * old.astype(dtype) + take * jnp.asarray(new, dtype)
         return jnp.where(seen, mixed.astype(old.dtype), old)
@@ -222,8 +223,8 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
     return Moments(jnp.asarray(running.count), step(running.mean, batch.mean), step(running.var, batch.var))
 
 
-def for_each(count: Array, mean: Array, axes: Sequence[int]) -> Array:
-    """`count`, of the rank of `mean` or `()`, with its length along `axes`: to be summed, one must stand for each."""
+def broadcast_count(count: Array, mean: Array, axes: Sequence[int]) -> Array:
+    """`count`, of the rank of `mean` or `()`, broadcast along `axes`, so that a sum over these counts each entry."""
     lengths = count.shape or (1,) * mean.ndim
     shape = tuple(s if a in axes else c for a, (s, c) in enumerate(zip(mean.shape, lengths, strict=True)))
     return jnp.broadcast_to(count, shape)

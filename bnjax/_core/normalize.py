@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._core.affine_map import Activation, activate, affine_of, apply_map, form_of
+from bnjax._core.affine_map import Activation, activate, affine_operands, apply_map, map_config
 from bnjax._core.moments import Moments
 
 
@@ -72,10 +72,10 @@ def normalize_valid(
 ) -> Array:
     """`normalize` with zeros where the mask `zero` says so; `x` has them there."""
     features = checks.canonical_axes(axis, x.ndim)
-    form = form_of(x, activation, dtype)
-    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
+    config = map_config(x, activation, dtype)
+    affine = affine_operands(config, x, features, scale, bias, residual, epsilon, zero)
     checks.has_parts(m, "m", "Moments", "mean", "var")
     mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
     var = checks.feature_array(m.var, "m.var", x.shape, features)
-    checks.real_unless(form.wide, mean, "m.mean")
-    return activate(apply_map(form, x, affine, mean, jnp.zeros_like(mean), var, None), activation, zero)
+    checks.no_imaginary_part_lost(config.compute_dtype, mean, "m.mean")
+    return activate(apply_map(config, x, affine, mean, jnp.zeros_like(mean), var, None), activation, zero)

@@ -1,7 +1,7 @@
-"""The memory switch: the backward pass computes normalized tensors again from what they were normalized from.
+"""The memory switch: the backward pass computes the outputs of norms again from their inputs.
 
-A model keeps, for its backward pass, the input of every norm and, beside it, what comes out: the input of the next
-layer. One of the two is enough, because it takes one pass to get from the first to the second.
+For its backward pass a model keeps the input of every norm, and its output, which is the input of the next layer. The
+first is enough, because one pass over it gives the second.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def remat(f: F) -> F:
-    """`f`, of which the backward pass keeps the arguments, and the inputs and moments of norms, and nothing else.
+    """`f`, whose backward pass keeps the arguments, the inputs and moments of the norms, and nothing else.
 
     For each unit of a model, a function of its parameters and its input: a block, or better a few blocks in a row.
     Its backward pass first computes the rest again. A convolution or a dense layer that a norm follows is not
     computed again: its output is the norm's input. The result is exact: the same numbers are computed twice.
 
-    It is `jax.checkpoint` with a policy, and two things without which that gains little: the gradients of a unit wait
-    for each other (compilers put off those of the weights, all units' to the end, and hold the tensors for them), and
-    norms keep nothing of their own choice.
+    It is `jax.checkpoint` with a policy and two additions, without which little memory is saved. The gradients of a
+    unit wait for each other: compilers would move those of all weights to the end, and keep the tensors that they need.
+    And the norms inside do not choose what to keep.
 
     Args:
-      f: a function of arrays (and trees of them). What goes by position waits for each other: parameters and input.
-        Running statistics go by keyword; tied to the input they would, under `shard_map(check_vma=True)`, differ
-        between devices as it does.
+      f: a function of arrays (and trees of them). Pass parameters and input by position: their gradients wait for each
+        other. Pass running statistics by keyword: if they waited for the input, they would vary between devices, as it
+        does, under `shard_map(check_vma=True)`.
 
     Returns:
       The same function; its gradients are the same, forward mode and higher derivatives work.
@@ -55,7 +55,7 @@ def remat(f: F) -> F:
 
 
 def together(tree: Any) -> Any:
-    """The same arrays. The backward pass has the gradients of all before it goes on with any."""
+    """The same arrays. The backward pass computes the gradients of all of them before it uses any."""
     leaves, structure = jax.tree.flatten(tree)
     real = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
     for i, leaf in zip(real, lax.optimization_barrier([leaves[i] for i in real]), strict=True):

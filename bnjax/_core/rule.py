@@ -63,13 +63,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from bnjax import _checks as checks
-from bnjax._collectives.psum import AxisName, Groups, groups_refused, psum, psum_about
+from bnjax._collectives.psum import AxisName, Groups, groups_explained, psum, psum_about
 from bnjax._complex import dot
 from bnjax._core.affine_map import (
-    Affine,
-    Form,
+    AffineOperands,
+    MapConfig,
     apply_map,
-    centre,
+    centered,
     tangent,
 )
 from bnjax._core.moments import (
@@ -82,38 +82,43 @@ from bnjax._lowering.checkpoint import rematerialized
 from bnjax._lowering.sums import power_sums
 from bnjax._masks import count_valid, inf_where_empty, valid
 
-# The names under which `jax.checkpoint` knows what every norm needs to be computed again from.
+# Names for `jax.checkpoint`: every norm can be computed again from these.
 INPUT, MOMENTS = "bnjax_input", "bnjax_moments"
 
 
-class Sets(NamedTuple):
-    """Over which axes, and over which devices, statistics are measured. Static."""
+class Reduction(NamedTuple):
+    """Over which axes and devices statistics are measured, and about what. Static."""
 
     axes: tuple[int, ...]
     axis_name: AxisName | None = None
     groups: Groups = None  # a tuple of tuples
-    use_mean: bool = True  # without: the mean is taken to be zero, and the variance is the mean square
-    exact: bool = True  # without: the mean is taken to be the pivot, which is the mean as far as rounding goes
-    pools: tuple[int, int] | None = None  # (axis, n): each n neighbours along it are measured as one
+    use_mean: bool = True  # if not, zero stands for the mean, and the variance is the mean square
+    pivot_is_mean: bool = False  # the pivot is the mean but for rounding, which is not corrected
+    pools: tuple[int, int] | None = None  # (axis, n): each n neighbours along the axis are one group
 
 
 def standardize(
-    form: Form, sets: Sets, x: Array, affine: Affine, pivot: Array, mask: Array | None
+    config: MapConfig, reduction: Reduction, x: Array, affine: AffineOperands, pivot: Array, mask: Array | None
 ) -> tuple[Array, Moments]:
     """Measures `x` about `pivot`, combines over devices, normalizes: the output, and the moments.
 
     `pivot` broadcasts to `x` with length one along the measured axes, and is a constant to autodiff; it must
     be equal on all devices that are combined. Moments keep the measured axes.
     """
-    c = lax.stop_gradient(pivot).astype(form.wide)
+    c = lax.stop_gradient(pivot).astype(config.compute_dtype)
     x = checkpoint_name(x, INPUT)
-    with groups_refused(sets.groups):
-        y, delta, var, count = _traced_once(form, sets, x, affine, c, mask)
+    with groups_explained(reduction.groups):
+        y, delta, var, count = _traced_once(config, reduction, x, affine, c, mask)
     return y, Moments(count, c + delta, jnp.maximum(var, 0))
 
 
 def pivot_of(
-    kind: checks.Pivot, form: Form, sets: Sets, x: Array, mask: Array | None, running: Array | None = None
+    kind: checks.Pivot,
+    config: MapConfig,
+    reduction: Reduction,
+    x: Array,
+    mask: Array | None,
+    running: Array | None = None,
 ) -> Array:
     """The number about which to measure `x`: length one along the measured axes, equal on all devices.
 
@@ -122,23 +127,23 @@ def pivot_of(
     """
     if kind == "running" and running is not None:
         return running
-    x = lax.stop_gradient(x).astype(form.wide)
+    x = lax.stop_gradient(x).astype(config.compute_dtype)
     n: Array | float
     if kind == "sample" and mask is None and x.size:
-        total, n = _first(x, sets.axes), 1.0
+        total, n = _first(x, reduction.axes), 1.0
     else:
-        total = valid(mask, x).sum(sets.axes, keepdims=True)
-        n = count_valid(mask, x.shape, sets.axes, form.wide)
-    total, n = _combine(sets, (total, n))
-    return pinned(total / at_least_one(n)) if sets.exact else total / at_least_one(n)
+        total = valid(mask, x).sum(reduction.axes, keepdims=True)
+        n = count_valid(mask, x.shape, reduction.axes, config.compute_dtype)
+    total, n = _combine(reduction, (total, n))
+    return total / at_least_one(n) if reduction.pivot_is_mean else pinned(total / at_least_one(n))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _rule(
-    form: Form, sets: Sets, x: Array, affine: Affine, c: Array, mask: Array | None
+    config: MapConfig, reduction: Reduction, x: Array, affine: AffineOperands, c: Array, mask: Array | None
 ) -> tuple[Array, Array, Array, Array]:
-    delta, var, count = _measured(form, sets, x, c, mask)
-    return apply_map(form, x, affine, c, delta, _var_or_inf(var, count, mask), mask), delta, var, count
+    delta, var, count = _measured(config, reduction, x, c, mask)
+    return apply_map(config, x, affine, c, delta, _var_or_inf(var, count, mask), mask), delta, var, count
 
 
 # A model has many norms of few shapes: under jit the rule and its derivatives are traced once for each shape.
@@ -146,72 +151,80 @@ _traced_once = jax.jit(_rule, static_argnums=(0, 1))
 
 
 @_rule.defjvp
-def _rule_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
+def _rule_jvp(config: MapConfig, reduction: Reduction, primals: Any, tangents: Any) -> Any:
     x, affine, c, mask = primals
     dx, daffine, _, _ = tangents
-    dx = dx.astype(form.wide)  # once: each conversion would round its part of the gradient by itself
-    moments = checkpoint_name(_measured(form, sets, x, c, mask), MOMENTS)
+    # Cast once: each cast would round a partial gradient on its own.
+    dx = dx.astype(config.compute_dtype)
+    moments = checkpoint_name(_measured(config, reduction, x, c, mask), MOMENTS)
     delta, var, count = moments
-    ddelta, dvar = _measured_tangent(form, sets, (x, c, mask), dx, moments)
-    seen_var = _var_or_inf(var, count, mask)
-    # Clamped there: or 1 / sqrt(epsilon)^3 times rounding. A product, with which the CPU's compiler fuses the sums.
-    seen_dvar = dvar * jnp.where(var < 0, 0, jnp.ones_like(var))
-    y = apply_map(form, x, affine, c, delta, seen_var, mask)
-    dy = tangent(form, (x, affine, c, delta, seen_var), (dx, daffine, ddelta, seen_dvar), mask)
+    ddelta, dvar = _measured_tangent(config, reduction, (x, c, mask), dx, moments)
+    map_var = _var_or_inf(var, count, mask)
+    # Zero where the variance was clamped, or rounding is amplified by epsilon^(-3/2). A product, because XLA:CPU fuses
+    # it with the sums.
+    map_dvar = dvar * jnp.where(var < 0, 0, jnp.ones_like(var))
+    y = apply_map(config, x, affine, c, delta, map_var, mask)
+    dy = tangent(config, (x, affine, c, delta, map_var), (dx, daffine, ddelta, map_dvar), mask)
     return (y, delta, var, count), (dy, ddelta, dvar, jnp.zeros_like(count))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _measured(form: Form, sets: Sets, x: Array, c: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-    """The mean about `c`, the variance as rounding left it (below zero perhaps) and the count."""
-    count = count_valid(mask, x.shape, sets.axes, form.wide)
-    s1, s2 = power_sums(form.wide, sets.axes, x, c, mask)
-    count, s1, s2 = _combine(sets, (count, s1, s2), c)
-    count = jnp.asarray(count, checks.real_dtype(form.wide))
-    about = about_pivot if sets.use_mean and sets.exact else _about_mean
+def _measured(
+    config: MapConfig, reduction: Reduction, x: Array, c: Array, mask: Array | None
+) -> tuple[Array, Array, Array]:
+    """The mean minus `c`, the variance (not clamped: rounding may leave it below zero) and the count."""
+    count = count_valid(mask, x.shape, reduction.axes, config.compute_dtype)
+    s1, s2 = power_sums(config.compute_dtype, reduction.axes, x, c, mask)
+    count, s1, s2 = _combine(reduction, (count, s1, s2), c)
+    count = jnp.asarray(count, checks.real_dtype(config.compute_dtype))
+    about = about_pivot if reduction.use_mean and not reduction.pivot_is_mean else _about_mean
     return *about(count, s1, s2), count
 
 
 @_measured.defjvp
-def _measured_jvp(form: Form, sets: Sets, primals: Any, tangents: Any) -> Any:
-    moments = _measured(form, sets, *primals)
-    return moments, (*_measured_tangent(form, sets, primals, tangents[0], moments), jnp.zeros_like(moments[2]))
+def _measured_jvp(config: MapConfig, reduction: Reduction, primals: Any, tangents: Any) -> Any:
+    moments = _measured(config, reduction, *primals)
+    return moments, (*_measured_tangent(config, reduction, primals, tangents[0], moments), jnp.zeros_like(moments[2]))
 
 
-def _measured_tangent(form: Form, sets: Sets, primals: Any, dx: Array, moments: Any) -> tuple[Array, Array]:
+def _measured_tangent(
+    config: MapConfig, reduction: Reduction, primals: Any, dx: Array, moments: Any
+) -> tuple[Array, Array]:
     """The tangents of the mean and the variance."""
     x, c, mask = primals
     delta, var, count = moments
-    sums = rematerialized(form.keeps, partial(_sums, form, sets), x, c, dx, mask)
-    t1, t2 = _combine(sets, sums if sets.pools is None else isolated(sums, var))
+    sums = rematerialized(config.own_checkpoint, partial(_sums, config, reduction), x, c, dx, mask)
+    t1, t2 = _combine(reduction, sums if reduction.pools is None else isolated(sums, var))
     k = at_least_one(count)
-    ddelta = t1 / k if sets.use_mean else jnp.zeros_like(t1)
+    ddelta = t1 / k if reduction.use_mean else jnp.zeros_like(t1)
     return ddelta, 2 * (t2 / k - dot(delta, ddelta))
 
 
 def _about_mean(count: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
-    """What `about_pivot` gives about the mean itself, but for rounding."""
+    """`about_pivot` without a correction: the pivot stands for the mean."""
     return jnp.zeros_like(s1), s2 / at_least_one(count)
 
 
-def _sums(form: Form, sets: Sets, x: Array, c: Array, dx: Array, mask: Array | None) -> tuple[Array, Array]:
-    """What the tangents of the moments are made of: the sums of dx and of (x - c) dx."""
-    dx = valid(mask, dx.astype(form.wide))
-    d = centre(form, x, c, mask)
-    return dx.sum(sets.axes, keepdims=True), dot(d, dx).sum(sets.axes, keepdims=True)
+def _sums(
+    config: MapConfig, reduction: Reduction, x: Array, c: Array, dx: Array, mask: Array | None
+) -> tuple[Array, Array]:
+    """The sums of dx and of (x - c) dx, from which the tangents of the moments follow."""
+    dx = valid(mask, dx.astype(config.compute_dtype))
+    d = centered(config, x, c, mask)
+    return dx.sum(reduction.axes, keepdims=True), dot(d, dx).sum(reduction.axes, keepdims=True)
 
 
-def _combine(sets: Sets, sums: Any, pivot: Array | None = None) -> Any:
+def _combine(reduction: Reduction, sums: Any, pivot: Array | None = None) -> Any:
     """Sums (measured about `pivot`) added up over the pools and over the devices."""
-    if sets.pools is not None:
-        sums = jax.tree.map(partial(_pooled, *sets.pools), sums)
+    if reduction.pools is not None:
+        sums = jax.tree.map(partial(_pooled, *reduction.pools), sums)
     if pivot is None:
-        return psum(sums, sets.axis_name, sets.groups)
-    return psum_about(pivot, sums, sets.axis_name, sets.groups)
+        return psum(sums, reduction.axis_name, reduction.groups)
+    return psum_about(pivot, sums, reduction.axis_name, reduction.groups)
 
 
 def _pooled(axis: int, n: int, t: Array | float) -> Array | float:
-    """The sum over each `n` neighbours along `axis`, at the place of each; what does not vary along it, `n` times."""
+    """The sum over each `n` neighbours along `axis`, repeated for each; what does not vary along it, times `n`."""
     if isinstance(t, float) or t.ndim == 0 or t.shape[axis] == 1:
         return t * n
     split = t.reshape((*t.shape[:axis], t.shape[axis] // n, n, *t.shape[axis + 1 :]))
@@ -219,7 +232,7 @@ def _pooled(axis: int, n: int, t: Array | float) -> Array | float:
 
 
 def _var_or_inf(var: Array, count: Array, mask: Array | None) -> Array:
-    """The variance, not below zero. Where a mask leaves nothing, infinite: the map is constant, `bias`, and dx zero."""
+    """The variance, not below zero; infinite where nothing is valid, so that the map is constant and dx is zero."""
     var = jnp.maximum(var, 0)
     return var if mask is None else inf_where_empty(var, count)
 

@@ -22,13 +22,13 @@ from bnjax._collectives.psum import AxisName, pmax
 from bnjax._core.moments import Moments, all_reduce, ema, merge
 
 Path = tuple[Any, ...]
-NEXT_TO_NOTHING = 2.0**-50  # a weight that any count outweighs
+TINY_WEIGHT = 2.0**-50  # any real count outweighs it
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Update(Moments):
-    """The moments of a batch, and how they become a step of the running state: what modules hand out."""
+    """The moments of a batch, and how the running state steps by them. Modules hand these out."""
 
     momentum: float | None = dataclasses.field(default=None, metadata={"static": True})
     unbiased: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -38,7 +38,7 @@ checks.in_exported_files(Update, "bnjax.Update")
 
 
 def check_momentum(momentum: ArrayLike | None, unbiased: bool) -> None:
-    """Raises for what `next_state` cannot mean."""
+    """Raises for arguments that `next_state` cannot use."""
     if momentum is not None:
         checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
     elif unbiased:
@@ -86,8 +86,8 @@ def update_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
     >>> print(update_batch_stats(old, {"norm": {"batch": (batch,)}})["norm"]["mean"])
     [0.5 1. ]
     """
-    named, structure = _flat(batch_stats)
-    given = _flat(batch_moments)[0]
+    named, structure = _named_leaves(batch_stats)
+    given = _named_leaves(batch_moments)[0]
     pairs = [path[:-1] for path in named if path and path[-1] == "mean" and (*path[:-1], "var") in named]
     if pairs and not given:
         raise ValueError(
@@ -157,8 +157,8 @@ def sync_batch_stats(batch_stats: Any, axis_name: AxisName, counts: ArrayLike | 
             "`axis_name` must be a name, or a tuple of names, of `pmap`, `shard_map` or `vmap`, but it is None; under "
             "plain `jit` running statistics are one set, and nothing is to be pooled."
         )
-    weight = jnp.asarray(1.0) if counts is None else jnp.maximum(jnp.asarray(counts, float), NEXT_TO_NOTHING)
-    named, structure = _flat(batch_stats)
+    weight = jnp.asarray(1.0) if counts is None else jnp.maximum(jnp.asarray(counts, float), TINY_WEIGHT)
+    named, structure = _named_leaves(batch_stats)
     axis_name = checks.hashable_name(axis_name)
     for path, leaf in named.items():
         if jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
@@ -175,7 +175,7 @@ def sync_batch_stats(batch_stats: Any, axis_name: AxisName, counts: ArrayLike | 
 
 
 class _Entry(NamedTuple):
-    """A pair, or what is averaged as if it were the mean of one."""
+    """A pair of mean and variance, or another leaf, which is averaged like a mean."""
 
     mean: Path
     var: Path | None
@@ -200,7 +200,7 @@ def _entries(named: dict[Path, Any], weight: Array) -> Iterator[_Entry]:
                 f"`batch_stats` has a `mean` of shape {mean.shape} and a `var` of shape {var.shape} at "
                 f"{_shown(owner)}; the two of a pair must have the same."
             )
-        own = weight if count is None else jnp.maximum(jnp.asarray(count, float), weight * NEXT_TO_NOTHING)
+        own = weight if count is None else jnp.maximum(jnp.asarray(count, float), weight * TINY_WEIGHT)
         own = jnp.broadcast_to(_leading(own, mean.ndim), mean.shape)
         yield _Entry(pair["mean"], pair["var"], Moments(*(t.reshape(-1) for t in (own, mean, var))))
 
@@ -235,19 +235,19 @@ def _like(old: Any, flat: Array) -> Array:
 
 
 def _leading(count: Array, ndim: int) -> Array:
-    """`count` at rank `ndim`: the axes that it has come first, as when modules are stacked by `vmap` or `scan`."""
+    """`count` at rank `ndim`: its own axes come first, as when modules are stacked by `vmap` or `scan`."""
     return count.reshape(count.shape + (1,) * (ndim - count.ndim)) if count.ndim else count
 
 
-def _flat(tree: Any) -> tuple[dict[Path, Any], Any]:
-    """The leaves, `Update`s whole, by the names on their path, without that of the value in a Flax variable."""
+def _named_leaves(tree: Any) -> tuple[dict[Path, Any], Any]:
+    """The leaves by the names on their paths, and the structure. An `Update` is one leaf; boxes have no name."""
     leaves, structure = tree_flatten_with_path(tree, is_leaf=lambda t: isinstance(t, Update))
     boxed = GetAttrKey("value")
-    return {tuple(map(name_of, (k for k in path if k != boxed))): leaf for path, leaf in leaves}, structure
+    return {tuple(map(key_name, (k for k in path if k != boxed))): leaf for path, leaf in leaves}, structure
 
 
-def name_of(key: Any) -> Any:
-    """What a step of a path through a tree is called."""
+def key_name(key: Any) -> Any:
+    """The name of one step of a path through a tree."""
     return next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field))
 
 

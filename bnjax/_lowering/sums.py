@@ -1,4 +1,4 @@
-"""Sums over a whole tensor, written as each compiler makes the best of them."""
+"""Sums over a whole tensor, written as each compiler handles them best."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,31 +13,31 @@ from bnjax._lowering.barriers import unshared
 from bnjax._masks import valid
 
 
-def power_sums(wide: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-    """The sums of `x - c` and `|x - c|^2` over `axes`, in the dtype `wide`. Not differentiated.
+def power_sums(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
+    """The sums of `x - c` and `|x - c|^2` over `axes`, in `dtype`. Not differentiated.
 
     Equivalent to `d = valid(mask, x - c); d.sum(axes), abs_sq(d).sum(axes)`, the axes kept.
     """
     spec = jax.typeof(x).sharding.spec
     rows = neighbours(x.shape, [a for i, a in enumerate(axes) if i == 0 or spec[a] is None])
-    two = partial(_two_reductions, wide, axes)
-    if rows is None or jnp.issubdtype(wide, jnp.complexfloating):
+    two = partial(_two_reductions, dtype, axes)
+    if rows is None or jnp.issubdtype(dtype, jnp.complexfloating):
         return two(x, c, mask)
-    return lax.platform_dependent(x, c, mask, cpu=partial(_one_reduction, wide, axes, rows), default=two)
+    return lax.platform_dependent(x, c, mask, cpu=partial(_one_reduction, dtype, axes, rows), default=two)
 
 
-def _two_reductions(wide: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
-    # `c - x`, the other way round than anywhere else. For few rows XLA's GPU compiler writes this difference to memory;
+def _two_reductions(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
+    # `c - x`; everywhere else it is `x - c`. For few rows XLA's GPU compiler writes this difference to memory;
     # written as `x - c` it would keep it, in float32, for all that follows, the backward pass included.
-    d, d_again = (valid(mask, c - x.astype(wide)) for x, c in (unshared((x, c)), unshared(unshared((x, c)))))
+    d, d_again = (valid(mask, c - x.astype(dtype)) for x, c in (unshared((x, c)), unshared(unshared((x, c)))))
     return -d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
 
 
 def _one_reduction(
-    wide: Any, axes: tuple[int, ...], rows: "Rows", x: Array, c: Array, mask: Array | None
+    dtype: Any, axes: tuple[int, ...], rows: "Rows", x: Array, c: Array, mask: Array | None
 ) -> tuple[Array, Array]:
     """For a CPU, in one pass: XLA's own loop for two sums is fast over a few neighbours, and slow over all."""
-    d = valid(mask, x.astype(wide) - c).reshape(rows.split(x.shape)[1])
+    d = valid(mask, x.astype(dtype) - c).reshape(rows.split(x.shape)[1])
     zero = jnp.zeros((), d.dtype)
     s1, s2 = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
     return s1.sum(axes, keepdims=True), s2.sum(axes, keepdims=True)

@@ -54,7 +54,7 @@ def check_batch_norm(module: BatchNormAttributes) -> None:
 
 
 def running_state(shape: tuple[int, ...], stats: Mapping[str, Array]) -> Moments:
-    """The variables of a state as moments of the features' shape; of a module without one: any, nothing reads them."""
+    """The variables of a state as moments of the features' shape; without variables numbers that are not read."""
     if not stats:
         return Moments(jnp.zeros(()), jnp.zeros(shape), jnp.ones(shape))
     count = stats["count"].reshape(shape) if "count" in stats else jnp.zeros(())
@@ -62,7 +62,7 @@ def running_state(shape: tuple[int, ...], stats: Mapping[str, Array]) -> Moments
 
 
 def by_batch_only(use_running_average: bool | None) -> bool:
-    """`use_running_average` of a module without a running state: never; raises where it is asked for."""
+    """`use_running_average` of a module without a running state: false. Raises where it is true."""
     if use_running_average:
         raise _no_running_state("use_running_average=True")
     return False
@@ -134,14 +134,14 @@ def call_batch_norm(
     bias: ArrayLike | None,
     *,
     train: bool,
-    alone: bool,
+    local_only: bool,
     mask: ArrayLike | None,
     residual: ArrayLike | None,
     dtype: DTypeLike,
 ) -> tuple[Array, Moments, Moments]:
     """One call of a BatchNorm module: the output, the new running state, and the moments that normalized.
 
-    At evaluation both are the old running state. `alone`: the named axis may not exist, and one value per
+    At evaluation both are the old running state. `local_only`: the named axis may not exist, and one value per
     feature is no error, as when Flax initialises.
     """
     if not module.use_fast_variance and module.pivot == "sample":
@@ -159,13 +159,13 @@ def call_batch_norm(
         return normalize_valid(x, running, scale, bias, zero, **common), running, running
     check_momentum(module.momentum, module.unbiased)
     if jnp.issubdtype(checks.wider(x.dtype, dtype), jnp.complexfloating):
-        wide = checks.stat_dtype(x, dtype)
-        running = Moments(running.count, running.mean.astype(wide), running.var)
+        compute_dtype = checks.stat_dtype(x, dtype)
+        running = Moments(running.count, running.mean.astype(compute_dtype), running.var)
     y, batch = normalize_by_batch(
         x, running, scale, bias,
         where=mask, zero_masked=module.zero_masked, axis_name=module.axis_name,
         axis_index_groups=module.axis_index_groups, virtual_batch_size=module.virtual_batch_size,
-        pivot=pivot, alone=alone, **common,
+        pivot=pivot, local_only=local_only, **common,
     )  # fmt: skip
     state = next_state(running, batch, module.momentum, module.unbiased) if module.track_running_stats else running
     return y, *lax.stop_gradient((state, batch))
@@ -182,7 +182,7 @@ def not_normalized(
     residual: ArrayLike | None,
     activation: Activation,
 ) -> Any:
-    """`x`, with all that comes after a norm, but without the norm."""
+    """`x` through all that follows a norm, without the norm."""
     nothing_follows = scale is None and bias is None and residual is None and activation is None
     if nothing_follows and (mask is None or not zero_masked):
         return x
@@ -198,8 +198,8 @@ def not_normalized(
     )  # fmt: skip
 
 
-def handed_out(module: BatchNormAttributes, batch: Moments) -> Update:
-    """The moments of a batch with what makes a step of them, for `update_batch_stats`."""
+def batch_update(module: BatchNormAttributes, batch: Moments) -> Update:
+    """The moments of a batch with the options of a step of the running state, for `update_batch_stats`."""
     if is_traced(module.momentum):
         raise ValueError(
             "`momentum` must be a number, or None, where the moments of the batch are handed out, but it is traced; "
@@ -210,7 +210,7 @@ def handed_out(module: BatchNormAttributes, batch: Moments) -> Update:
 
 
 def no_moments(name: str, instead: str) -> ValueError:
-    """To be raised where the moments of the batch are asked of a module that steps its state with more than those."""
+    """The error where the moments of the batch are asked of a module whose state needs more than moments."""
     return ValueError(
         f"`{name}` hands out no moments, so its running state could not make one step of several micro-batches. Write "
         f"{instead} to have it make one with each batch; for `accumulate` take `BatchNorm`, or a norm without such a "

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.tree_util import tree_flatten_with_path
 
-from bnjax._core.state import Path, name_of
+from bnjax._core.state import Path, key_name
 
 MATRICES = {"kernel", "embedding"}
 SCALES = {"weight", "gamma", "g", "kernel"}
@@ -30,10 +30,10 @@ def norm_params_mask(
       names: of modules that are norms, with all that is in them.
       owners: paths of modules that are norms.
       is_box: tells the boxes; what comes back has them, too.
-      is_parameter: what is none, a running state say, is false, and does not tell whether its module is a norm.
+      is_parameter: tells the parameters. Other leaves, such as a running state, are false and not looked at.
     """
     leaves, structure = tree_flatten_with_path(params, is_leaf=is_box)
-    paths = [tuple(map(name_of, path)) for path, _ in leaves]
+    paths = [tuple(map(key_name, path)) for path, _ in leaves]
     modules: dict[Path, dict[Any, tuple[int, ...]]] = {}
     for path, (_, leaf) in zip(paths, leaves, strict=True):
         if path and is_parameter(leaf):
@@ -64,5 +64,5 @@ def _is_row(shape: tuple[int, ...]) -> bool:
 
 
 def _shape(leaf: Any) -> tuple[int, ...]:
-    """That of an array, in a box or not; a Python number has none."""
+    """The shape of an array, in a box or not; `()` for a Python number."""
     return next((tuple(getattr(t, "shape", ())) for t in jax.tree.leaves(leaf)), ())

@@ -1,4 +1,4 @@
-"""A step of the recurrent cells that normalize what goes into their gates, whatever norms those are."""
+"""The steps of recurrent cells that normalize the inputs of their gates. The norms are arguments."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ANY_LENGTH = 2**31 - 1
 def lstm_step(
     carry: tuple[Array, Array], zx: Array, zh: Array, norm_x: NormFunction, norm_h: NormFunction, norm_c: NormFunction
 ) -> tuple[Array, Array]:
-    """The new memory and output, of the products of input and output with their weights (i, f, g, o side by side).
+    """The new memory and output, from the products of input and output with their weights (i, f, g, o side by side).
 
-    In the dtypes that they had, whatever that of the products: a scan over time takes nothing else.
+    They keep the dtypes of the carry, whatever the dtype of the products, because a scan over time needs that.
     """
     c, h = carry
     i, f, g, o = jnp.split(norm_h(zh) + norm_x(zx), 4, -1)
@@ -37,7 +37,7 @@ def gru_step(
     norm_x_new: NormFunction,
     norm_h_new: NormFunction,
 ) -> Array:
-    """The new output, as `h`, of the products of input and output with their weights (r, z, new side by side)."""
+    """The new output, in the dtype of `h`, from the products of input and output with their weights (r, z, new)."""
     gates = 2 * h.shape[-1]
     r, z = jnp.split(jax.nn.sigmoid(norm_h(zh[..., :gates]) + norm_x(zx[..., :gates])), 2, -1)
     new = jnp.tanh(norm_x_new(zx[..., gates:]) + r * norm_h_new(zh[..., gates:]))

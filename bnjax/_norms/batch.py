@@ -16,9 +16,9 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups, num_shards
-from bnjax._core.affine_map import Activation, activate, affine_of, form_of
-from bnjax._core.moments import Moments, all_reduce, for_each, of_features, of_sums, reduce, sums_about
-from bnjax._core.rule import Sets, pivot_of, standardize
+from bnjax._core.affine_map import Activation, activate, affine_operands, map_config
+from bnjax._core.moments import Moments, all_reduce, broadcast_count, of_features, of_sums, reduce, sums_about
+from bnjax._core.rule import Reduction, pivot_of, standardize
 from bnjax._core.state import check_momentum, next_state
 
 
@@ -121,11 +121,11 @@ def normalize_by_batch(
     residual: ArrayLike | None,
     activation: Activation,
     dtype: DTypeLike | None,
-    alone: bool = False,
+    local_only: bool = False,
 ) -> tuple[Array, Moments]:
     """`batch_norm` before the step of the running state: the output, and the moments of the batch.
 
-    `alone`: this device measures its batch as one set, in two passes, and one value per feature is no error.
+    `local_only`: this device measures its batch as one set, in two passes, and one value per feature is no error.
     """
     x, mask = masks.read(checks.inexact_array(x), where)
     x, zero = masks.zeroed(x, mask, zero_masked)
@@ -133,25 +133,27 @@ def normalize_by_batch(
     features = checks.canonical_axes(axis, x.ndim)
     measured = checks.other_axes(features, x.ndim)
     checks.choice(pivot, "pivot", ("running", "sample", None))
-    form = form_of(x, activation, dtype)
-    _check_running(running, x, features, form.wide)
+    config = map_config(x, activation, dtype)
+    _check_running(running, x, features, config.compute_dtype)
     if axis_index_groups is not None and axis_name is None:
         raise ValueError("`axis_index_groups` are groups along `axis_name`, which is None; name the axis too.")
-    _check_virtual_batch(virtual_batch_size, x, features, alone)
-    if alone:
+    _check_virtual_batch(virtual_batch_size, x, features, local_only)
+    if local_only:
         axis_name = axis_index_groups = virtual_batch_size = pivot = None
-    if not alone and (axis_name is None or virtual_batch_size is not None):
+    if not local_only and (axis_name is None or virtual_batch_size is not None):
         _check_several_values(x, measured, virtual_batch_size)
-    affine = affine_of(form, x, features, scale, bias, residual, epsilon, zero)
+    affine = affine_operands(config, x, features, scale, bias, residual, epsilon, zero)
     center = checks.feature_array(running.mean, "running.mean", x.shape, features)
 
     if virtual_batch_size is None:
-        sets = Sets(measured, axis_name, checks.hashable(axis_index_groups))
-        y, batch = standardize(form, sets, x, affine, pivot_of(pivot, form, sets, x, mask, center), mask)
+        reduction = Reduction(measured, axis_name, checks.hashable(axis_index_groups))
+        y, batch = standardize(config, reduction, x, affine, pivot_of(pivot, config, reduction, x, mask, center), mask)
     else:
-        sets = Sets(tuple(a + 1 for a in measured))
+        reduction = Reduction(tuple(a + 1 for a in measured))
         xs, affine, mask, centers = _slices((x, affine, mask, center), x.shape[0], virtual_batch_size)
-        y, slices = standardize(form, sets, xs, affine, pivot_of(pivot, form, sets, xs, mask, centers), mask)
+        y, slices = standardize(
+            config, reduction, xs, affine, pivot_of(pivot, config, reduction, xs, mask, centers), mask
+        )
         common = center if pivot == "running" else None
         y, batch = y.reshape(x.shape), reduce(slices) if common is None else _reduce_about(common, slices)
         if axis_name is not None:
@@ -159,14 +161,14 @@ def normalize_by_batch(
     return activate(y, activation, zero), of_features(batch, jnp.shape(running.mean))
 
 
-def _check_running(running: Moments, x: Array, features: Sequence[int], wide: Any) -> None:
-    checks.real_state(running, "running", "Moments", "mean", "var")
+def _check_running(running: Moments, x: Array, features: Sequence[int], compute_dtype: Any) -> None:
+    checks.float_state(running, "running", "Moments", "mean", "var")
     want = tuple(x.shape[a] for a in features)
     for name in ("mean", "var"):
         checks.state_shape(getattr(running, name), f"running.{name}", x.shape, features)
     if jnp.shape(running.count) not in ((), want):
         raise ValueError(f"`running.count` must have the shape () or {want}, but it is {jnp.shape(running.count)}.")
-    if jnp.issubdtype(wide, jnp.complexfloating) and not jnp.iscomplexobj(running.mean):
+    if jnp.issubdtype(compute_dtype, jnp.complexfloating) and not jnp.iscomplexobj(running.mean):
         raise ValueError(
             f"`running.mean` must be complex for a complex `x`, but its dtype is {jnp.asarray(running.mean).dtype}; "
             "write `running.mean.astype(x.dtype)`."
@@ -174,7 +176,7 @@ def _check_running(running: Moments, x: Array, features: Sequence[int], wide: An
 
 
 def check_virtual_batch_size(size: int | None) -> None:
-    """Raises for what is no size of any batch."""
+    """Raises unless `size` is `None` or a positive integer."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1):
         raise ValueError(
             "`virtual_batch_size` must be a positive integer, the examples of a slice that divides the batch, or None, "
@@ -182,14 +184,14 @@ def check_virtual_batch_size(size: int | None) -> None:
         )
 
 
-def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int], alone: bool) -> None:
+def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int], local_only: bool) -> None:
     check_virtual_batch_size(size)
     if size is None:
         return
     if 0 in features:
         raise ValueError(f"`virtual_batch_size` slices axis 0, but `axis` makes it a feature axis: {features}.")
     symbol = not isinstance(x.shape[0], int)
-    if alone and not symbol and x.shape[0] < size:  # models are initialised by one example
+    if local_only and not symbol and x.shape[0] < size:  # models are often initialised with one example
         return
     if x.shape[0] % size:
         raise ValueError(
@@ -207,7 +209,7 @@ def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int], al
 
 
 def _check_several_values(x: Array, measured: Sequence[int], size: int | None) -> None:
-    """One value per feature has no variance: PyTorch raises, Flax returns the bias without a word."""
+    """Raises for one value per feature, which has no variance. PyTorch raises, too; Flax returns the bias."""
     values = math.prod(x.shape[a] for a in measured)
     if size is not None:
         values = values // x.shape[0] * size if x.shape[0] else 0
@@ -221,12 +223,12 @@ def _check_several_values(x: Array, measured: Sequence[int], size: int | None) -
 
 def _reduce_about(c: Array, slices: Moments) -> Moments:
     """`reduce(slices)`, in sums about c: one all-reduce where slices lie on several devices, not two."""
-    sums = sums_about(c[None], dataclasses.replace(slices, count=for_each(slices.count, slices.mean, (0,))))
+    sums = sums_about(c[None], dataclasses.replace(slices, count=broadcast_count(slices.count, slices.mean, (0,))))
     return of_sums(c, *(t.sum(0) for t in sums))
 
 
 def _slices(tree: Any, batch: int, size: int) -> Any:
-    """Arrays of the input's rank, axis 0 split in slices of `size`; what is shared by all examples stays so."""
+    """Arrays of the input's rank with axis 0 split into slices of `size`. What all examples share, all slices share."""
 
     def split(t: Array) -> Array:
         whole = t.shape[0] == batch

@@ -13,7 +13,7 @@ from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, all_reduce, ema, reduce
 from bnjax._core.normalize import normalize_valid
-from bnjax._norms.measure import Operands, operands, per_example, where_seen
+from bnjax._norms.measure import Operands, inf_var_where_empty, operands, per_example
 
 
 def domain_batch_norm(
@@ -42,7 +42,7 @@ def domain_batch_norm(
       x: real, examples first. Statistics are float32 or wider.
       running: the state, with a leading axis of domains before that of the features.
       scale: of the features' shape, shared; with a leading axis of domains; or of the rank of `x` and broadcastable to
-        it (per example). Told by its shape; what can be both, of as many examples as domains, is of the domains.
+        it (per example). The shape decides; with as many examples as domains, it is per domain.
       bias: likewise.
       domain: the index in `domains` of each example, or one index or name for all; what is traced is not checked.
         `None`: in training contiguous parts of this device's batch, one a domain and as equal as can be; at evaluation
@@ -79,7 +79,7 @@ def domain_batch_norm(
     if train:
         m = _by_domain(ops, index, len(domains), axis_name)
         m = Moments(*(t.reshape((len(domains), *jnp.shape(running.mean)[1:])) for t in (m.count, m.mean, m.var)))
-        state, m = lax.stop_gradient(ema(running, m, momentum)), where_seen(m)
+        state, m = lax.stop_gradient(ema(running, m, momentum)), inf_var_where_empty(m)
 
     def of_example(t: ArrayLike) -> Array:
         places = [n if a in (0, *features) else 1 for a, n in enumerate(x.shape)]
@@ -126,7 +126,7 @@ def _index(domain: ArrayLike | str | None, domains: Sequence[str], examples: int
 
 
 def _check_state(running: Moments, domains: int, features: Sequence[int]) -> None:
-    checks.real_state(running, "running", "Moments", "mean", "var")
+    checks.float_state(running, "running", "Moments", "mean", "var")
     want = (domains, *features)
     for name in ("mean", "var"):
         if (shape := jnp.shape(getattr(running, name))) != want:

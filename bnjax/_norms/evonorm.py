@@ -13,15 +13,15 @@ from bnjax._core.moments import Moments, ema, of_features
 from bnjax._core.normalize import normalize_valid
 from bnjax._norms.measure import (
     at_rank,
+    in_stat_dtype,
+    inf_var_where_empty,
+    merged_over_batch,
+    merged_over_groups,
     one_channel_axis,
     operands,
-    over_batch,
-    over_groups,
     parameter,
     per_example,
     scaled,
-    where_seen,
-    wide,
 )
 
 
@@ -50,7 +50,7 @@ def evo_norm_b0(
 
     Args:
       x: real, examples first. Statistics are float32 or wider, variances biased.
-      running: the state, of the features' shape; its mean is kept for use, not used.
+      running: the state, of the features' shape; its mean is tracked but does not enter the output.
       scale: of the features' shape, or of the rank of `x` and broadcastable to it.
       bias: likewise.
       v: likewise; `None`: ones.
@@ -78,11 +78,11 @@ def evo_norm_b0(
     x, features, _, zero = ops
     own = per_example(ops)
     kept = at_rank(running, x, features)
-    m = over_batch(own, axis_name) if train else kept
+    m = merged_over_batch(own, axis_name) if train else kept
     scale, bias, v = (parameter(t, name, ops) for t, name in ((scale, "scale"), (bias, "bias"), (v, "v")))
-    t = wide(x)
+    t = in_stat_dtype(x)
     right = (t if v is None else t * checks.widened(v, t)) + jnp.sqrt(own.var + epsilon)
-    y = t / jnp.maximum(jnp.sqrt(where_seen(m).var + epsilon), right)
+    y = t / jnp.maximum(jnp.sqrt(inf_var_where_empty(m).var + epsilon), right)
     y = scaled(y, scale, bias, checks.output_dtype(dtype, x), zero)
     return y, lax.stop_gradient(ema(running, of_features(m, jnp.shape(running.mean)), momentum)) if train else running
 
@@ -125,8 +125,8 @@ def evo_norm_s0(
     """
     ops = operands(x, axis, where, zero_masked, epsilon)
     x, features, _, zero = ops
-    m = where_seen(over_groups(per_example(ops), one_channel_axis(features, axis), num_groups))
-    v, t = parameter(v, "v", ops), wide(x)
+    m = inf_var_where_empty(merged_over_groups(per_example(ops), one_channel_axis(features, axis), num_groups))
+    v, t = parameter(v, "v", ops), in_stat_dtype(x)
     gated = t * jax.nn.sigmoid(t if v is None else t * checks.widened(v, t))
     about_zero = Moments(m.count, jnp.zeros_like(m.mean), m.var)
     out = checks.output_dtype(dtype, x)

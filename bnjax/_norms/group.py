@@ -8,7 +8,7 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
-from bnjax._core.rule import Sets
+from bnjax._core.rule import Reduction
 from bnjax._norms.layer import MapArguments, measured_axes, normalized_by_example
 
 
@@ -69,12 +69,12 @@ def group_norm(
             f"`reduction_axes` is {reduction_axes!r} for an input of rank {x.ndim} with its channels along axis "
             f"{channel}; add that."
         )
-    sets = Sets(
+    reduction = Reduction(
         tuple(a for a in measured if a != channel), checks.hashable_name(axis_name), checks.hashable(axis_index_groups),
         pools=(channel, x.shape[channel] // groups or 1),
     )  # fmt: skip
     call = MapArguments(scale, bias, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-    return normalized_by_example(x, features, sets, call)
+    return normalized_by_example(x, features, reduction, call)
 
 
 def instance_norm(
@@ -115,11 +115,11 @@ def instance_norm(
             "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
             f"`axis` is {axis!r} for an input of rank {x.ndim}; give axes from 1 to {x.ndim - 1}."
         )
-    sets = Sets(
+    reduction = Reduction(
         checks.other_axes((0, *features), x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
     )
     call = MapArguments(scale, bias, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-    return normalized_by_example(x, features, sets, call)
+    return normalized_by_example(x, features, reduction, call)
 
 
 def check_groups(num_groups: int | None, group_size: int | None) -> None:

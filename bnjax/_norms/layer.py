@@ -15,8 +15,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups
-from bnjax._core.affine_map import Activation, activate, affine_of, form_of
-from bnjax._core.rule import Sets, pivot_of, standardize
+from bnjax._core.affine_map import Activation, activate, affine_operands, map_config
+from bnjax._core.rule import Reduction, pivot_of, standardize
 
 
 def layer_norm(
@@ -77,13 +77,13 @@ def layer_norm(
     """
     x = checks.inexact_array(x)
     features = checks.canonical_axes(axis, x.ndim)
-    sets = Sets(
+    reduction = Reduction(
         measured_axes(reduction_axes, features, x.ndim),
         checks.hashable_name(axis_name),
         checks.hashable(axis_index_groups),
     )
     call = MapArguments(scale, bias, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-    return normalized_by_example(x, features, sets, call)
+    return normalized_by_example(x, features, reduction, call)
 
 
 def rms_norm(
@@ -120,9 +120,9 @@ def rms_norm(
     x = checks.inexact_array(x)
     features = checks.canonical_axes(axis, x.ndim)
     measured = measured_axes(reduction_axes, features, x.ndim)
-    sets = Sets(measured, checks.hashable_name(axis_name), checks.hashable(axis_index_groups), use_mean=False)
+    reduction = Reduction(measured, checks.hashable_name(axis_name), checks.hashable(axis_index_groups), use_mean=False)
     call = MapArguments(scale, bias, epsilon, where, zero_masked, None, residual, activation, dtype)
-    return normalized_by_example(x, features, sets, call)
+    return normalized_by_example(x, features, reduction, call)
 
 
 def measured_axes(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim: int) -> tuple[int, ...]:
@@ -143,14 +143,18 @@ class MapArguments(NamedTuple):
     dtype: DTypeLike | None
 
 
-def normalized_by_example(x: Array, features: tuple[int, ...], sets: Sets, call: MapArguments) -> Array:
+def normalized_by_example(x: Array, features: tuple[int, ...], reduction: Reduction, call: MapArguments) -> Array:
     """`x`, normalized by the rule."""
     checks.choice(call.pivot, "pivot", ("sample", None))
     x, mask = masks.read(x, call.where)
     x, zero = masks.zeroed(x, mask, call.zero_masked)
-    form = form_of(x, call.activation, call.dtype)
-    affine = affine_of(form, x, features, call.scale, call.bias, call.residual, call.epsilon, zero)
-    sets = sets._replace(exact=call.pivot is not None)
-    c = pivot_of(call.pivot, form, sets, x, mask) if sets.use_mean else jnp.zeros((1,) * x.ndim, form.wide)
-    y, _ = standardize(form, sets, x, affine, c, mask)
+    config = map_config(x, call.activation, call.dtype)
+    affine = affine_operands(config, x, features, call.scale, call.bias, call.residual, call.epsilon, zero)
+    reduction = reduction._replace(pivot_is_mean=call.pivot is None)
+    c = (
+        pivot_of(call.pivot, config, reduction, x, mask)
+        if reduction.use_mean
+        else jnp.zeros((1,) * x.ndim, config.compute_dtype)
+    )
+    y, _ = standardize(config, reduction, x, affine, c, mask)
     return activate(y, call.activation, zero)

@@ -1,7 +1,7 @@
-"""What the norms are put together from that measure each example once and combine that in their own way.
+"""Parts of the norms that measure each example once and combine the measurements in their own way.
 
-`per_example` measures every channel of every example; the other functions merge those measurements, which are
-small, over the batch and its devices or over groups of channels.
+`per_example` measures every channel of every example. Other functions merge these measurements, which are small, over
+the batch and its devices, or over groups of channels.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def operands(
 ) -> Operands:
     """The input of a norm whose examples are along axis 0."""
     x = checks.real_array(x)
-    checks.positive(epsilon, "epsilon")
+    checks.non_negative(epsilon, "epsilon")
     features = checks.canonical_axes(axis, x.ndim)
     if 0 in features:
         raise ValueError(
@@ -51,7 +51,7 @@ def one_channel_axis(features: Sequence[int], axis: checks.Axes) -> int:
     return features[0]
 
 
-def wide(x: Array) -> Array:
+def in_stat_dtype(x: Array) -> Array:
     """`x` in the dtype of its statistics."""
     return x.astype(checks.stat_dtype(x))
 
@@ -68,13 +68,13 @@ def merged(m: Moments, axes: Sequence[int]) -> Moments:
     return jax.tree.map(lambda t: jnp.expand_dims(t, axes) if t.ndim else t, reduce(m, axes))
 
 
-def over_batch(m: Moments, axis_name: AxisName | None) -> Moments:
+def merged_over_batch(m: Moments, axis_name: AxisName | None) -> Moments:
     """The moments of the batch, here and on the devices along `axis_name`."""
     batch = merged(m, (0,))
     return batch if axis_name is None else all_reduce(batch, checks.hashable_name(axis_name))
 
 
-def over_groups(m: Moments, channel: int, num_groups: int) -> Moments:
+def merged_over_groups(m: Moments, channel: int, num_groups: int) -> Moments:
     """The moments of each group of neighbouring channels, at each of its channels."""
     channels = m.mean.shape[channel]
     size = channels_per_group(channels, num_groups)
@@ -92,30 +92,30 @@ def channels_per_group(channels: int, num_groups: int) -> int:
     return channels // groups or 1
 
 
-def where_seen(m: Moments) -> Moments:
-    """An infinite variance where nothing was valid: what is normalized by it becomes the bias, without a gradient."""
+def inf_var_where_empty(m: Moments) -> Moments:
+    """An infinite variance where nothing is valid: normalized by it, `x` becomes the bias and has no gradient."""
     return Moments(m.count, m.mean, masks.inf_where_empty(m.var, m.count))
 
 
 def mean_square(m: Moments) -> Moments:
-    """Moments about zero: by these `normalize` divides by the root mean square."""
-    return where_seen(Moments(m.count, jnp.zeros_like(m.mean), m.var + m.mean * m.mean))
+    """Moments about zero: with these `normalize` divides by the root mean square."""
+    return inf_var_where_empty(Moments(m.count, jnp.zeros_like(m.mean), m.var + m.mean * m.mean))
 
 
 def parameter(value: ArrayLike | None, name: str, ops: Operands) -> Array | None:
-    """A parameter at the rank of the input, zero where the result shall be."""
-    return masks.valid_alone(ops.zero, checks.feature_array(value, name, ops.x.shape, ops.features))
+    """A parameter at the rank of the input; zero where the mask `ops.zero` drops elements."""
+    return masks.valid_if_fits(ops.zero, checks.feature_array(value, name, ops.x.shape, ops.features))
 
 
 def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any, zero: Array | None = None) -> Array:
-    """`y * scale + bias`, of what there is, in `dtype`; zero where the mask `zero` says so."""
+    """`y * scale + bias`, of what is not `None`, in `dtype`; zero where the mask `zero` drops elements."""
     y = y if scale is None else y * checks.widened(scale, y)
     return masks.valid(zero, (y if bias is None else y + checks.widened(bias, y)).astype(dtype))
 
 
 def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:
     """A running state of the features' shape, at the rank of `x`."""
-    checks.real_state(m, "running", "Moments", "mean", "var")
+    checks.float_state(m, "running", "Moments", "mean", "var")
     checks.state_shape(m.mean, "running.mean", x.shape, features)
     checks.state_shape(m.var, "running.var", x.shape, features)
     mean = checks.feature_array(m.mean, "running.mean", x.shape, features)
@@ -123,8 +123,8 @@ def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:
     return Moments(jnp.ones_like(mean), mean, var)
 
 
-def one_number(value: ArrayLike, name: str) -> Array:
-    """`value` as an array, where it is one number."""
+def scalar_parameter(value: ArrayLike, name: str) -> Array:
+    """`value` as an array. Raises unless it is one number."""
     value = jnp.asarray(value)
     if value.shape != ():
         raise ValueError(f"`{name}` must be one number, but its shape is {value.shape}.")

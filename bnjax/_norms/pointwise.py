@@ -1,4 +1,4 @@
-"""What stands in for a norm and has no statistics: dynamic tanh, and activations that keep the variance."""
+"""Replacements of norms, without statistics: dynamic tanh, and activations that keep the variance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._norms.measure import one_number, scaled, wide
+from bnjax._norms.measure import in_stat_dtype, scalar_parameter, scaled
 
 
 def dynamic_tanh(
@@ -42,8 +42,8 @@ def dynamic_tanh(
     x = checks.real_array(x)
     features = checks.canonical_axes(axis, x.ndim)
     scale, bias = (checks.feature_array(v, n, x.shape, features) for v, n in ((scale, "scale"), (bias, "bias")))
-    t = wide(x)
-    y = jnp.tanh(t * checks.widened(one_number(alpha, "alpha"), t))
+    t = in_stat_dtype(x)
+    y = jnp.tanh(t * checks.widened(scalar_parameter(alpha, "alpha"), t))
     return scaled(y, scale, bias, checks.output_dtype(dtype, x))
 
 

@@ -11,10 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName
-from bnjax._core.affine_map import affine_of, form_of
+from bnjax._core.affine_map import affine_operands, map_config
 from bnjax._core.moments import Moments, ema, of_features
 from bnjax._core.normalize import normalize_valid
-from bnjax._core.rule import Sets, pivot_of, standardize
+from bnjax._core.rule import Reduction, pivot_of, standardize
 from bnjax._norms.measure import at_rank
 
 
@@ -91,11 +91,11 @@ def batch_renorm(
     if not train:
         return normalize_valid(x, running, scale, bias, zero, axis=features, epsilon=epsilon, dtype=out), running
     _check_limits(r_max, d_max)
-    form = form_of(x, None, arithmetic)
-    affine = affine_of(form, x, features, scale, bias, None, epsilon, zero)
-    sets = Sets(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))
-    pivot = pivot_of("running", form, sets, x, mask, old.mean)
-    y, batch = standardize(form, sets, x, affine._replace(bias=None), pivot, mask)
+    config = map_config(x, None, arithmetic)
+    affine = affine_operands(config, x, features, scale, bias, None, epsilon, zero)
+    reduction = Reduction(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))
+    pivot = pivot_of("running", config, reduction, x, mask, old.mean)
+    y, batch = standardize(config, reduction, x, affine._replace(bias=None), pivot, mask)
     r, d = _corrections(old, batch, affine.epsilon, r_max, d_max)
     shift = d if affine.scale is None else d * checks.widened(affine.scale, d)
     y = y * r + (shift if affine.bias is None else shift + checks.widened(affine.bias, d))
@@ -117,7 +117,7 @@ def _ema_of_roots(running: Moments, batch: Moments, momentum: ArrayLike, epsilon
 def _corrections(
     old: Moments, batch: Moments, epsilon: Array, r_max: ArrayLike, d_max: ArrayLike
 ) -> tuple[Array, Array]:
-    """r and d: constants."""
+    """r and d, constants to autodiff."""
     old, batch = lax.stop_gradient((old, batch))
     s, root = jnp.sqrt(old.var + epsilon), jnp.sqrt(batch.var + epsilon)
     seen = batch.count > 0
@@ -128,4 +128,4 @@ def _corrections(
 
 def _check_limits(r_max: ArrayLike, d_max: ArrayLike) -> None:
     checks.at_least(r_max, "r_max", 1, " r is clipped to 1 / r_max and r_max.")
-    checks.positive(d_max, "d_max")
+    checks.non_negative(d_max, "d_max")

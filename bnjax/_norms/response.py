@@ -8,9 +8,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._core.affine_map import affine_of, form_of
-from bnjax._core.rule import Sets, standardize
-from bnjax._norms.measure import one_channel_axis, operands, parameter, per_example, scaled, wide
+from bnjax._core.affine_map import affine_operands, map_config
+from bnjax._core.rule import Reduction, standardize
+from bnjax._norms.measure import in_stat_dtype, one_channel_axis, operands, parameter, per_example, scaled
 
 
 def filter_response_norm(
@@ -56,11 +56,11 @@ def filter_response_norm(
     ops = operands(x, axis, where, zero_masked, epsilon)
     x, features, mask, zero = ops
     out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
-    form = form_of(x, None, arithmetic)
-    affine = affine_of(form, x, features, scale, bias, None, epsilon, zero)
+    config = map_config(x, None, arithmetic)
+    affine = affine_operands(config, x, features, scale, bias, None, epsilon, zero)
     tau = parameter(threshold, "threshold", ops)
-    sets = Sets(checks.other_axes((0, *features), x.ndim), use_mean=False)
-    y, _ = standardize(form, sets, x, affine, jnp.zeros((1,) * x.ndim, form.wide), mask)
+    reduction = Reduction(checks.other_axes((0, *features), x.ndim), use_mean=False)
+    y, _ = standardize(config, reduction, x, affine, jnp.zeros((1,) * x.ndim, config.compute_dtype), mask)
     y = y if tau is None else jnp.maximum(y, tau.astype(y.dtype))
     return masks.valid(zero, y.astype(out))
 
@@ -106,11 +106,11 @@ def local_response_norm(
     number = checks.positive_integer(size)
     if not number:
         raise ValueError(f"`size` must be a positive integer, but it is {size!r}.")
-    square = jnp.square(masks.valid(mask, wide(x)))
+    square = jnp.square(masks.valid(mask, in_stat_dtype(x)))
     window = [number if a == channel else 1 for a in range(x.ndim)]
     padding = [(number // 2, (number - 1) // 2) if a == channel else (0, 0) for a in range(x.ndim)]
     total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * x.ndim, padding)
-    return masks.valid(zero, (wide(x) * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x)))
+    return masks.valid(zero, (in_stat_dtype(x) * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x)))
 
 
 def global_response_norm(
@@ -160,5 +160,5 @@ def global_response_norm(
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     seen = jnp.maximum((m.count > 0).sum(channel, keepdims=True, dtype=length.dtype), 1)
     share = length / (length.sum(channel, keepdims=True) / seen + epsilon)
-    y = wide(x) * (1 + (share if scale is None else share * checks.widened(scale, share)))
+    y = in_stat_dtype(x) * (1 + (share if scale is None else share * checks.widened(scale, share)))
     return scaled(y, None, bias, checks.output_dtype(dtype, x), zero)

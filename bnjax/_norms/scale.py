@@ -11,7 +11,7 @@ from bnjax import _masks as masks
 from bnjax._core.moments import moments
 from bnjax._core.normalize import normalize_valid
 from bnjax._norms.layer import layer_norm, rms_norm
-from bnjax._norms.measure import mean_square, one_channel_axis, one_number, wide
+from bnjax._norms.measure import in_stat_dtype, mean_square, one_channel_axis, scalar_parameter
 
 
 def positional_norm(
@@ -27,8 +27,8 @@ def positional_norm(
 ) -> Array:
     """Positional normalization (PONO): by the mean and variance of the channels at each position of each example.
 
-    That is `layer_norm` over the channels alone. What is taken off may be handed on to a later layer of the same
-    height and width, the "moment shortcut": `m = moments(x, -1, keepdims=True)`, and there
+    That is `layer_norm` over the channels alone. What it removes may be restored in a later layer of the
+    same height and width, the "moment shortcut": `m = moments(x, -1, keepdims=True)`, and there
     `h * jnp.sqrt(m.var + epsilon) + m.mean`. The arguments are those of `layer_norm`.
 
     Raises:
@@ -144,17 +144,17 @@ def scale_norm(
     [[6. 8.]]
     """
     x = checks.real_array(x)
-    checks.positive(epsilon, "epsilon")
+    checks.non_negative(epsilon, "epsilon")
     features = checks.canonical_axes(axis, x.ndim)
     x, mask = masks.read(x, where)
     x, zero = masks.zeroed(x, mask, zero_masked)
-    t = masks.finite(mask, wide(x))
+    t = masks.finite(mask, in_stat_dtype(x))
     square = jnp.square(masks.valid(mask, t)).sum(features, keepdims=True)
     # Not `rsqrt`: its derivative divides the root by the square, which underflows where the length is 1e13.
     y = t * (1 / jnp.sqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2)))
     if mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
         y = jnp.where(mask.any(features, keepdims=True), y, 0)
-    y = y if scale is None else y * checks.widened(one_number(scale, "scale"), y)
+    y = y if scale is None else y * checks.widened(scalar_parameter(scale, "scale"), y)
     return masks.valid(zero, y.astype(checks.output_dtype(dtype, x)))
 
 

@@ -13,11 +13,11 @@ from bnjax._core.moments import Moments, ema, of_features
 from bnjax._core.normalize import normalize_valid
 from bnjax._norms.measure import (
     at_rank,
+    inf_var_where_empty,
     merged,
+    merged_over_batch,
     operands,
-    over_batch,
     per_example,
-    where_seen,
 )
 
 
@@ -81,17 +81,17 @@ def switchable_norm(
     instance = per_example(ops)
     layer = merged(instance, features)
     kept = at_rank(running, x, features)
-    batch = over_batch(instance, axis_name) if train else kept
+    batch = merged_over_batch(instance, axis_name) if train else kept
     means, variances = ([getattr(m, name) for m in (instance, layer, batch)] for name in ("mean", "var"))
-    mean, var = _mixed(means, mean_weight, "mean_weight"), _mixed(variances, var_weight, "var_weight")
-    m = where_seen(Moments(batch.count, mean, var))
+    mean, var = _mixture(means, mean_weight, "mean_weight"), _mixture(variances, var_weight, "var_weight")
+    m = inf_var_where_empty(Moments(batch.count, mean, var))
     y = normalize_valid(x, m, scale, bias, zero, axis=features, epsilon=epsilon, dtype=dtype)
     return y, lax.stop_gradient(
         ema(running, of_features(batch, jnp.shape(running.mean)), momentum)
     ) if train else running
 
 
-def _mixed(values: list[Array], weight: ArrayLike | None, name: str) -> Array:
+def _mixture(values: list[Array], weight: ArrayLike | None, name: str) -> Array:
     weight = jnp.zeros(3) if weight is None else jnp.asarray(weight)
     if weight.shape != (3,):
         raise ValueError(f"`{name}` must have the shape (3,), for instance, layer and batch, but it is {weight.shape}.")

@@ -43,11 +43,11 @@ def weight_norm(
      [4. 1.]]
     """
     w = checks.inexact_array(w, "w")
-    checks.positive(epsilon, "epsilon")
+    checks.non_negative(epsilon, "epsilon")
     features = checks.canonical_axes(axis, w.ndim)
-    wide = w.astype(checks.stat_dtype(w, checks.output_dtype(dtype, w)))
+    w_wide = w.astype(checks.stat_dtype(w, checks.output_dtype(dtype, w)))
     scale = checks.feature_array(scale, "scale", w.shape, features)
-    y = _unit(wide, checks.other_axes(features, w.ndim), epsilon)
+    y = _unit(w_wide, checks.other_axes(features, w.ndim), epsilon)
     return (y if scale is None else y * checks.widened(scale, y)).astype(checks.output_dtype(dtype, w))
 
 
@@ -87,7 +87,7 @@ def weight_standardize(
     w = checks.real_array(w, "w")
     checks.choice(epsilon_to, "epsilon_to", ("variance", "deviation"))
     epsilon = {"variance": 1e-6, "deviation": 1e-5}[epsilon_to] if epsilon is None else epsilon
-    checks.positive(epsilon, "epsilon")
+    checks.non_negative(epsilon, "epsilon")
     features = checks.canonical_axes(axis, w.ndim)
     m = moments(w, checks.other_axes(features, w.ndim), keepdims=True)
     if epsilon_to == "deviation":
@@ -110,7 +110,7 @@ def scaled_weight_standardize(
 ) -> Array:
     """Scaled weight standardization: `(w - mean) / sqrt(max(n * var, epsilon)) * scale`, n the inputs of a feature.
 
-    What is put in with variance one comes out so. The arguments are those of `weight_standardize`, but for:
+    Inputs of unit variance give outputs of unit variance. The arguments are those of `weight_standardize`, but for:
 
     Args:
       epsilon: the least that is divided by.
@@ -129,7 +129,7 @@ def scaled_weight_standardize(
      [-0.5  0.5]]
     """
     w = checks.real_array(w, "w")
-    checks.positive(epsilon, "epsilon")
+    checks.non_negative(epsilon, "epsilon")
     features = checks.canonical_axes(axis, w.ndim)
     measured = checks.other_axes(features, w.ndim)
     m = moments(w, measured, keepdims=True)
@@ -172,27 +172,27 @@ def spectral_norm(
     3.000 [1. 0.]
     """
     w, u = checks.inexact_array(w, "w"), checks.inexact_array(u, "u")
-    checks.positive(epsilon, "epsilon")
+    checks.non_negative(epsilon, "epsilon")
     _check_spectral(w, u, n_steps)
-    wide = checks.stat_dtype(w, u)
-    matrix = w.astype(wide).reshape((-1, w.shape[-1]))
+    compute_dtype = checks.stat_dtype(w, u)
+    matrix = w.astype(compute_dtype).reshape((-1, w.shape[-1]))
     constant = lax.stop_gradient(matrix)
-    right = lax.stop_gradient(u).astype(wide).reshape((1, -1))
+    right = lax.stop_gradient(u).astype(compute_dtype).reshape((1, -1))
     for _ in range(n_steps):
         left = _unit(_product(right, constant.conj().T), (0, 1), epsilon)
         right = _unit(_product(left, constant), (0, 1), epsilon)
     sigma = _product(_product(left, matrix), right.conj().T)[0, 0].real
-    y = w.astype(wide) / jnp.where(sigma != 0, sigma, 1)
+    y = w.astype(compute_dtype) / jnp.where(sigma != 0, sigma, 1)
     return y.astype(w.dtype), right.reshape(u.shape).astype(u.dtype), lax.stop_gradient(sigma)
 
 
 def _unit(w: Array, axes: tuple[int, ...], epsilon: ArrayLike) -> Array:
-    """`w` of length one over `axes`."""
+    """`w`, scaled to length one over `axes`."""
     return w * lax.rsqrt(abs_sq(w).sum(axes, keepdims=True) + epsilon)
 
 
 def _product(a: Array, b: Array) -> Array:
-    """The matrix product; accelerators would round the factors."""
+    """The matrix product at full precision: by default accelerators round the factors."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 

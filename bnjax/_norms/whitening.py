@@ -16,11 +16,11 @@ from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, psum
 from bnjax._core.moments import Moments, all_reduce, at_least_one, ema, moments
-from bnjax._norms.measure import one_channel_axis, operands, parameter, scaled, wide
+from bnjax._norms.measure import in_stat_dtype, one_channel_axis, operands, parameter, scaled
 
 
 class Whitening(NamedTuple):
-    """The running state: what is taken off, and what is multiplied by.
+    """The running state: the mean that is subtracted, and the matrix that multiplies.
 
     Attributes:
       mean: of each channel, (C,).
@@ -117,7 +117,7 @@ def iterative_norm(
         y = (x - mean) @ p / jnp.sqrt(jnp.trace(cov)) * scale + bias
 
     Args:
-      steps: few, and the smallest eigenvalues are whitened in part only.
+      steps: with few, the smallest eigenvalues are whitened only in part.
       momentum: the fraction of the running state that is kept (1 - PyTorch's).
 
     Raises:
@@ -158,9 +158,12 @@ def _whitened(
     x, features, mask, zero = ops
     channel = one_channel_axis(features, axis)
     size = group_of(x.shape[channel], group_size)
-    _check(mask, masks.name_of(where), channel, running, x.shape[channel], size)
+    _check(mask, masks.name_for_errors(where), channel, running, x.shape[channel], size)
     scale, bias = parameter(scale, "scale", ops), parameter(bias, "bias", ops)
-    rows, valid_rows = jnp.moveaxis(wide(x), channel, -1), None if mask is None else jnp.moveaxis(mask, channel, -1)
+    rows, valid_rows = (
+        jnp.moveaxis(in_stat_dtype(x), channel, -1),
+        None if mask is None else jnp.moveaxis(mask, channel, -1),
+    )
     state, m = running, running
     if train:
         count, mean, cov = _covariance(rows, valid_rows, size, axis_name)
@@ -192,7 +195,7 @@ def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | 
 
 
 def _of_unit_size(root: Callable[[Array], Array], cov: Array) -> Array:
-    """`root(cov)`, an inverse root, computed of `cov` divided by its mean variance.
+    """`root(cov)`, an inverse square root, computed from `cov` divided by its mean variance.
 
     For every constant c it is `root(cov / c) / sqrt(c)`. Without it, derivatives underflow in float32 where the
     deviation is 1e8.
@@ -228,14 +231,14 @@ def _inverse_root_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def _dot(subscripts: str, *factors: Array) -> Array:
-    """A product of matrices; accelerators would round the factors."""
+    """A product of matrices at full precision: by default accelerators round the factors."""
     return jnp.einsum(subscripts, *factors, precision=lax.Precision.HIGHEST)
 
 
 def group_of(channels: int, group_size: int) -> int:
     """How many channels are whitened together."""
     size = checks.positive_integer(group_size)
-    if isinstance(channels, int):  # and no symbol of `jax.export`, which is a multiple of the group
+    if isinstance(channels, int):  # not a symbol of `jax.export`, which must be a multiple of the group
         size = min(size, channels or 1)
     if not size or channels % size:
         raise ValueError(f"`group_size` must be a positive divisor of {channels} channels, but it is {group_size!r}.")
@@ -248,7 +251,7 @@ def _check(mask: Array | None, mask_name: str, channel: int, running: Whitening,
             f"`{mask_name}` must have length 1 along the channels, axis {channel}, which are measured together, but "
             f"its shape is {mask.shape}."
         )
-    checks.real_state(running, "running", "Whitening", "mean", "matrix")
+    checks.float_state(running, "running", "Whitening", "mean", "matrix")
     for name, want in (("mean", (channels,)), ("matrix", (channels // size, size, size))):
         if (shape := jnp.shape(getattr(running, name))) != want:
             raise ValueError(f"`running.{name}` must have the shape {want}, but it has {shape}.")

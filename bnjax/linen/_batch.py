@@ -12,12 +12,12 @@ from jax.typing import ArrayLike
 from bnjax import _checks as checks
 from bnjax._core.affine_map import Activation
 from bnjax._modules.call import (
+    batch_update,
     by_batch_only,
     call_batch_norm,
     check_batch_norm,
     check_state,
     floating,
-    handed_out,
     replaced,
     result_dtype,
     running_state,
@@ -114,14 +114,14 @@ class BatchNorm(nn.BatchNorm):
         bias = replaced(own_bias, bias, "bias", self.use_bias)
         y, new, batch = call_batch_norm(
             self, floating(x), running, scale, bias,
-            train=not use_running_average, alone=self.is_initializing(), mask=mask, residual=residual,
+            train=not use_running_average, local_only=self.is_initializing(), mask=mask, residual=residual,
             dtype=result_dtype(x, scale, bias, dtype=self.dtype),
         )  # fmt: skip
         if use_running_average or self.is_initializing() or not stats:
             return y
         out = self.is_mutable_collection("batch_moments")
         if out:
-            self.sow("batch_moments", "batch", handed_out(self, batch))
+            self.sow("batch_moments", "batch", batch_update(self, batch))
         if self.is_mutable_collection("batch_stats") or not out:
             for name, variable in stats.items():
                 variable.value = getattr(new, name)

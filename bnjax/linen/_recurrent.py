@@ -115,12 +115,12 @@ class BatchNormLSTMCell(_Cell):
     """LSTM cell whose gates and memory go through batch norm, with statistics for each time step.
 
     `[i, f, g, o] = BN(W_h h) + BN(W_x x) + b`, `c = sigmoid(f) * c + sigmoid(i) * tanh(g)`,
-    `h = sigmoid(o) * tanh(BN(c))`. Scales start at 0.1: from 1 the gradients of tanh vanish.
+    `h = sigmoid(o) * tanh(BN(c))`. Scales start at 0.1, because from 1 the gradients of tanh vanish.
 
     In `nn.RNN(cell, variable_axes={"batch_stats": 0})` the running state has a first axis of time steps, as many as
     the input has at initialization; `resize_steps` makes it fit inputs of another length. For sequences of different
-    lengths, padded, give `initial_carry=cell.initialize_carry(key, (*batch, features), lengths)`: `nn.RNN` tells its
-    cell nothing of `seq_lengths`.
+    lengths, padded, give `initial_carry=cell.initialize_carry(key, (*batch, features), lengths)`: `nn.RNN` does not
+    pass `seq_lengths` to its cell.
 
     Attributes:
       use_running_average: normalize by the running state; `nn.RNN` cannot tell at the call.

@@ -16,11 +16,11 @@ from bnjax._checks import Axes, Pivot
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
 from bnjax._modules.call import (
+    batch_update,
     by_batch_only,
     call_batch_norm,
     check_batch_norm,
     check_num_features,
-    handed_out,
     not_widened,
     one_value,
     replaced,
@@ -161,14 +161,14 @@ class BatchNorm(nnx.BatchNorm):
         y, new, batch = call_batch_norm(
             self, x, running, scale, bias,
             train=not use_running_average,
-            alone=self.track_running_stats and self.axis_name is None and one_value(x, self.axis), mask=mask,
+            local_only=self.track_running_stats and self.axis_name is None and one_value(x, self.axis), mask=mask,
             residual=residual, dtype=result_dtype(promoted, scale, bias, dtype=self.dtype),
         )  # fmt: skip
         if stats and not use_running_average:
             for name in stats:
                 _write(getattr(self, name), getattr(new, name))
             if asked_for_moments(self):
-                self.sow(BatchMoments, "batch", handed_out(self, batch))
+                self.sow(BatchMoments, "batch", batch_update(self, batch))
         return y
 
 

@@ -1,7 +1,7 @@
 """A module with other values in some of its parameters, for one call, while the module itself stays as it is.
 
-To write the values into the module and put the old ones back would not do: another thread would see them, and a plain
-JAX transformation that the module is closed over by would leave its tracers there, or refuse.
+Writing the values into the module and restoring the old ones would be wrong. Another thread would see them, and a plain
+JAX transformation that closes over the module would leave its tracers there, or refuse.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def _copied(node: Any, new: dict[int, nnx.Variable], copies: dict[int, tuple[Any
             else:
                 vars(copy).update(vars(node) | other)
         else:
-            children, structure = _flat(node)
+            children, structure = _contents(node)
             others = [child if child is node else _copied(child, new, copies) for child in children]
             same = all(a is b for a, b in zip(children, others, strict=True))
             copy = node if same else structure.unflatten(others)
@@ -62,14 +62,14 @@ def _copied(node: Any, new: dict[int, nnx.Variable], copies: dict[int, tuple[Any
     return copies[id(node)][1]
 
 
-def _flat(node: Any) -> tuple[list[Any], Any]:
-    """What is directly in a container; of a leaf, the leaf."""
+def _contents(node: Any) -> tuple[list[Any], Any]:
+    """The direct children of a container, and its structure. A leaf is its own child."""
     return jax.tree.flatten(node, is_leaf=lambda t: t is not node)
 
 
 def _children(module: Any) -> dict[str, Any]:
     """The attributes that may hold Variables: JAX knows which, except of a module that is no pytree."""
-    data = _flat(module)[0]
+    data = _contents(module)[0]
     if len(data) == 1 and data[0] is module:
         return dict(vars(module))
     ids = set(map(id, data))

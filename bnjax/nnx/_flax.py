@@ -1,4 +1,4 @@
-"""How our constructors, whose arguments are written out, hand on to Flax's."""
+"""How our constructors, which write out their arguments, call Flax's."""
 
 import inspect
 from collections.abc import Callable, Mapping

@@ -145,12 +145,12 @@ class BatchNormLSTMCell(_Cell):
     """LSTM cell whose gates and memory go through batch norm, with statistics for each time step.
 
     `[i, f, g, o] = BN(W_h h) + BN(W_x x) + b`, `c = sigmoid(f) * c + sigmoid(i) * tanh(g)`,
-    `h = sigmoid(o) * tanh(BN(c))`. Scales start at 0.1: from 1 the gradients of tanh vanish.
+    `h = sigmoid(o) * tanh(BN(c))`. Scales start at 0.1, because from 1 the gradients of tanh vanish.
 
     Step `max_steps` and those after it share their statistics; at evaluation steps past the longest seen use those of
     the last that was. For sequences of different lengths, padded, give
-    `initial_carry=cell.initialize_carry((*batch, features), lengths=lengths)`: `nnx.RNN` tells its cell nothing of
-    `seq_lengths`.
+    `initial_carry=cell.initialize_carry((*batch, features), lengths=lengths)`: `nnx.RNN` does not pass
+    `seq_lengths` to its cell.
 
     Args:
       max_steps: how many steps have statistics of their own.

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._checks import Axes
+from bnjax._core.state import Path
 from bnjax._modules.call import is_matrix, result_dtype
 from bnjax._norms.weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
 from bnjax.nnx._copies import Named, with_values
@@ -19,7 +20,6 @@ from bnjax.nnx._flax import construct
 from bnjax.nnx._unstable import PromoteDtypeFn, promote_dtype
 
 KERNELS = nnx.PathContains("kernel")
-Path = tuple[Any, ...]
 
 
 class SpectralNorm(nnx.SpectralNorm):
@@ -135,7 +135,7 @@ class WeightNorm(nnx.WeightNorm):
 
     def _new_scale(self, w: nnx.Param, rngs: nnx.Rngs) -> nnx.Param:
         shape = tuple(w.shape[a] for a in checks.canonical_axes(self.feature_axes, w.ndim, "feature_axes"))
-        try:  # as Flax calls it: what is constant takes no key from the stream, so that all else is initialised alike
+        try:  # as Flax calls it: a constant takes no key from the stream, so that all other parameters get Flax's keys
             return nnx.Param(self.scale_init(rngs["params"], shape, self.param_dtype))
         except TypeError:
             return nnx.Param(self.scale_init(rngs.params(), shape, self.param_dtype))
