@@ -11,19 +11,19 @@ from typing import Annotated
 
 from rich.table import Table
 
-from experiments import distributed, run
-from experiments.cli import parse
+from experiments.cli.errors import UserError
+from experiments.cli.program import run_main
+from experiments.cli.report import Report, reporting
+from experiments.cli.schema import Range, rebuild
 from experiments.config import BatchSize, Config, Norm
+from experiments.config.arguments import parse
 from experiments.data import Data, check_sizes, load_data
-from experiments.errors import UserError
-from experiments.files import Record
-from experiments.page import save_page, save_picture, save_sizes_page
-from experiments.parallel import make_layout
-from experiments.plots import Errors, save_errors
-from experiments.program import run_main
-from experiments.report import Report, reporting
-from experiments.schema import Range, rebuild
-from experiments.summary import TARGET, Summary, errors_of, mean_and_deviation, summarize
+from experiments.results.page import save_page, save_picture, save_sizes_page
+from experiments.results.plots import Errors, save_errors
+from experiments.results.records import Record
+from experiments.results.summary import TARGET, Summary, errors_of, mean_and_deviation, summarize
+from experiments.training import processes, run
+from experiments.training.layouts import make_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("`--norms` must name norms; write, for example, `--norms=none,batch`.")
     norms, config = arguments.norms, arguments.config
     configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
-    distributed.start(config)
+    processes.start(config)
     for norm in norms:
         for sized in configs.values():
             make_layout(with_norm(sized, norm))  # says what does not fit, before any work

@@ -5,28 +5,15 @@ number; when one of them dies, all are ended, and it is named. They end with thi
 """
 
 import dataclasses
-import os
-import queue
-import re
 import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
-from typing import IO, Annotated
+from typing import Annotated
 
-from experiments.errors import UserError
-from experiments.flags import parse_flags
-from experiments.program import run_main
-from experiments.schema import Range
-from experiments.warden import Warden
-
-# What Gloo prints whenever processes meet. Its threads print piece by piece, so that pieces of two messages mix.
-PIECE = r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : "
-CHATTER = re.compile(rf"^(?:\d*(?:(?:{PIECE})\d*)+|\d*$)")
-PATIENCE = 5  # seconds for the processes to say goodbye when they are interrupted
+from experiments.cli.errors import UserError
+from experiments.cli.flags import parse_flags
+from experiments.cli.program import run_main
+from experiments.cli.schema import Range
+from experiments.training.launcher import commands, run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,116 +21,6 @@ class Arguments:
     """Train with several processes on this machine. The arguments of `experiments.train` come after `--`."""
 
     processes: Annotated[int, Range(low=1, high=1024)] = 2
-
-
-class Group:
-    """Processes that live and die together, each the leader of a process group of its own."""
-
-    def __init__(self, commands: Sequence[Sequence[str]], out: IO[str] | None = None, errors: IO[str] | None = None):
-        """Starts them. What they say goes to `out` and `errors`, by default where this process says it."""
-        self._ended: queue.Queue[int] = queue.Queue()
-        self._warden = Warden()
-        self.processes = [self._start(command) for command in commands]
-        self._forwarders = [
-            threading.Thread(target=_forward, args=(f"[{i}] ", source, target), daemon=True)
-            for i, p in enumerate(self.processes)
-            for source, target in ((p.stdout, out or sys.stdout), (p.stderr, errors or sys.stderr))
-        ]
-        watchers = [threading.Thread(target=self._watch, args=(i,), daemon=True) for i in range(len(commands))]
-        for thread in (*self._forwarders, *watchers):
-            thread.start()
-
-    def wait(self) -> tuple[int, int] | None:
-        """Waits until one fails, and returns its number and its status; or until all are done."""
-        for _ in self.processes:
-            i = self._ended.get()
-            if status := self.processes[i].returncode:
-                return i, status
-        return None
-
-    def interrupt(self) -> None:
-        """Asks all of them to stop, and gives them time to say where they are."""
-        self._signal(signal.SIGINT)
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and any(p.poll() is None for p in self.processes):
-            time.sleep(0.05)
-
-    def kill(self) -> None:
-        """Ends all at once, with what they started. Nothing milder is heard by one that waits for another."""
-        self._signal(signal.SIGKILL)
-        for process in self.processes:
-            process.wait()
-        for thread in self._forwarders:
-            thread.join(timeout=10)  # what is left to say; not for ever, if a process beyond the group holds the pipe
-        self._warden.dismiss()
-
-    def _start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        self._warden.watch(process.pid)
-        return process
-
-    def _watch(self, i: int) -> None:
-        self.processes[i].wait()
-        self._warden.forget(self.processes[i].pid)
-        self._ended.put(i)
-
-    def _signal(self, number: int) -> None:
-        for process in self.processes:
-            try:
-                os.killpg(process.pid, number)
-            except ProcessLookupError:
-                continue
-
-
-def _forward(prefix: str, source: IO[str], target: IO[str]) -> None:
-    with source:
-        for line in source:
-            if said := CHATTER.sub("", line.rstrip("\n")):
-                target.write(prefix + said + "\n")
-                target.flush()
-
-
-def commands(processes: int, arguments: Sequence[str]) -> list[list[str]]:
-    """The command of every process of a new group that trains."""
-    train = [sys.executable, "-m", "experiments.train", *arguments]
-    group = [f"--distributed.coordinator=127.0.0.1:{free_port()}", f"--distributed.num_processes={processes}"]
-    return [[*train, *group, f"--distributed.process_id={i}"] for i in range(processes)]
-
-
-def run(processes: int, arguments: Sequence[str]) -> int:
-    """Trains with so many processes and returns the status: 0, or that of the first one that failed."""
-    group = Group(commands(processes, arguments))
-    print(f"Process ids: {', '.join(str(p.pid) for p in group.processes)}", flush=True)
-    try:
-        failed = group.wait()
-    except KeyboardInterrupt:
-        group.interrupt()
-        return 130
-    finally:
-        group.kill()
-    if failed is None:
-        return 0
-    i, status = failed
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    print(
-        f"error: process {i} of {processes} (pid {group.processes[i].pid}) {how}; the others were ended.",
-        file=sys.stderr,
-    )
-    if status != 2:  # not by the user's hand
-        print(
-            "Give the same command with `--resume` and its `--workdir` to go on from the last checkpoint.",
-            file=sys.stderr,
-        )
-    return 128 - status if status < 0 else status
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -154,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse_flags(Arguments, own, "python -m experiments.launch", __doc__)
     if not arguments:
         raise UserError("The arguments of `experiments.train` must come after `--`, for example `-- --config=...`.")
-    return run(parsed.processes, arguments)
+    return run(commands(parsed.processes, arguments))
 
 
 if __name__ == "__main__":

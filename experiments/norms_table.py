@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bnjax import NORMS
-from experiments.errors import UserError
-from experiments.flags import parse_flags
-from experiments.program import run_main
+from experiments.cli.errors import UserError
+from experiments.cli.flags import parse_flags
+from experiments.cli.program import run_main
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "norms" / "index.md"
 BEGIN, END = "<!-- norms -->\n", "<!-- /norms -->\n"

@@ -20,9 +20,9 @@ import numpy as np
 from jax import Array
 
 import bnjax.linen as bnn
-from experiments.errors import UserError
-from experiments.flags import parse_flags
-from experiments.program import run_main
+from experiments.cli.errors import UserError
+from experiments.cli.flags import parse_flags
+from experiments.cli.program import run_main
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- numerics -->\n", "<!-- /numerics -->\n"

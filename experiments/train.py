@@ -5,15 +5,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import distributed, run
-from experiments.cli import parse
+from experiments.cli.program import run_main
+from experiments.cli.report import reporting
 from experiments.config import Config
+from experiments.config.arguments import parse
 from experiments.data import check_sizes, load_data
-from experiments.distributed import Distributed
-from experiments.parallel import make_layout
-from experiments.plots import save_curves
-from experiments.program import run_main
-from experiments.report import reporting
+from experiments.results.plots import save_curves
+from experiments.training import processes, run
+from experiments.training.layouts import make_layout
+from experiments.training.processes import Distributed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +30,15 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     arguments = parse(Arguments, argv, "python -m experiments.train")
     config = arguments.config
-    distributed.start(config, arguments.distributed, arguments.resume)
+    processes.start(config, arguments.distributed, arguments.resume)
     make_layout(config)  # what does not fit the devices is refused before any work
-    workdir = Path(distributed.agreed(arguments.workdir))
+    workdir = Path(processes.agreed(arguments.workdir))
     data = load_data(config.data)
     check_sizes(config, data)
     program = run.program_of(config, data)
     with (
         run.claim(workdir, config, arguments.resume),
-        reporting(run.total_steps(config, data), quiet=not distributed.is_main()) as report,
+        reporting(run.total_steps(config, data), quiet=not processes.is_main()) as report,
     ):
         report.title(f"Training in {workdir}")
         try:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         except KeyboardInterrupt:
             report.line(f"To continue: python -m experiments.train --resume --workdir={workdir}")
             raise
-        if distributed.is_main():
+        if processes.is_main():
             save_curves(workdir / "curves.png", records, run.title(config, workdir))
         accuracy, seconds = records[-1]["eval/accuracy"], time.monotonic() - began
         report.line(f"Accuracy on the held-out examples: {accuracy:.4f}. {seconds:.0f} s; everything is in {workdir}.")

@@ -29,6 +29,19 @@ FLOORS = {
     "experiments": 10,
     "configs": 11,
 }
+# What each room of the experiments may import beside itself. All else there is a command, which nobody imports.
+DOMAIN = {"cli", "config", "data", "models", "tasks", "results"}
+EXPERIMENTS = {
+    "cli": set(),
+    "config": {"cli"},
+    "data": {"cli", "config"},
+    "models": {"cli", "config"},
+    "results": {"cli", "config"},
+    "tasks": {"cli", "config", "results"},
+    "measure": DOMAIN,
+    "training": DOMAIN,
+    "studies": DOMAIN | {"measure", "training"},  # and none sees another
+}
 FRAMEWORK_ROOMS = {"bnjax.linen": "flax.linen", "bnjax.nnx": "flax.nnx"}
 
 
@@ -62,6 +75,20 @@ def is_in(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+def forbidden_experiment(module: str, name: str) -> str:
+    """Why a module of the experiments may not import another of them; or nothing."""
+    own, other = (n.split(".")[1:3] for n in (module, name))
+    if not own or not other:
+        return ""
+    if own[0] == "studies" == other[0] and own != other:
+        return "which is another study"
+    if own[0] == other[0]:
+        return ""
+    if other[0] not in EXPERIMENTS:
+        return "which is a command"
+    return "" if own[0] not in EXPERIMENTS or other[0] in EXPERIMENTS[own[0]] else f"which `{own[0]}` does not see"
+
+
 def violations(modules: dict[str, str]) -> list[str]:
     found = []
     for module, source in modules.items():
@@ -86,6 +113,8 @@ def violations(modules: dict[str, str]) -> list[str]:
                 found.append(f"{module} imports {name}, the other framework's")
             elif not library and is_in(name, "bnjax") and any(part.startswith("_") for part in name.split(".")):
                 found.append(f"{module} imports {name}, which is not public")
+            elif where == own == "experiments" and (why := forbidden_experiment(module, name)):
+                found.append(f"{module} imports {name}, {why}")
     return found
 
 
@@ -115,6 +144,16 @@ def test_imports_run_downwards_only():
         ("experiments.train", "from bnjax._core.moments import psum", "not public"),
         ("experiments.train", "from bnjax import _core", "not public"),
         ("experiments.train", "import configs.digits_cnn", "not below"),
+        ("experiments.compare", "from experiments import train", "a command"),
+        ("experiments.training.run", "from experiments.bench.options import Arguments", "a command"),
+        ("experiments.cli.flags", "from experiments.config import Config", "`cli` does not see"),
+        ("experiments.config.types", "from experiments.models import MODELS", "`config` does not see"),
+        ("experiments.data", "from experiments.training.layouts import Layout", "`data` does not see"),
+        ("experiments.models.resnet", "from experiments.data import Data", "`models` does not see"),
+        ("experiments.results.page", "from experiments import training", "`results` does not see"),
+        ("experiments.measure.hlo", "from experiments.training import run", "`measure` does not see"),
+        ("experiments.training.run", "from experiments.studies import lr", "`training` does not see"),
+        ("experiments.studies.lr", "from experiments.studies.depth import main", "another study"),
     ],
 )
 def test_what_is_forbidden_is_found(module, source, words):
@@ -132,6 +171,10 @@ def test_what_is_allowed_is_not():
             "bnjax.nnx._batch": "from flax import nnx",
             "experiments.train": "from bnjax import linen as bnn, moments\nfrom flax import linen, nnx",
             "configs.digits_cnn": "from experiments.config import Config",
+            "experiments.bench.run": "from experiments.bench.options import Arguments",
+            "experiments.compare": "from experiments.training import run\nfrom experiments.results import page",
+            "experiments.training.steps": "from experiments.models import make_network",
+            "experiments.studies.lr": "from experiments.training import run\nfrom experiments.measure import hlo",
         }
     )
 

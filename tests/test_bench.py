@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-import experiments.bench
+import experiments
 from experiments.bench import (
     contenders,
     documents,
@@ -31,8 +31,8 @@ from experiments.bench import (
 )
 from experiments.bench.__main__ import main
 from experiments.bench.options import Arguments
-from experiments.bench.targets import target_of
-from experiments.errors import UserError
+from experiments.cli.errors import UserError
+from experiments.measure.targets import target_of
 
 IMAGE, ROWS, GROUPED = (4, 3, 3, 8), (6, 16), (2, 3, 3, 64)
 CASES = [
@@ -331,7 +331,7 @@ def test_accelerators_are_compiled_for_in_bfloat16_alone():
 
 
 def test_its_examples_are_right():
-    for found in pkgutil.iter_modules(experiments.bench.__path__):
-        if found.name != "__main__":
-            assert doctest.testmod(importlib.import_module(f"experiments.bench.{found.name}")).failed == 0
+    for found in pkgutil.walk_packages(experiments.__path__, "experiments."):
+        if not found.name.endswith("__main__"):
+            assert doctest.testmod(importlib.import_module(found.name)).failed == 0
     assert Path(documents.DOCUMENT).exists()

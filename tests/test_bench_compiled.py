@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.bench import compiled, hlo
-from experiments.bench.targets import Target
+from experiments.bench import compiled
+from experiments.measure import hlo
+from experiments.measure.targets import Target
 
 CPU = Target("cpu")
 TINY = {"stages": (1,), "filters": 2, "classes": 3}

@@ -8,13 +8,14 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import compare, run, steps, train
-from experiments.checkpoints import Checkpoints, last_arrays
+from experiments import compare, train
+from experiments.cli.errors import UserError
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
-from experiments.configfile import to_json
-from experiments.errors import UserError
-from experiments.files import write_text, write_whole
-from experiments.lock import only_writer
+from experiments.config.file import to_json
+from experiments.results.files import write_text, write_whole
+from experiments.training import run, steps
+from experiments.training.checkpoints import Checkpoints, last_arrays
+from experiments.training.lock import only_writer
 
 TINY = Config(
     data=DataConfig(train_examples=50, eval_examples=30),

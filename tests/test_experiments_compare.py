@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from experiments import compare
+from experiments.cli.errors import UserError
+from experiments.cli.schema import rebuild
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
-from experiments.configfile import to_json
-from experiments.errors import UserError
-from experiments.files import KEYS, read_metrics
-from experiments.page import save_page, save_picture
-from experiments.plots import STYLES, errors_figure, save_curves
-from experiments.schema import rebuild
-from experiments.summary import summarize
+from experiments.config.file import to_json
+from experiments.results.page import save_page, save_picture
+from experiments.results.plots import STYLES, errors_figure, save_curves
+from experiments.results.records import KEYS, read_metrics
+from experiments.results.summary import summarize
 
 TINY = Config(
     seed=4,
@@ -199,7 +199,7 @@ def test_colours_are_seen_on_light_and_on_dark_pages(colour):
 
 def test_the_curves_of_a_run_show_its_error_and_say_which_run_it_is(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("experiments.plots.Figure.savefig", lambda picture, file, **_: drawn.append(picture))
+    monkeypatch.setattr("experiments.results.plots.Figure.savefig", lambda picture, file, **_: drawn.append(picture))
     save_curves(tmp_path / "curves.png", records(0.5, 0.75), "run7: digits, norm batch (linen), seed 3")
     assert drawn[0].get_suptitle() == "run7: digits, norm batch (linen), seed 3"
     errors = drawn[0].axes[0]

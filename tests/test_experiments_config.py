@@ -5,16 +5,17 @@ import json
 
 import pytest
 
+import experiments.faults.__main__ as faults
 import experiments.scale.__main__ as scale
-from experiments import compare, faults, launch, norms_table, numerics, train
+from experiments import compare, launch, norms_table, numerics, train
 from experiments.bench import options
-from experiments.cli import parse
+from experiments.cli.errors import UserError
+from experiments.cli.flags import parse_flags
+from experiments.cli.program import run_main
+from experiments.cli.schema import build, differences, rebuild
 from experiments.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
-from experiments.configfile import load, to_json
-from experiments.errors import UserError
-from experiments.flags import parse_flags
-from experiments.program import run_main
-from experiments.schema import build, differences, rebuild
+from experiments.config.arguments import parse
+from experiments.config.file import load, to_json
 
 DIGITS = "configs/digits_cnn.py"
 

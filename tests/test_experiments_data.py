@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments import compare, run, train
+from experiments import compare, train
+from experiments.cli.errors import UserError
 from experiments.config import DataConfig
 from experiments.data import Examples, batches, epoch_order, load_data
-from experiments.errors import UserError
-from experiments.idx import read_idx
+from experiments.data.idx import read_idx
+from experiments.training import run
 
 
 def test_the_split_of_the_digits_is_fixed_disjoint_and_whole():

@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import faults, flips, launch
-from experiments.errors import UserError
+from experiments.cli.errors import UserError
+from experiments.faults import __main__ as faults
+from experiments.faults import flips
+from experiments.training import launcher as launch
 
 # Counts to thirty in a file, which is all its state; the other process waits until it is done.
 TRAINING = """

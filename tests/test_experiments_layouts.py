@@ -13,12 +13,12 @@ import pytest
 from flax import linen as nn
 
 from bnjax import linen as bnn
-from experiments import run, steps
+from experiments.cli.errors import UserError
 from experiments.config import Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from experiments.data import CLASSES, Examples, batches
-from experiments.errors import UserError
-from experiments.models import Network
-from experiments.parallel import make_layout
+from experiments.models.network import Network
+from experiments.training import run, steps
+from experiments.training.layouts import make_layout
 
 LAYOUTS = ("jit", "shard_map", "vmap", "pmap")
 GROUP = {"global": None, "device": None, "group": 2}

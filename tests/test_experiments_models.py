@@ -10,11 +10,11 @@ import optax
 import pytest
 from flax import linen as nn
 
+from experiments.cli.errors import UserError
 from experiments.config import NORMS, Config, ModelConfig, OptimizerConfig, TrainConfig
-from experiments.errors import UserError
 from experiments.models import make_network
-from experiments.parallel import make_layout
-from experiments.steps import eval_step, init_state, make_optimizer, measure, train_step
+from experiments.training.layouts import make_layout
+from experiments.training.steps import eval_step, init_state, make_optimizer, measure, train_step
 
 SHAPE, CLASSES, BATCH = (8, 12, 2), 5, 6
 

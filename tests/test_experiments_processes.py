@@ -17,15 +17,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import distributed, run, steps
+from experiments.cli.errors import UserError
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
-from experiments.configfile import to_json
+from experiments.config.file import to_json
 from experiments.data import load_data
-from experiments.distributed import Distributed
-from experiments.errors import UserError
-from experiments.files import read_metrics
-from experiments.launch import Group, free_port, main
-from experiments.meeting import Greeting, Place, meet
+from experiments.launch import main
+from experiments.results.records import read_metrics
+from experiments.training import processes as distributed
+from experiments.training import run, steps
+from experiments.training.launcher import Group, free_port
+from experiments.training.meeting import Greeting, Place, meet
+from experiments.training.processes import Distributed
 
 ROOT = Path(__file__).parent.parent
 CONFIG = Config(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.errors import UserError
-from experiments.program import run_main
-from experiments.report import reporting
+from experiments.cli.errors import UserError
+from experiments.cli.program import run_main
+from experiments.cli.report import reporting
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +57,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, capsys):
 
 
 def start(code, **how):
-    program = f"from experiments.program import run_main\n{code}\nrun_main(main)"
+    program = f"from experiments.cli.program import run_main\n{code}\nrun_main(main)"
     how = {"stderr": subprocess.PIPE, "text": True, "cwd": ROOT, **how}
     return subprocess.Popen([sys.executable, "-c", program], **how)
 

@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from experiments.config import Config, ParallelConfig, TrainConfig
-from experiments.parallel import make_layout
 from experiments.scale import __main__ as scale
 from experiments.scale import compiled
+from experiments.training.layouts import make_layout
 
 # Of one block of a ResNet: the parameters of its convolutions and its last layer, and the features of its five norms.
 WEIGHTS, FEATURES = 7 * 7 * 3 * 4 + 4 * 4 + 3 * 3 * 4 * 4 + 4 * 16 + 4 * 16 + 16 * 10 + 10, (4, 4, 4, 16, 16)

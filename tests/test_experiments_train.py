@@ -13,12 +13,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import run, steps, train
+from experiments import train
+from experiments.cli.errors import UserError
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
-from experiments.configfile import load, to_json
+from experiments.config.file import load, to_json
 from experiments.data import batches, load_data
-from experiments.errors import UserError
-from experiments.files import KEYS, MetricsLog, read_metrics, write_whole
+from experiments.results.files import write_whole
+from experiments.results.records import KEYS, MetricsLog, read_metrics
+from experiments.training import run, steps
 
 TINY = Config(
     data=DataConfig(train_examples=50, eval_examples=30),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.bench import options
-from experiments.program import run_main
+from experiments.cli.program import run_main
 
 
 def main(argv: Sequence[str]) -> None:

@@ -19,9 +19,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.bench import contenders, hlo, resnet, work
+from experiments.bench import contenders, resnet, work
 from experiments.bench.resnet import models
-from experiments.bench.targets import Target, devices, target_of
+from experiments.measure import hlo
+from experiments.measure.targets import Target, devices, target_of
 
 BATCH, SIZE = 32, 224  # examples for each device, pixels
 IMAGE = (56, 56, 256)  # of the norm alone

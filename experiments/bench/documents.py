@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from experiments.errors import UserError
-from experiments.files import write_text
+from experiments.cli.errors import UserError
+from experiments.results.files import write_text
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "results" / "performance.md"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.bench.options import Arguments, environment
-from experiments.bench.targets import Target, target_of
+from experiments.measure.targets import Target, target_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

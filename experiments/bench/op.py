@@ -10,9 +10,9 @@ import jax
 
 from experiments.bench import contenders, pytorch, work
 from experiments.bench.options import Arguments, shape_of
-from experiments.bench.timing import Timed, interleave
 from experiments.bench.work import Case, Tensors
-from experiments.errors import UserError
+from experiments.cli.errors import UserError
+from experiments.measure.timing import Timed, interleave
 
 Record = dict[str, Any]
 COPY = "copy"

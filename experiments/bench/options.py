@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from experiments.bench.targets import target_of
-from experiments.errors import UserError, shown
-from experiments.flags import parse_flags
+from experiments.cli.errors import UserError, shown
+from experiments.cli.flags import parse_flags
+from experiments.measure.targets import target_of
 
 Part = Literal["op", "model", "step", "import"]
 DType = Literal["float32", "bfloat16"]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments.bench.tables import grouped
 from experiments.bench.work import shape_name
-from experiments.files import write_whole
+from experiments.results.files import write_whole
 
 # Ours in blue, the peers on JAX from orange to brown, PyTorch in green: the family first, then who it is.
 FAMILIES = {

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.bench import documents, imports, machine, model, op, step
+from experiments.bench import documents, imports, model, op, step
 from experiments.bench.options import Arguments
 from experiments.bench.picture import save_bars
 from experiments.bench.tables import TABLES
-from experiments.errors import UserError
-from experiments.files import write_text
-from experiments.report import Report, reporting
+from experiments.cli.errors import UserError
+from experiments.cli.report import Report, reporting
+from experiments.measure import machine
+from experiments.results.files import write_text
 
 HIDDEN = ("workdir", "tpu_python", "gpu_python", "write")  # where, not what
 

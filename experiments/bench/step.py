@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.bench import resnet
 from experiments.bench.options import Arguments
-from experiments.bench.timing import Timed, interleave
+from experiments.measure.timing import Timed, interleave
 
 SMALL = {"batch": 16, "size": 64, "stages": (1, 1, 1, 1), "filters": 16}
 WHOLE = {"batch": 128, "size": 224, "stages": resnet.FIFTY, "filters": 64}

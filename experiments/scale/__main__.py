@@ -15,10 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.bench.targets import Target, target_of
-from experiments.files import write_text
-from experiments.flags import parse_flags
-from experiments.program import run_main
+from experiments.cli.flags import parse_flags
+from experiments.cli.program import run_main
+from experiments.measure.targets import Target, target_of
+from experiments.results.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "results" / "scale.md"

@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bnjax import linen as bnn
-from experiments.bench import resnet
-from experiments.bench.hlo import bytes_of
-from experiments.bench.targets import devices, target_of
 from experiments.config import Config, ParallelConfig, TrainConfig
-from experiments.models import Network
-from experiments.parallel import Layout, make_layout
-from experiments.steps import init_state, train_step
+from experiments.measure.hlo import bytes_of
+from experiments.measure.targets import devices, target_of
+from experiments.models.network import linen_network
+from experiments.models.resnet import FIFTY, ResNet
+from experiments.training.layouts import Layout, make_layout
+from experiments.training.steps import init_state, train_step
 
 EACH = 32  # examples for each device
+OPTIMIZER = optax.sgd(0.1, 0.9)
 MODELS: dict[str, dict[str, Any]] = {  # by name: the size of the images, the attributes of `ResNet`
-    "ResNet-50": {"size": 224, "stages": resnet.FIFTY, "dtype": jnp.bfloat16},
+    "ResNet-50": {"size": 224, "stages": FIFTY, "dtype": jnp.bfloat16},
     "one block": {"size": 16, "stages": (1,), "filters": 4, "classes": 10, "dtype": jnp.float32},
 }
 _COLLECTIVE = re.compile(
@@ -61,28 +63,17 @@ def compile_step(model: str, layout: Layout) -> tuple[Any, float]:
     """The compiled training step of a ResNet, and the seconds of processor time that it took."""
     arguments = dict(MODELS[model])
     size, rows = arguments.pop("size"), EACH * layout.mesh.size
-    network = _network(resnet.ResNet(norm=functools.partial(bnn.BatchNorm, **layout.norm(rows)), **arguments), size)
-    state = jax.eval_shape(functools.partial(init_state, network, resnet.OPTIMIZER, "float32"), jax.random.key(0))
-    image, label = resnet.images_and_labels(rows, size, arguments["dtype"])
-    batch = {"image": image, "label": label, "mask": jax.ShapeDtypeStruct((rows,), bool)}
-    step = layout.spread(functools.partial(train_step, network, resnet.OPTIMIZER, layout), donate=True)
+    norm = functools.partial(bnn.BatchNorm, **layout.norm(rows))
+    network = linen_network(ResNet(norm=norm, **arguments), (size, size, 3), takes_mask=False)
+    state = jax.eval_shape(functools.partial(init_state, network, OPTIMIZER, "float32"), jax.random.key(0))
+    batch = {
+        "image": jax.ShapeDtypeStruct((rows, size, size, 3), arguments["dtype"]),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((rows,), bool),
+    }
+    step = layout.spread(functools.partial(train_step, network, OPTIMIZER, layout), donate=True)
     began = time.process_time()
     return step.lower(state, batch).compile(), time.process_time() - began
-
-
-def _network(model: resnet.ResNet, size: int) -> Network:
-    """As the training step takes it; all examples count."""
-
-    def init(key: Any) -> Any:
-        variables = model.init(key, jnp.zeros((1, size, size, 3), model.dtype), train=False)
-        return variables["params"], variables["batch_stats"]
-
-    def measure(params: Any, stats: Any, x: Any, *, mask: Any) -> Any:
-        variables = {"params": params, "batch_stats": stats}
-        logits, new = model.apply(variables, x.astype(model.dtype), mutable=["batch_moments"])
-        return logits.astype(jnp.float32), new["batch_moments"]
-
-    return Network(init, measure, measure)
 
 
 def facts(model: str, layout: Layout) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""The types of an experiment's config. The limits stand beside the types and are checked by `experiments.schema`."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import bnjax
+from experiments.cli.schema import Count, Range
+
+Width = Annotated[int, Range(low=1, high=2**16)]
+BatchSize = Annotated[int, Range(low=2, high=2**31 - 1)]
+Steps = Annotated[int, Range(low=0, high=2**31 - 1)]
+# All norms of activations that need nothing at the call but the input; `ghost` is `batch` measured in slices.
+NORMS = tuple(n for n, row in bnjax.NORMS.items() if n not in ("domain", "split") and not row.wraps)
+if TYPE_CHECKING:
+    Norm = str
+else:
+    Norm = Literal[("none", *NORMS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    name: Literal["digits", "idx"] = "digits"  # scikit-learn's digits, or MNIST's file format
+    directory: str = ""  # where the four idx files are (`name="idx"`)
+    train_examples: Count | None = None  # only this many of the training examples
+    eval_examples: Count | None = None  # only this many of the held-out ones
+    shuffle_labels: bool = False  # shuffle the training labels: nothing can be learned then
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network of the article."""
+
+    api: Literal["linen", "nnx"] = "linen"  # the same network, layer by layer
+    norm: Norm = "batch"
+    momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
+    groups: Count = 8  # of channels (`group`, `evonorm_s0`, `bcn`); what does not divide them becomes what does
+    ghost_size: Annotated[int, Range(low=2, high=2**31 - 1)] = 16  # examples in a slice (`ghost`)
+    widths: tuple[Width, Width, Width] = (32, 64, 128)  # of two convolutions and the dense layer
+    dtype: Literal["float32", "float64"] = "float32"  # of everything, the running statistics included
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How it is learned."""
+
+    name: Literal["sgd", "adam"] = "sgd"  # `sgd` with Nesterov momentum 0.9
+    learning_rate: Annotated[float, Range(above=0, high=100)] = 0.1  # its peak
+    schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step, or not at all
+    warmup_steps: Steps = 0  # linear, from zero to the peak
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How the work is spread over the devices. Every layout computes the same; `sync` says what."""
+
+    layout: Literal["jit", "shard_map", "pmap", "vmap"] = "jit"
+    sync: Literal["global", "device", "group"] = "global"  # whose examples the norms measure together
+    group_size: Count | None = None  # devices in a group (`sync="group"`)
+    fake_devices: Annotated[int, Range(low=1, high=1024)] | None = None  # pretend that the CPU is so many devices
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, and how it is watched."""
+
+    epochs: Count = 12
+    batch_size: BatchSize = 64
+    accumulate: Count = 1  # micro-batches of a batch, one after the other: less memory, each measured by itself
+    eval_batch_size: Count = 512
+    eval_every: Steps = 0  # steps between evaluations; there is one after every epoch, too
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0  # of the initial parameters and the order of examples
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig = TrainConfig()

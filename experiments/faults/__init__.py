@@ -1,0 +1,1 @@
+"""Kills training processes, or damages files, and sees that no run is lost: `python -m experiments.faults`."""

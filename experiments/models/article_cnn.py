@@ -1,0 +1,98 @@
+"""The article's network, once for linen and nnx."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import linen as nn
+from flax import nnx
+from jax import Array
+
+from experiments.config import ModelConfig
+from experiments.models.network import Network, Shape, linen_network, nnx_network
+from experiments.models.norms import ACTIVE, linen_norm, nnx_norm, takes_state
+
+
+class Layers(NamedTuple):
+    """How a library makes its layers: from the numbers of input and output features, and the rank of the input."""
+
+    norm: Callable[[int, int], Any]
+    conv: Callable[[int, int], Any]
+    dense: Callable[[int, int], Any]
+
+
+def add_layers(net: Any, layers: Layers, config: ModelConfig, shape: Shape, classes: int) -> None:
+    """Gives `net` the layers of the article, for images of `shape` (height, width, channels)."""
+    height, width, channels = shape
+    one, two, wide = config.widths
+    net.takes_state = takes_state(config)
+    net.relu = (lambda x: x) if config.norm in ACTIVE else jax.nn.relu
+    net.norm0 = layers.norm(channels, 4)
+    net.conv1 = layers.conv(channels, one)
+    net.norm1 = layers.norm(one, 4)
+    net.conv2 = layers.conv(one, two)
+    net.norm2 = layers.norm(two, 4)
+    net.dense = layers.dense(height // 4 * (width // 4) * two, wide)
+    net.norm3 = layers.norm(wide, 2)
+    net.head = layers.dense(wide, classes)
+
+
+def forward(net: Any, x: Array, *, train: bool, mask: Array) -> Array:
+    """The logits (n, classes) of images (n, height, width, channels)."""
+
+    def norm(layer: Callable[..., Array], x: Array) -> Array:
+        state = {"use_running_average": not train} if net.takes_state else {}
+        return layer(x, mask=mask.reshape((-1,) + (1,) * (x.ndim - 1)), **state)
+
+    x = norm(net.norm0, x)
+    x = _pool(norm(net.norm1, net.relu(net.conv1(x))))
+    x = _pool(norm(net.norm2, net.relu(net.conv2(x))))
+    x = x.reshape(x.shape[0], -1)
+    x = norm(net.norm3, net.relu(net.dense(x)))
+    return net.head(x)
+
+
+def _pool(x: Array) -> Array:
+    return nn.max_pool(x, (2, 2), strides=(2, 2))
+
+
+def build(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:
+    """The network for images of `shape`; `norm` are arguments of every norm of the batch."""
+    if config.api == "nnx":
+        return nnx_network(lambda rngs: NnxCNN(config, shape, classes, norm, rngs=rngs))
+    return linen_network(LinenCNN(config, shape, classes, norm), shape)
+
+
+class LinenCNN(nn.Module):
+    """The article's network for linen."""
+
+    config: ModelConfig
+    shape: Shape
+    classes: int
+    norm: Mapping[str, Any]
+
+    def setup(self) -> None:
+        layers = Layers(
+            norm=lambda features, ndim: linen_norm(self.config, features, ndim, self.norm),
+            conv=lambda _, features: nn.Conv(features, (3, 3)),
+            dense=lambda _, features: nn.Dense(features),
+        )
+        add_layers(self, layers, self.config, self.shape, self.classes)
+
+    def __call__(self, x: Array, *, train: bool, mask: Array) -> Array:
+        return forward(self, x, train=train, mask=mask)
+
+
+class NnxCNN(nnx.Module):
+    """The article's network for nnx."""
+
+    def __init__(self, config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any], *, rngs: nnx.Rngs):
+        layers = Layers(
+            norm=lambda features, ndim: nnx_norm(config, features, ndim, norm, rngs),
+            conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), rngs=rngs),
+            dense=lambda inputs, features: nnx.Linear(inputs, features, rngs=rngs),
+        )
+        add_layers(self, layers, config, shape, classes)
+
+    def __call__(self, x: Array, *, train: bool, mask: Array) -> Array:
+        return forward(self, x, train=train, mask=mask)

@@ -1,0 +1,1 @@
+"""What runs leave behind: files, records, figures, pictures, tables and pages."""

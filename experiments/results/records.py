@@ -1,0 +1,105 @@
+"""The log of a run: one record for every evaluation."""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, NamedTuple
+
+from experiments.cli.errors import UserError, short, shown
+from experiments.results.files import write_whole
+
+Record = dict[str, float]
+
+DIGEST_SIZE = 16  # bytes
+KEYS = ("step", "train/loss", "train/accuracy", "eval/loss", "eval/accuracy")
+
+
+class Mark(NamedTuple):
+    """A place in a log: how many bytes are before it, and their digest."""
+
+    length: int
+    digest: str
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one record a line. A loss that is not finite is `null` there."""
+
+    def __init__(self, path: Path, length: int = 0, write: bool = True):
+        """Opens the log to continue after so many bytes; what it holds beyond them is dropped.
+
+        With `write=False` the records are kept, and the file is left to another process.
+        """
+        kept = path.read_bytes()[:length] if length else b""
+        self.records = _records(path, kept)
+        self._length, self._digest = len(kept), hashlib.blake2b(kept, digest_size=DIGEST_SIZE)
+        if write:
+            write_whole(path, lambda file: file.write(kept))
+        self._path = path if write else None
+        self._file: IO[bytes] = path.open("ab") if write else io.BytesIO()
+
+    def add(self, record: Record) -> None:
+        if self._path and not self._path.exists():  # the system would write on, into a file that nobody finds
+            raise UserError(f"`{self._path}` is gone: its folder was moved or deleted while the program ran.")
+        self.records.append(record)
+        line = _line(record).encode()
+        self._file.write(line)
+        self._file.flush()
+        self._length += len(line)
+        self._digest.update(line)
+
+    def mark(self) -> Mark:
+        """Where the log ends now. What is before it is on the disk: a checkpoint may count on it."""
+        if self._path:
+            os.fsync(self._file.fileno())
+        return Mark(self._length, self._digest.hexdigest())
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
+        self._file.close()
+
+
+def departs(path: Path, mark: Mark) -> str:
+    """Why the log at `path` does not begin as one of which `mark` is a place, for a checkpoint; or nothing."""
+    kept = path.read_bytes()[: mark.length] if path.exists() else b""
+    if len(kept) < mark.length:
+        return f"is beyond the end of `{path.name}`"
+    same = hashlib.blake2b(kept, digest_size=DIGEST_SIZE).hexdigest() == mark.digest
+    return "" if same else f"was saved with another `{path.name}`"
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a `metrics.jsonl`; a last line without its end, of a run that was killed, is left out."""
+    return _records(path, path.read_bytes())
+
+
+def _records(path: Path, content: bytes) -> list[Record]:
+    try:
+        lines = content.decode().splitlines(keepends=True)
+        records = [_record(json.loads(line)) for line in lines if line.endswith("\n")]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"`{path}` is not a log of this program: {type(error).__name__}: {shown(str(error))}."
+        ) from error
+    if any(after["step"] <= before["step"] for before, after in itertools.pairwise(records)):
+        raise UserError(f"`{path}` is not a log of this program: its steps must grow.")
+    return records
+
+
+def _record(values: Any) -> Record:
+    record = {k: math.nan if values[k] is None else values[k] for k in KEYS}
+    if wrong := [k for k, v in record.items() if type(v) not in (int, float) or math.isinf(v)]:
+        raise ValueError(f"`{wrong[0]}` is {short(record[wrong[0]])}")
+    if not record["step"] >= 1:  # nor NaN
+        raise ValueError(f"`step` is {short(record['step'])}")
+    return record
+
+
+def _line(record: Record) -> str:
+    return json.dumps({k: v if math.isfinite(v) else None for k, v in record.items()}) + "\n"

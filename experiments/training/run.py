@@ -1,0 +1,200 @@
+"""One run: train, measure, save, in a folder of its own."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments.cli.errors import UserError
+from experiments.cli.report import Report
+from experiments.cli.schema import differences, fields
+from experiments.config import Config
+from experiments.config.file import load, to_json
+from experiments.data import CLASSES, Data, Examples, batches, epoch_order, steps_per_epoch
+from experiments.results.files import write_text
+from experiments.results.records import MetricsLog, Record, read_metrics
+from experiments.training import processes
+from experiments.training.checkpoints import Checkpoints, digest
+from experiments.training.lock import only_writer
+from experiments.training.steps import Program, Sums, TrainState, make_program
+
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices"}  # a run may be continued with other ones
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config: Config, resume: bool) -> Iterator[None]:
+    """Within it, `workdir` is the folder of the run of `config`, and this process, or its group, alone writes there.
+
+    It is a new one, or with `resume` the one that it was. What can be refused comes before: this leaves its mark.
+
+    Raises:
+      UserError: it holds a run and `resume` is not given, or a run of another config, or another process writes there;
+        it cannot be made.
+    """
+    with contextlib.ExitStack() as held:
+        refused = ""
+        if processes.is_main():
+            try:
+                _claim(workdir, config, resume, held)
+            except UserError as error:
+                refused = str(error)
+        if refused := processes.agreed(refused[:1000]):
+            raise UserError(refused)
+        yield
+
+
+def _claim(workdir: Path, config: Config, resume: bool, held: contextlib.ExitStack) -> None:
+    _check_same(workdir, config, resume)  # before anything is written there
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        held.enter_context(only_writer(workdir))
+        _check_same(workdir, config, resume)  # what another process did meanwhile
+        file = workdir / "config.json"
+        if not file.exists():
+            write_text(file, to_json(config))
+    except OSError as error:
+        raise UserError(f"`--workdir` must be a folder that can be written: {error}.") from error
+
+
+def _check_same(workdir: Path, config: Config, resume: bool) -> None:
+    file = workdir / "config.json"
+    if not file.exists():
+        if left := [name for name in (CHECKPOINTS, METRICS) if os.path.lexists(workdir / name)]:
+            raise UserError(
+                f"`{workdir}` holds `{left[0]}` of a run, but no `config.json` that says of which; "
+                "name another `--workdir`."
+            )
+        return
+    if not resume:
+        raise UserError(f"`{workdir}` already holds a run; add `--resume` to continue it, or name another `--workdir`.")
+    if differing := [name for name in differences(load(str(file)), config) if name not in ELSEWHERE]:
+        names = ", ".join(f"`{name}`" for name in differing)
+        raise UserError(f"`--resume` continues a run as it was configured, but `{file}` has other values for {names}.")
+
+
+def title(config: Config, workdir: Path) -> str:
+    """What a picture of the run is called."""
+    return f"{workdir.name}: {config.data.name}, norm {config.model.norm} ({config.model.api}), seed {config.seed}"
+
+
+def total_steps(config: Config, data: Data) -> int:
+    return config.train.epochs * steps_per_epoch(config, data)
+
+
+def program_of(config: Config, data: Data) -> Program:
+    """The program of a config for its data.
+
+    Raises:
+      UserError: what does not fit the devices, or their memory.
+    """
+    program = make_program(config, data.train.image.shape[1:], CLASSES, total_steps(config, data))
+    state = jax.tree.leaves(jax.eval_shape(program.init, jax.random.key(0)))
+    needed, there = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in state), memory()  # gradients and updates, too
+    if needed > there:
+        raise UserError(
+            f"`config.model.widths` must fit the memory of a device, {there / 1e9:.1f} GB, but to train "
+            f"{config.model.widths} takes {needed / 1e9:.1f} GB and more; use smaller ones."
+        )
+    return program
+
+
+def memory() -> int:
+    """The bytes of a device, or of the machine where the CPU is the device."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def checkpoints_of(workdir: Path, config: Config, data: Data) -> Checkpoints:
+    """The checkpoints of the run of `config` in `workdir`: they are of that config and of these examples."""
+    made_by = {name: value for name, value in fields(config).items() if name not in ELSEWHERE}
+    made_by["config.data (the examples)"] = digest(*data.train, *data.held_out)
+    return Checkpoints(workdir / CHECKPOINTS, made_by)
+
+
+def train(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> list[Record]:
+    """Trains in `workdir`, from its last checkpoint if it has one, and returns the records of the whole run."""
+    with checkpoints_of(workdir, config, data) as checkpoints:
+        try:
+            return _train_from(checkpoints, config, data, program, workdir, report)
+        except KeyboardInterrupt:
+            saved = checkpoints.latest or 0
+            report.line(f"Interrupted: {workdir} is saved up to step {saved} of {total_steps(config, data)}.")
+            raise
+
+
+def _train_from(
+    checkpoints: Checkpoints, config: Config, data: Data, program: Program, workdir: Path, report: Report
+) -> list[Record]:
+    state, log = take_up(checkpoints, program.init(jax.random.key(config.seed)), workdir, report)
+    done = int(state.step)
+    report.advance(done)
+    with log:
+        for epoch in range(done // steps_per_epoch(config, data), config.train.epochs):
+            state = _train_epoch(config, data, program, state, epoch, log, report)
+            report.line(_sentence(epoch + 1, config, log.records[-1]))
+            _check_room(workdir, state)
+            checkpoints.save(state, log.mark())
+        return log.records
+
+
+def _check_room(workdir: Path, state: TrainState) -> None:
+    """Refuses a checkpoint that the disk cannot hold: its writer says so in many lines and leaves a part."""
+    needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(workdir).free
+    if needed > free:
+        raise UserError(
+            f"No space left on device: a checkpoint in `{workdir}` takes {needed} bytes, but {free} are free. Make "
+            "room, and continue with `--resume`."
+        )
+
+
+def take_up(
+    checkpoints: Checkpoints, initial: TrainState, workdir: Path, report: Report
+) -> tuple[TrainState, MetricsLog]:
+    """The state of the last whole checkpoint and the log up to it, or the `initial` state and an empty log."""
+    file, write = workdir / METRICS, processes.is_main()
+    restored = checkpoints.restore(initial, file, report.line)
+    if restored is not None:
+        return restored.state, MetricsLog(file, restored.log.length, write)
+    if file.exists() and read_metrics(file):  # a log, and not what is somebody else's
+        report.line(f"There is no checkpoint in {workdir} yet: the run begins again.")
+    return initial, MetricsLog(file, write=write)
+
+
+def _train_epoch(
+    config: Config, data: Data, program: Program, state: TrainState, epoch: int, log: MetricsLog, report: Report
+) -> TrainState:
+    per_epoch = steps_per_epoch(config, data)
+    order = epoch_order(config.seed, epoch, len(data.train.label))
+    sums: list[Sums] = []
+    for i, batch in enumerate(batches(data.train, config.train.batch_size, order, program.train_share), start=1):
+        state, new = program.train_step(state, batch)
+        sums.append(new)
+        if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
+            held_out = evaluate(program, state, data.held_out, config.train.eval_batch_size)
+            log.add({"step": epoch * per_epoch + i, **_means("train", sums), **_means("eval", held_out)})
+            sums = []
+        report.advance()
+    return state
+
+
+def evaluate(program: Program, state: TrainState, examples: Examples, batch_size: int) -> list[Sums]:
+    """What the model is worth on `examples`, each counted once."""
+    return [program.eval_step(state, batch) for batch in batches(examples, batch_size, share=program.eval_share)]
+
+
+def _means(name: str, sums: Iterable[Sums]) -> Record:
+    totals = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(list(sums)))
+    return {f"{name}/loss": totals["loss"] / totals["count"], f"{name}/accuracy": totals["correct"] / totals["count"]}
+
+
+def _sentence(epoch: int, config: Config, record: Record) -> str:
+    return (
+        f"epoch {epoch:3} of {config.train.epochs}  step {record['step']:6}"
+        f"  train loss {record['train/loss']:7.4f} accuracy {record['train/accuracy']:.4f}"
+        f"  eval loss {record['eval/loss']:7.4f} accuracy {record['eval/accuracy']:.4f}"
+    )
