@@ -1,4 +1,4 @@
-"""The types of an experiment's config. The limits stand beside the types and are checked by `experiments.schema`."""
+"""The types of an experiment's config. The limits stand beside the types and are checked by `experiments.cli.schema`."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Literal
