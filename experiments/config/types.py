@@ -1,4 +1,4 @@
-"""The types of an experiment's config. The limits stand beside the types and are checked by `experiments.cli.schema`."""
+"""The types of an experiment's config. `experiments.cli.schema` checks the limits that stand beside the types."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Literal
