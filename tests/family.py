@@ -1,4 +1,6 @@
-"""The norms by their formulas, a row for each, in numpy or `jax.numpy`; and how results are compared with them.
+"""The norms by their formulas, in numpy or `jax.numpy`; and how results are compared with them.
+
+A new norm adds its formula to `FORMULAS`; its row comes from its `Spec`.
 
 A formula takes the input, examples first and channels last, its parameters, the weights `n` (1 is valid, 0 is not; of
 the shape of the input), the running state, and whether it trains. It returns the output, and what the running state
@@ -7,18 +9,19 @@ would be with a momentum of zero.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bnjax import NORMS
+
 
 class Row(NamedTuple):
     formula: Callable[..., Any]
-    options: Mapping[str, Any] = MappingProxyType({})  # of function and modules
-    inputs: Callable[[int], dict] = lambda n: {}  # of a call, besides the input
+    options: Mapping[str, Any]  # of function and modules
+    inputs: Callable[[int], dict]  # of a call, besides the input
 
 
 def wide(tree):
@@ -271,30 +274,46 @@ def halves(n):
     return {"domain": np.arange(n) % 2}
 
 
-MOMENTUM = {"momentum": 0.9}
-ROWS = {
-    "batch": Row(batch_norm, MOMENTUM),
-    "ghost": Row(ghost, MOMENTUM | {"virtual_batch_size": 2}),
-    "renorm": Row(renorm, MOMENTUM | {"r_max": 1.1, "d_max": 0.2}),
-    "layer": Row(layer_norm),
-    "rms": Row(rms_norm),
-    "group": Row(group_norm, {"num_groups": 2}),
-    "instance": Row(instance_norm),
-    "frn": Row(filter_response),
-    "evonorm_b0": Row(evo_b0, MOMENTUM),
-    "evonorm_s0": Row(evo_s0, {"num_groups": 2}),
-    "lrn": Row(local_response, {"size": 4}),
-    "grn": Row(global_response),
-    "positional": Row(with_epsilon(layer_norm, 1e-5)),
-    "prms": Row(partial_rms, {"fraction": 0.5}),
-    "scale": Row(scale_norm),
-    "pixel": Row(with_epsilon(rms_norm, 1e-8)),
-    "dyt": Row(dynamic_tanh),
-    "example_weighted": Row(example_weighted, MOMENTUM | {"example_weight": 0.3}),
-    "domain": Row(domain_norm, MOMENTUM, halves),
-    "split": Row(domain_norm, MOMENTUM),
-    "switchable": Row(switchable, MOMENTUM),
-    "bcn": Row(batch_channel, MOMENTUM | {"num_groups": 2}),
-    "dbn": Row(partial(whitened, root=zca), MOMENTUM | {"group_size": 3}),
-    "iternorm": Row(partial(whitened, root=newton), MOMENTUM | {"group_size": 3, "steps": 3}),
+FORMULAS = {
+    "batch": batch_norm,
+    "ghost": ghost,
+    "renorm": renorm,
+    "layer": layer_norm,
+    "rms": rms_norm,
+    "group": group_norm,
+    "instance": instance_norm,
+    "frn": filter_response,
+    "lrn": local_response,
+    "grn": global_response,
+    "evonorm_b0": evo_b0,
+    "evonorm_s0": evo_s0,
+    "positional": with_epsilon(layer_norm, 1e-5),
+    "prms": partial_rms,
+    "scale": scale_norm,
+    "pixel": with_epsilon(rms_norm, 1e-8),
+    "dyt": dynamic_tanh,
+    "example_weighted": example_weighted,
+    "domain": domain_norm,
+    "split": domain_norm,
+    "switchable": switchable,
+    "bcn": batch_channel,
+    "dbn": partial(whitened, root=zca),
+    "iternorm": partial(whitened, root=newton),
 }
+INPUTS = {"domain": halves}
+
+# For six channels, four examples; and away from where an option does nothing. Of the arguments that a norm sets.
+OPTIONS = {
+    "momentum": 0.9, "virtual_batch_size": 2, "r_max": 1.1, "d_max": 0.2, "num_groups": 2, "group_size": 3, "size": 4,
+    "fraction": 0.5, "example_weight": 0.3, "steps": 3,
+}  # fmt: skip
+
+
+def row(name):
+    spec = NORMS[name]
+    set_ = {k for k, default in (spec.defaults | dict(spec.arguments)).items() if default is not None}
+    options = {k: v for k, v in OPTIONS.items() if k in set_}
+    return Row(FORMULAS[name], options, INPUTS.get(name, lambda n: {}))
+
+
+ROWS = {name: row(name) for name in NORMS if name in FORMULAS}

@@ -7,7 +7,7 @@ import pytest
 
 import experiments.faults.__main__ as faults
 import experiments.scale.__main__ as scale
-from experiments import compare, launch, norms_table, numerics, train
+from experiments import compare, docs, launch, numerics, train
 from experiments.bench import options
 from experiments.cli.errors import UserError
 from experiments.cli.flags import parse_flags
@@ -216,7 +216,7 @@ FORMS = {  # of one command: a list, a switch, and a number
         ["--parts", "op,step", "--memory-switch", "--write", "True", "--quick=False", "--no-large"],
     ),
     numerics: (["--write"], ["--write=True"], ["--write", "--no_check"]),
-    norms_table: (["--check"], ["--check", "true"], ["--check", "--write=False"]),
+    docs: (["--check"], ["--check", "true"], ["--check", "--write=False"]),
     faults: (["--kills=3"], ["--kills", "3"]),
     launch: (["--processes=3"], ["--processes", "3"]),
 }  # fmt: skip
@@ -234,7 +234,7 @@ def test_a_comma_with_a_blank_belongs_to_a_word():
     assert options.parse(["--contenders=bnjax, relu,flax"]).contenders == ("bnjax, relu", "flax")
 
 
-@pytest.mark.parametrize("program", [numerics, norms_table])
+@pytest.mark.parametrize("program", [numerics, docs])
 def test_a_table_is_written_or_checked(program):
     with pytest.raises(UserError, match="exclude each other"):
         program.main(["--write", "--check"])

@@ -15,10 +15,11 @@ from flax import linen as nn
 from flax import nnx
 
 import bnjax
+import bnjax.family
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import NORMS, Moments, Whitening
-from experiments import norms_table
+from experiments import docs
 from tests import family
 from tests.family import ROWS, assert_close, wide
 
@@ -37,7 +38,8 @@ def test_a_row_is_true(name):
     """Names of functions and modules; what is said to be taken is taken."""
     row = NORMS[name]
     arguments = inspect.signature(row.function).parameters
-    assert getattr(bnjax, row.function.__name__) is row.function
+    home = bnjax if row.function.__name__ in bnjax.__all__ else bnjax.family
+    assert getattr(home, row.function.__name__) is row.function
     assert bool(row.mask) == ("where" in arguments)
     assert not row.sync or "axis_name" in arguments
     fields = {f.name: f.default for f in dataclasses.fields(getattr(bnn, row.module))}
@@ -79,16 +81,56 @@ def test_linen_and_nnx_have_the_function_s_arguments(name):
     fields = {f.name: f.default for f in dataclasses.fields(linen) if f.name not in ("parent", "name")}
     assert own.items() <= fields.items()
     layer = bnnx.make_norm(name, 64, rngs=RNGS())
-    assert set(fields) <= {k for k in vars(layer) if k not in layer.layer.state} | {"use_running_average"}
+    assert set(fields) <= {k for k in vars(layer) if k not in layer.spec.variables} | {"use_running_average"}
     assert {k: getattr(layer, k) for k in own} == own
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_the_axes_of_the_statistics_are_those_of_the_formula(name):
+    """What one element changes, by the formula in numpy: the elements along the axes of all statistics together."""
+    x = np.random.default_rng(0).normal(size=(4, 3, 2, 6))
+    state = {"mean": np.zeros(6), "var": np.ones(6), "matrix": np.zeros((2, 3, 3))}
+    if ROWS[name].inputs(4) or name == "split":
+        state = {k: np.stack([v, v]) for k, v in state.items()}
+    p = {k: np.float64(0.5) for k in ("alpha", "shift", "v")} | {"threshold": np.float64(-np.inf)}
+    p |= {k: np.zeros(3) for k in ("mean_weight", "var_weight")} | {
+        k: np.ones(2) for k in ("channel_scale", "channel_bias")
+    }
+    y, changed = (
+        ROWS[name].formula(t, p, np.ones(x.shape), state, True, **ROWS[name].options, **ROWS[name].inputs(4))[0]
+        for t in (x, x + 0.3 * (np.arange(x.size) == 0).reshape(x.shape))
+    )
+    moved = np.argwhere(y != changed)
+    axes = {axis for axis, places in zip("NHWC", moved.T, strict=True) if places.any()}
+    if name in ("dbn", "iternorm"):
+        axes.remove("C")  # one statistic is of several channels, not over them
+    assert axes == {axis for statistic in NORMS[name].statistics for axis in statistic.axes}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_is_measured_and_what_is_synchronised_agree(name):
+    spec = NORMS[name]
+    if "N" in {axis for statistic in spec.statistics for axis in statistic.axes}:
+        assert spec.sync or spec.sync.name == "BY_SLICE"
+    else:
+        assert spec.sync.name == ("BY_EXAMPLE" if spec.statistics else "POINTWISE")
+    assert bool(spec.mask) == bool(spec.statistics)
+
+
+# What is generated
+
+
+@pytest.mark.parametrize("part", docs.PARTS, ids=lambda part: part.path)
+def test_what_is_generated_is_up_to_date(part):
+    page = (docs.ROOT / part.path).read_text()
+    assert part.made(page) == page, "run `python -m experiments.docs --write`"
+    lines = [line for line in page.splitlines(keepends=True) if "GlobalResponseNorm" in line or "global_resp" in line]
+    assert lines
+    for line in lines:  # one that is missing comes back, in its place
+        assert part.made(page.replace(line, "", 1)) == page, line
+
+
 # The page
-
-
-def test_the_table_is_the_registry_s():
-    assert norms_table.put(PAGE, norms_table.table()) == PAGE, "run `python -m experiments.norms_table --write`"
-    assert norms_table.put(PAGE.replace("`grn`", "`other`"), norms_table.table()) == PAGE
 
 
 def block(word):

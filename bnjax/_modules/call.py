@@ -1,8 +1,8 @@
 """What the linen and the nnx modules share: everything but reading parameters and writing state."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,8 +16,7 @@ from bnjax._core.moments import Moments
 from bnjax._core.normalize import normalize_valid
 from bnjax._core.state import Update, check_momentum, next_state
 from bnjax._norms.batch import check_virtual_batch_size, normalize_by_batch
-from bnjax._norms.group import group_norm, instance_norm
-from bnjax._norms.layer import layer_norm, rms_norm
+from bnjax._norms.spec import Spec
 from bnjax._unstable import is_traced
 
 
@@ -236,24 +235,10 @@ def is_matrix(w: Array, n_steps: int, error_on_non_matrix: bool) -> bool:
     return w.ndim >= 2 and bool(some)
 
 
-class Core(NamedTuple):
-    """What the modules of a norm call."""
-
-    function: Callable[..., Array]
-    arguments: Mapping[str, str]  # of the function: attributes of the module
-    centred: bool = True  # subtracts a mean; in Flax it has a bias, too
-
-
-LAYER_NORM = Core(layer_norm, {"axis": "feature_axes", "reduction_axes": "reduction_axes"})
-RMS_NORM = Core(rms_norm, LAYER_NORM.arguments, centred=False)
-GROUP_NORM = Core(group_norm, {name: name for name in ("num_groups", "group_size", "reduction_axes")})
-INSTANCE_NORM = Core(instance_norm, {"axis": "feature_axes"})
-
-
 class SampleNormAttributes(Protocol):
     """The attributes that all modules of layer, RMS, group and instance norm have."""
 
-    core: ClassVar[Core]
+    spec: ClassVar[Spec]
     epsilon: float
     axis_name: AxisName | None
     axis_index_groups: Groups
@@ -264,7 +249,7 @@ class SampleNormAttributes(Protocol):
 
 def features_shape(module: SampleNormAttributes, x: Array) -> tuple[int, ...]:
     """The shape of scale and bias."""
-    axes = getattr(module, module.core.arguments["axis"]) if "axis" in module.core.arguments else -1
+    axes = getattr(module, module.spec.attributes["axis"]) if "axis" in module.spec.attributes else -1
     return tuple(x.shape[a] for a in checks.canonical_axes(axes, x.ndim, "feature_axes"))
 
 
@@ -279,11 +264,11 @@ def call_sample_norm(
     dtype: DTypeLike,
 ) -> Array:
     """One call of a module of layer, RMS, group or instance norm."""
-    arguments = {name: getattr(module, attribute) for name, attribute in module.core.arguments.items()}
+    arguments = {name: getattr(module, attribute) for name, attribute in module.spec.attributes.items()}
     x, mask = masks.read(floating(x), mask, "mask")
-    if module.core.centred:
+    if module.spec.centred:
         arguments["pivot"] = "sample" if module.use_fast_variance else None
-    return module.core.function(
+    return module.spec.function(
         x, scale, bias, where=mask, zero_masked=module.zero_masked, residual=residual, dtype=dtype,
         epsilon=module.epsilon, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
         activation=module.activation, **arguments,

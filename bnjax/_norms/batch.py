@@ -20,6 +20,7 @@ from bnjax._core.affine_map import Activation, activate, affine_operands, map_co
 from bnjax._core.moments import Moments, all_reduce, broadcast_count, of_features, of_sums, reduce, sums_about
 from bnjax._core.rule import Reduction, pivot_of, standardize
 from bnjax._core.state import check_momentum, next_state
+from bnjax._norms.spec import RUNNING, Measured, Spec, Sync
 
 
 def batch_norm(
@@ -235,3 +236,27 @@ def _slices(tree: Any, batch: int, size: int) -> Any:
         return t.reshape((batch // size, size, *t.shape[1:])) if whole else t[None]
 
     return jax.tree.map(split, tree)
+
+
+BATCH = Spec(
+    name="batch",
+    function=batch_norm,
+    module="BatchNorm",
+    statistics=(Measured("NHW"),),
+    sync=Sync.YES,
+    variables=RUNNING,
+    paper="Ioffe and Szegedy 2015, arXiv 1502.03167",
+    use="convolutional networks with 16 or more examples a device",
+)
+GHOST = Spec(
+    name="ghost",
+    function=batch_norm,
+    module="BatchNorm",
+    statistics=(Measured("NHW", "each slice of the batch"),),
+    sync=Sync.BY_SLICE,
+    variables=RUNNING,
+    paper="Hoffer, Hubara and Soudry 2017, arXiv 1705.08741",
+    use="large batches: keeps the noise of small ones",
+    arguments={"virtual_batch_size": 128},
+)
+SPECS = (BATCH, GHOST)

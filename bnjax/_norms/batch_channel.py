@@ -19,6 +19,7 @@ from bnjax._norms.measure import (
     one_channel_axis,
     operands,
 )
+from bnjax._norms.spec import AFFINE, RUNNING, Measured, Spec, Sync, Variable
 
 
 def batch_channel_norm(
@@ -101,3 +102,21 @@ def _at_channels(t: ArrayLike | None, name: str, groups: int, channels: int) -> 
     if jnp.shape(t) != (want := (groups,)):
         raise ValueError(f"`{name}` must have the shape {want}, one for each group, but its shape is {jnp.shape(t)}.")
     return jnp.repeat(jnp.asarray(t), channels // groups)
+
+
+def _by_group(value: float) -> Variable:
+    return Variable(lambda features, options: value, lambda features, options: (options["num_groups"],))
+
+
+BATCH_CHANNEL_NORM = Spec(
+    name="bcn",
+    function=batch_channel_norm,
+    module="BatchChannelNorm",
+    statistics=(Measured("NHW"), Measured("HWC", "each group of channels, of the result")),
+    sync=Sync.YES,
+    parameters=AFFINE | {"channel_scale": _by_group(1.0), "channel_bias": _by_group(0.0)},
+    variables=RUNNING,
+    paper="Qiao et al. 2019, arXiv 1903.10520",
+    use="few examples a device, with weight standardization",
+)
+SPECS = (BATCH_CHANNEL_NORM,)

@@ -14,6 +14,7 @@ from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, all_reduce, ema, reduce
 from bnjax._core.normalize import normalize_valid
 from bnjax._norms.measure import Operands, inf_var_where_empty, operands, per_example
+from bnjax._norms.spec import Measured, Spec, Sync, Variable
 
 
 def domain_batch_norm(
@@ -131,3 +132,33 @@ def _check_state(running: Moments, domains: int, features: Sequence[int]) -> Non
     for name in ("mean", "var"):
         if (shape := jnp.shape(getattr(running, name))) != want:
             raise ValueError(f"`running.{name}` must have the shape {want}, domains and features, but it has {shape}.")
+
+
+def _by_domain_and_feature(value: float) -> Variable:
+    return Variable(
+        lambda features, options: value, lambda features, options: (len(options["domains"]), *features), each="domain"
+    )
+
+
+DOMAIN_BATCH_NORM = Spec(
+    name="domain",
+    function=domain_batch_norm,
+    module="DomainBatchNorm",
+    statistics=(Measured("NHW", "each domain"),),
+    sync=Sync.YES,
+    variables={"mean": _by_domain_and_feature(0.0), "var": _by_domain_and_feature(1.0)},
+    paper="Chang et al. 2019, arXiv 1906.03950",
+    use="data from several sources; adaptation to a new one",
+)
+SPLIT_BATCH_NORM = Spec(
+    name="split",
+    function=domain_batch_norm,
+    module="SplitBatchNorm",
+    statistics=(Measured("NHW", "each part of the batch"),),
+    sync=Sync.YES,
+    parameters={"scale": _by_domain_and_feature(1.0), "bias": _by_domain_and_feature(0.0)},
+    variables=DOMAIN_BATCH_NORM.variables,
+    paper="Xie et al. 2020 (AdvProp), arXiv 1911.09665",
+    use="clean and adversarial (or augmented) examples in one batch",
+)
+SPECS = (DOMAIN_BATCH_NORM, SPLIT_BATCH_NORM)

@@ -23,6 +23,7 @@ from bnjax._norms.measure import (
     per_example,
     scaled,
 )
+from bnjax._norms.spec import AFFINE, ONES, RUNNING, Measured, Spec, Sync
 
 
 def evo_norm_b0(
@@ -131,3 +132,26 @@ def evo_norm_s0(
     about_zero = Moments(m.count, jnp.zeros_like(m.mean), m.var)
     out = checks.output_dtype(dtype, x)
     return normalize_valid(gated, about_zero, scale, bias, zero, axis=features, epsilon=epsilon, dtype=out)
+
+
+EVO_NORM_B0 = Spec(
+    name="evonorm_b0",
+    function=evo_norm_b0,
+    module="EvoNormB0",
+    statistics=(Measured("NHW"), Measured("HW")),
+    sync=Sync.YES,
+    parameters=AFFINE | {"v": ONES},
+    variables=RUNNING,
+    paper="Liu et al. 2020, arXiv 2004.02967",
+    use="batch norm and activation in one",
+)
+EVO_NORM_S0 = Spec(
+    name="evonorm_s0",
+    function=evo_norm_s0,
+    module="EvoNormS0",
+    statistics=(Measured("HWC", "each group of channels"),),
+    parameters=EVO_NORM_B0.parameters,
+    paper=EVO_NORM_B0.paper,
+    use="group norm and activation in one",
+)
+SPECS = (EVO_NORM_B0, EVO_NORM_S0)

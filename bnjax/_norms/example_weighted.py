@@ -16,6 +16,7 @@ from bnjax._norms.measure import (
     operands,
     per_example,
 )
+from bnjax._norms.spec import RUNNING, Measured, Spec, Sync
 
 
 def example_weighted_batch_norm(
@@ -85,3 +86,16 @@ def example_weighted_batch_norm(
     own = Moments(jnp.where(own.count > 0, example_weight, 0), own.mean, own.var)
     m = merge(Moments(1 - own.count, kept.mean, kept.var), own)
     return normalize_valid(x, m, scale, bias, zero, axis=features, epsilon=epsilon, dtype=dtype), running
+
+
+EXAMPLE_WEIGHTED_BATCH_NORM = Spec(
+    name="example_weighted",
+    function=example_weighted_batch_norm,
+    module="ExampleWeightedBatchNorm",
+    statistics=(Measured("NHW"), Measured("HW", "at evaluation, too")),
+    sync=Sync.YES,
+    variables=RUNNING,
+    paper="Summers and Dinneen 2020, arXiv 1906.03548",
+    use="batch norm, when the network is evaluated on other data",
+)
+SPECS = (EXAMPLE_WEIGHTED_BATCH_NORM,)

@@ -10,6 +10,7 @@ from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
 from bnjax._core.rule import Reduction
 from bnjax._norms.layer import MapArguments, measured_axes, normalized_by_example
+from bnjax._norms.spec import Measured, Spec
 
 
 def group_norm(
@@ -149,3 +150,24 @@ def _number_of_groups(num_groups: int | None, group_size: int | None, channels: 
             "`num_groups` must be a positive integer that does."
         )
     return groups
+
+
+GROUP_NORM = Spec(
+    name="group",
+    function=group_norm,
+    module="GroupNorm",
+    statistics=(Measured("HWC", "each group of channels"),),
+    attributes={name: name for name in ("num_groups", "group_size", "reduction_axes")},
+    paper="Wu and He 2018, arXiv 1803.08494",
+    use="convolutional networks with few examples a device",
+)
+INSTANCE_NORM = Spec(
+    name="instance",
+    function=instance_norm,
+    module="InstanceNorm",
+    statistics=(Measured("HW"),),
+    attributes={"axis": "feature_axes"},
+    paper="Ulyanov, Vedaldi and Lempitsky 2016, arXiv 1607.08022",
+    use="style transfer and image generation",
+)
+SPECS = (GROUP_NORM, INSTANCE_NORM)

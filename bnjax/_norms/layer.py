@@ -17,6 +17,7 @@ from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation, activate, affine_operands, map_config
 from bnjax._core.rule import Reduction, pivot_of, standardize
+from bnjax._norms.spec import ONES, Measured, Spec
 
 
 def layer_norm(
@@ -158,3 +159,25 @@ def normalized_by_example(x: Array, features: tuple[int, ...], reduction: Reduct
     )
     y, _ = standardize(config, reduction, x, affine, c, mask)
     return activate(y, call.activation, zero)
+
+
+LAYER_NORM = Spec(
+    name="layer",
+    function=layer_norm,
+    module="LayerNorm",
+    statistics=(Measured("C"),),
+    attributes={"axis": "feature_axes", "reduction_axes": "reduction_axes"},
+    paper="Ba, Kiros and Hinton 2016, arXiv 1607.06450",
+    use="transformers and recurrent networks",
+)
+RMS_NORM = Spec(
+    name="rms",
+    function=rms_norm,
+    module="RMSNorm",
+    statistics=(Measured("C"),),
+    parameters={"scale": ONES},
+    attributes=LAYER_NORM.attributes,
+    paper="Zhang and Sennrich 2019, arXiv 1910.07467",
+    use="transformers; cheaper than layer norm",
+)
+SPECS = (LAYER_NORM, RMS_NORM)

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax._norms.measure import in_stat_dtype, scalar_parameter, scaled
+from bnjax._norms.spec import AFFINE, Mask, Spec, Sync, number
 
 
 def dynamic_tanh(
@@ -77,3 +78,17 @@ def scaled_activation(x: ArrayLike, activation: str = "relu") -> Array:
     checks.choice(activation, "activation", tuple(_GAINS))
     x = checks.real_array(x)
     return getattr(jax.nn, activation)(x) * jnp.asarray(_GAINS[activation], x.dtype)
+
+
+DYNAMIC_TANH = Spec(
+    name="dyt",
+    function=dynamic_tanh,
+    module="DynamicTanh",
+    statistics=(),
+    sync=Sync.POINTWISE,
+    mask=Mask.POINTWISE,
+    parameters=AFFINE | {"alpha": number(0.5)},
+    paper="Zhu et al. 2025, arXiv 2503.10622",
+    use="transformers, in the place of layer norm",
+)
+SPECS = (DYNAMIC_TANH,)

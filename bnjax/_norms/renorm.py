@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,6 +16,7 @@ from bnjax._core.moments import Moments, ema, of_features
 from bnjax._core.normalize import normalize_valid
 from bnjax._core.rule import Reduction, pivot_of, standardize
 from bnjax._norms.measure import at_rank
+from bnjax._norms.spec import RUNNING, Gradient, Measured, Spec, Sync, number
 
 
 def batch_renorm(
@@ -129,3 +130,39 @@ def _corrections(
 def _check_limits(r_max: ArrayLike, d_max: ArrayLike) -> None:
     checks.at_least(r_max, "r_max", 1, " r is clipped to 1 / r_max and r_max.")
     checks.non_negative(d_max, "d_max")
+
+
+class ScheduledMoments(NamedTuple):
+    """The running state of the modules: it counts their steps."""
+
+    step: Array
+    mean: Array
+    var: Array
+
+
+def _scheduled_renorm(
+    x: Array, *, running: ScheduledMoments, r_max: Any, d_max: Any, train: bool, **options: Any
+) -> tuple[Array, ScheduledMoments]:
+    """`batch_renorm`, whose limits may be schedules: functions of the number of steps taken."""
+    limits = {n: v(running.step) if callable(v) else v for n, v in (("r_max", r_max), ("d_max", d_max))}
+    moments = Moments(jnp.zeros(()), running.mean, running.var)
+    y, moments = batch_renorm(x, moments, train=train, **limits, **options)
+    # In the dtype that it has: an averaged state, or that of an older checkpoint, may have another than ours.
+    step = jnp.asarray(running.step)
+    return y, ScheduledMoments(step + jnp.asarray(train, step.dtype), moments.mean, moments.var)
+
+
+BATCH_RENORM = Spec(
+    name="renorm",
+    function=batch_renorm,
+    module="BatchRenorm",
+    statistics=(Measured("NHW"),),
+    sync=Sync.YES,
+    gradient=Gradient.CONSTANT_CORRECTION,
+    variables=RUNNING | {"step": number(0)},  # a float: averages of states keep its dtype
+    pack=ScheduledMoments,
+    called=_scheduled_renorm,
+    paper="Ioffe 2017, arXiv 1702.03275",
+    use="small batches, or batches whose examples resemble each other",
+)
+SPECS = (BATCH_RENORM,)

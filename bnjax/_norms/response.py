@@ -11,6 +11,7 @@ from bnjax import _masks as masks
 from bnjax._core.affine_map import affine_operands, map_config
 from bnjax._core.rule import Reduction, standardize
 from bnjax._norms.measure import in_stat_dtype, one_channel_axis, operands, parameter, per_example, scaled
+from bnjax._norms.spec import AFFINE, ZEROS, Measured, Spec
 
 
 def filter_response_norm(
@@ -162,3 +163,33 @@ def global_response_norm(
     share = length / (length.sum(channel, keepdims=True) / seen + epsilon)
     y = in_stat_dtype(x) * (1 + (share if scale is None else share * checks.widened(scale, share)))
     return scaled(y, None, bias, checks.output_dtype(dtype, x), zero)
+
+
+FILTER_RESPONSE_NORM = Spec(
+    name="frn",
+    function=filter_response_norm,
+    module="FilterResponseNorm",
+    statistics=(Measured("HW"),),
+    parameters=AFFINE | {"threshold": ZEROS},
+    paper="Singh and Krishnan 2019, arXiv 1911.09737",
+    use="convolutional networks with any batch; has its own activation",
+)
+LOCAL_RESPONSE_NORM = Spec(
+    name="lrn",
+    function=local_response_norm,
+    module="LocalResponseNorm",
+    statistics=(Measured("C", "neighbours"),),
+    parameters={},
+    paper="Krizhevsky, Sutskever and Hinton 2012",
+    use="AlexNet and its contemporaries",
+)
+GLOBAL_RESPONSE_NORM = Spec(
+    name="grn",
+    function=global_response_norm,
+    module="GlobalResponseNorm",
+    statistics=(Measured("HW"), Measured("C", "of the first")),
+    parameters={"scale": ZEROS, "bias": ZEROS},
+    paper="Woo et al. 2023, arXiv 2301.00808",
+    use="ConvNeXt V2, after the expanding layer",
+)
+SPECS = (FILTER_RESPONSE_NORM, LOCAL_RESPONSE_NORM, GLOBAL_RESPONSE_NORM)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
@@ -12,6 +14,7 @@ from bnjax._core.moments import moments
 from bnjax._core.normalize import normalize_valid
 from bnjax._norms.layer import layer_norm, rms_norm
 from bnjax._norms.measure import in_stat_dtype, mean_square, one_channel_axis, scalar_parameter
+from bnjax._norms.spec import ONES, Measured, Spec, number
 
 
 def positional_norm(
@@ -181,3 +184,41 @@ def pixel_norm(
     [[0. 2. 0. 0.]]
     """
     return rms_norm(x, axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, dtype=dtype)
+
+
+POSITIONAL_NORM = Spec(
+    name="positional",
+    function=positional_norm,
+    module="PositionalNorm",
+    statistics=(Measured("C"),),
+    paper="Li et al. 2019, arXiv 1907.04312",
+    use="image generation, handing on what it takes off",
+)
+PARTIAL_RMS_NORM = Spec(
+    name="prms",
+    function=partial_rms_norm,
+    module="PartialRMSNorm",
+    statistics=(Measured("C", "the first"),),
+    parameters={"scale": ONES},
+    paper="Zhang and Sennrich 2019, arXiv 1910.07467",
+    use="RMS norm, cheaper",
+)
+SCALE_NORM = Spec(
+    name="scale",
+    function=scale_norm,
+    module="ScaleNorm",
+    statistics=(Measured("C"),),
+    parameters={"scale": number(lambda features, options: math.sqrt(math.prod(features)))},
+    paper="Nguyen and Salazar 2019, arXiv 1910.05895",
+    use="transformers with little data",
+)
+PIXEL_NORM = Spec(
+    name="pixel",
+    function=pixel_norm,
+    module="PixelNorm",
+    statistics=(Measured("C"),),
+    parameters={},
+    paper="Karras et al. 2018, arXiv 1710.10196",
+    use="generators of GANs",
+)
+SPECS = (POSITIONAL_NORM, PARTIAL_RMS_NORM, SCALE_NORM, PIXEL_NORM)

@@ -19,6 +19,7 @@ from bnjax._norms.measure import (
     operands,
     per_example,
 )
+from bnjax._norms.spec import AFFINE, RUNNING, Measured, Spec, Sync, Variable
 
 
 def switchable_norm(
@@ -98,3 +99,20 @@ def _mixture(values: list[Array], weight: ArrayLike | None, name: str) -> Array:
     share = jax.nn.softmax(weight.astype(values[0].dtype))
     full = jnp.broadcast_shapes(*(v.shape for v in values))
     return sum((jnp.broadcast_to(share[i] * v, full) for i, v in enumerate(values)), jnp.zeros(full, values[0].dtype))
+
+
+# One number each for instance, layer and batch.
+_WEIGHTS = Variable(lambda features, options: 1.0, lambda features, options: (3,))
+
+SWITCHABLE_NORM = Spec(
+    name="switchable",
+    function=switchable_norm,
+    module="SwitchableNorm",
+    statistics=(Measured("NHW"), Measured("HW"), Measured("HWC")),
+    sync=Sync.YES,
+    parameters=AFFINE | {"mean_weight": _WEIGHTS, "var_weight": _WEIGHTS},
+    variables=RUNNING,
+    paper="Luo et al. 2018, arXiv 1806.10779",
+    use="where it is not known which of batch, instance and layer norm suits",
+)
+SPECS = (SWITCHABLE_NORM,)

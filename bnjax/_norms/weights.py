@@ -13,6 +13,7 @@ from bnjax import _checks as checks
 from bnjax._complex import abs_sq
 from bnjax._core.moments import Moments, moments
 from bnjax._core.normalize import normalize
+from bnjax._norms.spec import ONES, Gradient, Mask, Measured, Spec, Sync, Variable, number
 
 
 def weight_norm(
@@ -209,3 +210,52 @@ def _check_spectral(w: Array, u: Array, n_steps: int) -> None:
         )
     if not checks.positive_integer(n_steps):
         raise ValueError(f"`n_steps` must be a positive integer, but it is {n_steps!r}.")
+
+
+SPECTRAL_NORM = Spec(
+    name="spectral",
+    function=spectral_norm,
+    module="SpectralNorm",
+    statistics=(Measured("HWIO", "as a matrix"),),
+    sync=Sync.WEIGHTS,
+    mask=Mask.WEIGHTS,
+    gradient=Gradient.CONSTANT_VECTORS,
+    parameters={},
+    variables={"u": Variable(None, lambda features, options: (1, *features)), "sigma": number(1.0)},
+    paper="Miyato et al. 2018, arXiv 1802.05957",
+    use="discriminators of GANs; wraps a layer",
+)
+WEIGHT_NORM = Spec(
+    name="weight",
+    function=weight_norm,
+    module="WeightNorm",
+    statistics=(Measured("HWI"),),
+    sync=Sync.WEIGHTS,
+    mask=Mask.WEIGHTS,
+    parameters={"scale": ONES},
+    paper="Salimans and Kingma 2016, arXiv 1602.07868",
+    use="networks that must not mix examples; wraps a layer",
+)
+WEIGHT_STANDARDIZATION = Spec(
+    name="ws",
+    function=weight_standardize,
+    module="WeightStandardization",
+    statistics=(Measured("HWI"),),
+    sync=Sync.WEIGHTS,
+    mask=Mask.WEIGHTS,
+    parameters={"scale": ONES},
+    paper="Qiao et al. 2019, arXiv 1903.10520",
+    use="with group norm and few examples a device; wraps a layer",
+)
+SCALED_WEIGHT_STANDARDIZATION = Spec(
+    name="scaled_ws",
+    function=scaled_weight_standardize,
+    module="ScaledWeightStandardization",
+    statistics=(Measured("HWI"),),
+    sync=Sync.WEIGHTS,
+    mask=Mask.WEIGHTS,
+    parameters={"scale": ONES},
+    paper="Brock et al. 2021, arXiv 2101.08692",
+    use="networks without activation norms (NF-nets); wraps a layer",
+)
+SPECS = (SPECTRAL_NORM, WEIGHT_NORM, WEIGHT_STANDARDIZATION, SCALED_WEIGHT_STANDARDIZATION)

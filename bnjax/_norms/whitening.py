@@ -17,6 +17,7 @@ from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, psum
 from bnjax._core.moments import Moments, all_reduce, at_least_one, ema, moments
 from bnjax._norms.measure import in_stat_dtype, one_channel_axis, operands, parameter, scaled
+from bnjax._norms.spec import ZEROS, Mask, Measured, Options, Shape, Spec, Sync, Variable
 
 
 class Whitening(NamedTuple):
@@ -255,3 +256,39 @@ def _check(mask: Array | None, mask_name: str, channel: int, running: Whitening,
     for name, want in (("mean", (channels,)), ("matrix", (channels // size, size, size))):
         if (shape := jnp.shape(getattr(running, name))) != want:
             raise ValueError(f"`running.{name}` must have the shape {want}, but it has {shape}.")
+
+
+def _unit_matrix(features: Shape, options: Options) -> Array:
+    return jnp.eye(group_of(features[0], options["group_size"]))
+
+
+def _matrices(features: Shape, options: Options) -> Shape:
+    size = group_of(features[0], options["group_size"])
+    return features[0] // size, size, size
+
+
+DECORRELATED_BATCH_NORM = Spec(
+    name="dbn",
+    function=decorrelated_batch_norm,
+    module="DecorrelatedBatchNorm",
+    statistics=(Measured("NHW", "the covariance of C"),),
+    sync=Sync.YES,
+    mask=Mask.ONE_FOR_CHANNELS,
+    variables={"mean": ZEROS, "matrix": Variable(_unit_matrix, _matrices)},
+    pack=Whitening,
+    paper="Huang et al. 2018, arXiv 1804.08450",
+    use="whitened features, exactly",
+)
+ITERATIVE_NORM = Spec(
+    name="iternorm",
+    function=iterative_norm,
+    module="IterativeNorm",
+    statistics=DECORRELATED_BATCH_NORM.statistics,
+    sync=Sync.YES,
+    mask=Mask.ONE_FOR_CHANNELS,
+    variables=DECORRELATED_BATCH_NORM.variables,
+    pack=Whitening,
+    paper="Huang et al. 2019, arXiv 1904.03441",
+    use="whitened features, on accelerators",
+)
+SPECS = (DECORRELATED_BATCH_NORM, ITERATIVE_NORM)

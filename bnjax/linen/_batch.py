@@ -22,6 +22,7 @@ from bnjax._modules.call import (
     result_dtype,
     running_state,
 )
+from bnjax._norms.batch import BATCH
 
 
 class BatchNorm(nn.BatchNorm):
@@ -51,6 +52,8 @@ class BatchNorm(nn.BatchNorm):
     >>> print(state["batch_stats"]["mean"].round(3))
     [0.02 0.02]
     """
+
+    spec = BATCH
 
     momentum: float | None = 0.99  # type: ignore[assignment]
     pivot: checks.Pivot = "running"

@@ -10,7 +10,14 @@ from jax.typing import ArrayLike
 
 from bnjax._checks import Axes
 from bnjax._collectives.psum import AxisName
-from bnjax._modules import family as shared
+from bnjax._modules.family import Start
+from bnjax._norms.batch_channel import BATCH_CHANNEL_NORM
+from bnjax._norms.domain import DOMAIN_BATCH_NORM, SPLIT_BATCH_NORM
+from bnjax._norms.evonorm import EVO_NORM_B0
+from bnjax._norms.example_weighted import EXAMPLE_WEIGHTED_BATCH_NORM
+from bnjax._norms.renorm import BATCH_RENORM
+from bnjax._norms.switchable import SWITCHABLE_NORM
+from bnjax._norms.whitening import DECORRELATED_BATCH_NORM, ITERATIVE_NORM
 from bnjax.linen._layers import Affine, StatefulNorm
 
 Limit = ArrayLike | Callable[[Array], ArrayLike]  # a number, or a function of the number of steps
@@ -28,7 +35,7 @@ class BatchRenorm(Affine, StatefulNorm):
     0.0
     """
 
-    layer = shared.BATCH_RENORM
+    spec = BATCH_RENORM
 
     axis: Axes = -1
     momentum: float = 0.99
@@ -42,14 +49,14 @@ class BatchRenorm(Affine, StatefulNorm):
 class EvoNormB0(Affine, StatefulNorm):
     """`bnjax.evo_norm_b0` with its parameters and its running state."""
 
-    layer = shared.EVO_NORM_B0
+    spec = EVO_NORM_B0
 
     axis: Axes = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
     axis_name: AxisName | None = None
     use_v: bool = True
-    v_init: shared.Start = None
+    v_init: Start = None
 
 
 class BatchChannelNorm(Affine, StatefulNorm):
@@ -58,7 +65,7 @@ class BatchChannelNorm(Affine, StatefulNorm):
     `num_groups` must divide the channels.
     """
 
-    layer = shared.BATCH_CHANNEL
+    spec = BATCH_CHANNEL_NORM
 
     num_groups: int = 32
     axis: int = -1
@@ -67,14 +74,14 @@ class BatchChannelNorm(Affine, StatefulNorm):
     axis_name: AxisName | None = None
     use_channel_scale: bool = True
     use_channel_bias: bool = True
-    channel_scale_init: shared.Start = None
-    channel_bias_init: shared.Start = None
+    channel_scale_init: Start = None
+    channel_bias_init: Start = None
 
 
 class DecorrelatedBatchNorm(Affine, StatefulNorm):
     """`bnjax.decorrelated_batch_norm` with its parameters and its running state."""
 
-    layer = shared.DECORRELATED
+    spec = DECORRELATED_BATCH_NORM
 
     group_size: int = 16
     axis: int = -1
@@ -95,7 +102,7 @@ class DomainBatchNorm(Affine, StatefulNorm):
     [0.   0.01]
     """
 
-    layer = shared.DOMAIN
+    spec = DOMAIN_BATCH_NORM
 
     domains: Sequence[str] = ("main", "auxiliary")
     axis: Axes = -1
@@ -107,7 +114,7 @@ class DomainBatchNorm(Affine, StatefulNorm):
 class ExampleWeightedBatchNorm(Affine, StatefulNorm):
     """`bnjax.example_weighted_batch_norm` with its parameters and its running state."""
 
-    layer = shared.EXAMPLE_WEIGHTED
+    spec = EXAMPLE_WEIGHTED_BATCH_NORM
 
     example_weight: float = 0.0
     axis: Axes = -1
@@ -119,7 +126,7 @@ class ExampleWeightedBatchNorm(Affine, StatefulNorm):
 class IterativeNorm(Affine, StatefulNorm):
     """`bnjax.iterative_norm` with its parameters and its running state."""
 
-    layer = shared.ITERATIVE
+    spec = ITERATIVE_NORM
 
     steps: int = 5
     group_size: int = 64
@@ -137,7 +144,7 @@ class SplitBatchNorm(Affine, StatefulNorm):
     takes `domain` for anything else.
     """
 
-    layer = shared.SPLIT
+    spec = SPLIT_BATCH_NORM
 
     domains: Sequence[str] = ("main", "auxiliary")
     axis: Axes = -1
@@ -149,7 +156,7 @@ class SplitBatchNorm(Affine, StatefulNorm):
 class SwitchableNorm(Affine, StatefulNorm):
     """`bnjax.switchable_norm` with its parameters and its running state."""
 
-    layer = shared.SWITCHABLE
+    spec = SWITCHABLE_NORM
 
     axis: Axes = -1
     momentum: float = 0.9
@@ -157,5 +164,5 @@ class SwitchableNorm(Affine, StatefulNorm):
     axis_name: AxisName | None = None
     use_mean_weight: bool = True
     use_var_weight: bool = True
-    mean_weight_init: shared.Start = None
-    var_weight_init: shared.Start = None
+    mean_weight_init: Start = None
+    var_weight_init: Start = None

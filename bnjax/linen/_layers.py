@@ -1,4 +1,4 @@
-"""The norms that Flax does not have, for linen: one call, a row for each."""
+"""The norms that Flax does not have, for linen: one call for all, by the `Spec` of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Norm(nn.Module):
       zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
     """
 
-    layer: ClassVar[shared.Layer]
+    spec: ClassVar[shared.Spec]
 
     dtype: DTypeLike | None = None
     param_dtype: Any = jnp.float32
@@ -33,24 +33,24 @@ class Norm(nn.Module):
     @nn.compact
     def run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
         """The call of every module: reads the parameters, makes one call, and writes the state."""
-        x, layer = floating(x), self.layer
-        shared.check_given(layer, given)
+        x, spec = floating(x), self.spec
+        shared.check_given(spec, given)
         kept = self.is_mutable_collection("batch_stats")
-        if layer.state and train and not kept and self.is_mutable_collection("batch_moments"):
+        if spec.variables and train and not kept and self.is_mutable_collection("batch_moments"):
             raise no_moments(type(self).__name__, '`mutable="batch_stats"`')
-        options = {name: getattr(self, name) for name in layer.defaults}
+        options = {name: getattr(self, name) for name in spec.defaults}
         features = shared.features_of(x, options.get("axis", -1))
-        parameters = {name: self._parameter(name, features, options, given.get(name)) for name in layer.parameters}
+        parameters = {name: self._parameter(name, features, options, given.get(name)) for name in spec.parameters}
         state = {
             name: self.variable("batch_stats", name, shared.initial, part, features, options, jnp.float32)
-            for name, part in layer.state.items()
+            for name, part in spec.variables.items()
         }
-        for name, part in layer.state.items():
+        for name, part in spec.variables.items():
             check_state(self.path, f"batch_stats/{name}", state[name].value, part.shape(features, options), x)
         if self.is_initializing() and "axis_name" in options:
             options["axis_name"] = None  # it need not exist yet
         y, new = shared.call(
-            layer, x, parameters, {name: variable.value for name, variable in state.items()}, options, train=train,
+            spec, x, parameters, {name: variable.value for name, variable in state.items()}, options, train=train,
             mask=mask, dtype=result_dtype(x, *parameters.values(), dtype=self.dtype), **inputs,
         )  # fmt: skip
         if train and not self.is_initializing():
@@ -59,7 +59,7 @@ class Norm(nn.Module):
         return y
 
     def _parameter(self, name: str, features: shared.Shape, options: shared.Options, given: Any) -> Any:
-        used, variable = getattr(self, f"use_{name}", True), self.layer.parameters[name]
+        used, variable = getattr(self, f"use_{name}", True), self.spec.parameters[name]
 
         def start(key: Array) -> Array:
             return shared.initial(

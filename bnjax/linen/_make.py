@@ -11,7 +11,7 @@ from bnjax import linen
 from bnjax._core.affine_map import Activation
 from bnjax._modules.call import not_normalized
 from bnjax._norms.registry import NORMS, NormAlias, NormName, check_arguments, norm_named
-from bnjax._norms.spec import Norm
+from bnjax._norms.spec import Spec
 
 
 def make_norm(name: NormName | NormAlias | Literal["none"], /, **arguments: Any) -> partial[nn.Module]:
@@ -72,5 +72,5 @@ class Identity(nn.Module, kw_only=True):
         )  # fmt: skip
 
 
-def _attributes(row: Norm) -> set[str]:
+def _attributes(row: Spec) -> set[str]:
     return {f.name for f in dataclasses.fields(getattr(linen, row.module))} - {"parent"}

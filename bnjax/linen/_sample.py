@@ -1,4 +1,4 @@
-"""Layer, RMS, group and instance norm for linen: one call, four rows."""
+"""Layer, RMS, group and instance norm for linen: one call for all, by the `Spec` of each."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from jax.typing import ArrayLike
 
 from bnjax._core.affine_map import Activation
 from bnjax._modules import call as shared
-from bnjax._norms.group import check_groups
+from bnjax._norms.group import GROUP_NORM, INSTANCE_NORM, check_groups
+from bnjax._norms.layer import LAYER_NORM, RMS_NORM
+from bnjax._norms.spec import Spec
 
 
 class _SampleNorm(nn.Module):
     """What the modules of this file have in common: all but their names, their attributes and the function."""
 
-    core: ClassVar[shared.Core]
+    spec: ClassVar[Spec]
 
     activation: Activation = None
     zero_masked: bool = False
@@ -46,7 +48,7 @@ class _SampleNorm(nn.Module):
         """
         x = jnp.asarray(x)
         shape = shared.features_shape(self, x)
-        use_bias = self.core.centred and self.use_bias
+        use_bias = "bias" in self.spec.parameters and self.use_bias
         own_scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         own_bias = self.param("bias", self.bias_init, shape, self.param_dtype) if use_bias else None
         scale = shared.replaced(own_scale, scale, "scale", self.use_scale)
@@ -73,7 +75,7 @@ class LayerNorm(_SampleNorm, nn.LayerNorm):
      [1. 0.]]
     """
 
-    core = shared.LAYER_NORM
+    spec = LAYER_NORM
 
 
 class RMSNorm(_SampleNorm, nn.RMSNorm):
@@ -85,7 +87,7 @@ class RMSNorm(_SampleNorm, nn.RMSNorm):
     [[0. 2. 0. 0.]]
     """
 
-    core = shared.RMS_NORM
+    spec = RMS_NORM
 
 
 class GroupNorm(_SampleNorm, nn.GroupNorm):
@@ -97,7 +99,7 @@ class GroupNorm(_SampleNorm, nn.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
-    core = shared.GROUP_NORM
+    spec = GROUP_NORM
 
     def __post_init__(self) -> None:
         check_groups(self.num_groups, self.group_size)
@@ -114,4 +116,4 @@ class InstanceNorm(_SampleNorm, nn.InstanceNorm):
       [ 1.  1.]]]
     """
 
-    core = shared.INSTANCE_NORM
+    spec = INSTANCE_NORM

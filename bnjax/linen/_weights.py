@@ -12,7 +12,14 @@ from jax import Array
 
 from bnjax import _checks as checks
 from bnjax._modules.call import check_state, is_matrix, result_dtype
-from bnjax._norms.weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax._norms.spec import Spec
+from bnjax._norms.weights import (
+    SCALED_WEIGHT_STANDARDIZATION,
+    SPECTRAL_NORM,
+    WEIGHT_NORM,
+    WEIGHT_STANDARDIZATION,
+    spectral_norm,
+)
 
 
 class SpectralNorm(nn.SpectralNorm):
@@ -26,6 +33,8 @@ class SpectralNorm(nn.SpectralNorm):
     >>> variables = layer.init(jax.random.key(0), x, update_stats=True)
     >>> y, state = layer.apply(variables, x, update_stats=True, mutable="batch_stats")
     """
+
+    spec = SPECTRAL_NORM
 
     @nn.compact
     def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
@@ -70,8 +79,7 @@ class WeightNorm(nn.WeightNorm):
     [1. 1.]
     """
 
-    function = staticmethod(weight_norm)
-    options: ClassVar[tuple[str, ...]] = ()  # attributes that `function` takes, besides those of Flax's class
+    spec: ClassVar[Spec] = WEIGHT_NORM
 
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,8 +94,8 @@ class WeightNorm(nn.WeightNorm):
             shape = tuple(w.shape[a] for a in checks.canonical_axes(axis, w.ndim, "feature_axes"))
             scale = self.param(f"{name}/scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
             dtype = result_dtype(w, scale, dtype=self.dtype)
-            options = {name: getattr(self, name) for name in self.options}
-            return self.function(w, scale, axis=axis, epsilon=self.epsilon, dtype=dtype, **options)
+            options = {name: getattr(self, name) for name in self.spec.defaults if name != "axis"}
+            return self.spec.function(w, scale, axis=axis, dtype=dtype, **options)
 
         return _call(self, normalized, *args, **kwargs)
 
@@ -109,8 +117,7 @@ class WeightStandardization(WeightNorm):
     use_scale: bool = False
     epsilon_to: Literal["variance", "deviation"] = "variance"
 
-    function = staticmethod(weight_standardize)
-    options = ("epsilon_to",)
+    spec = WEIGHT_STANDARDIZATION
 
 
 class ScaledWeightStandardization(WeightNorm):
@@ -121,7 +128,7 @@ class ScaledWeightStandardization(WeightNorm):
 
     epsilon: float = 1e-4
 
-    function = staticmethod(scaled_weight_standardize)
+    spec = SCALED_WEIGHT_STANDARDIZATION
 
 
 def _call(

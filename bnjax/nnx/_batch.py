@@ -27,6 +27,7 @@ from bnjax._modules.call import (
     result_dtype,
     running_state,
 )
+from bnjax._norms.batch import BATCH
 from bnjax.nnx._flax import NO_METADATA, construct, first_given
 from bnjax.nnx._unstable import PromoteDtypeFn, captures, promote_dtype
 
@@ -66,6 +67,8 @@ class BatchNorm(nnx.BatchNorm):
     >>> print(layer.mean[...].round(3))
     [0.02 0.02]
     """
+
+    spec = BATCH
 
     def __init__(
         self,

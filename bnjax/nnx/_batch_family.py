@@ -11,7 +11,14 @@ from jax.typing import ArrayLike
 
 from bnjax._checks import Axes
 from bnjax._collectives.psum import AxisName
-from bnjax._modules import family as shared
+from bnjax._modules.family import Start
+from bnjax._norms.batch_channel import BATCH_CHANNEL_NORM
+from bnjax._norms.domain import DOMAIN_BATCH_NORM, SPLIT_BATCH_NORM
+from bnjax._norms.evonorm import EVO_NORM_B0
+from bnjax._norms.example_weighted import EXAMPLE_WEIGHTED_BATCH_NORM
+from bnjax._norms.renorm import BATCH_RENORM
+from bnjax._norms.switchable import SWITCHABLE_NORM
+from bnjax._norms.whitening import DECORRELATED_BATCH_NORM, ITERATIVE_NORM
 from bnjax.nnx._layers import Affine, StatefulNorm
 
 Limit = ArrayLike | Callable[[Array], ArrayLike]  # a number, or a function of the number of steps
@@ -32,7 +39,7 @@ class BatchRenorm(Affine, StatefulNorm):
     1.0
     """
 
-    layer = shared.BATCH_RENORM
+    spec = BATCH_RENORM
 
     axis: Axes = -1
     momentum: float = 0.99
@@ -47,14 +54,14 @@ class BatchRenorm(Affine, StatefulNorm):
 class EvoNormB0(Affine, StatefulNorm):
     """`bnjax.evo_norm_b0` with its parameters and its running state."""
 
-    layer = shared.EVO_NORM_B0
+    spec = EVO_NORM_B0
 
     axis: Axes = -1
     momentum: float = 0.99
     epsilon: float = 1e-5
     axis_name: AxisName | None = None
     use_v: bool = True
-    v_init: shared.Start = None
+    v_init: Start = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -64,7 +71,7 @@ class BatchChannelNorm(Affine, StatefulNorm):
     `num_groups` must divide the channels.
     """
 
-    layer = shared.BATCH_CHANNEL
+    spec = BATCH_CHANNEL_NORM
 
     num_groups: int = 32
     axis: int = -1
@@ -73,15 +80,15 @@ class BatchChannelNorm(Affine, StatefulNorm):
     axis_name: AxisName | None = None
     use_channel_scale: bool = True
     use_channel_bias: bool = True
-    channel_scale_init: shared.Start = None
-    channel_bias_init: shared.Start = None
+    channel_scale_init: Start = None
+    channel_bias_init: Start = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class DecorrelatedBatchNorm(Affine, StatefulNorm):
     """`bnjax.decorrelated_batch_norm` with its parameters and its running state."""
 
-    layer = shared.DECORRELATED
+    spec = DECORRELATED_BATCH_NORM
 
     group_size: int = 16
     axis: int = -1
@@ -103,7 +110,7 @@ class DomainBatchNorm(Affine, StatefulNorm):
     [0.   0.01]
     """
 
-    layer = shared.DOMAIN
+    spec = DOMAIN_BATCH_NORM
 
     domains: Sequence[str] = ("main", "auxiliary")
     axis: Axes = -1
@@ -116,7 +123,7 @@ class DomainBatchNorm(Affine, StatefulNorm):
 class ExampleWeightedBatchNorm(Affine, StatefulNorm):
     """`bnjax.example_weighted_batch_norm` with its parameters and its running state."""
 
-    layer = shared.EXAMPLE_WEIGHTED
+    spec = EXAMPLE_WEIGHTED_BATCH_NORM
 
     example_weight: float = 0.0
     axis: Axes = -1
@@ -129,7 +136,7 @@ class ExampleWeightedBatchNorm(Affine, StatefulNorm):
 class IterativeNorm(Affine, StatefulNorm):
     """`bnjax.iterative_norm` with its parameters and its running state."""
 
-    layer = shared.ITERATIVE
+    spec = ITERATIVE_NORM
 
     steps: int = 5
     group_size: int = 64
@@ -148,7 +155,7 @@ class SplitBatchNorm(Affine, StatefulNorm):
     takes `domain` for anything else.
     """
 
-    layer = shared.SPLIT
+    spec = SPLIT_BATCH_NORM
 
     domains: Sequence[str] = ("main", "auxiliary")
     axis: Axes = -1
@@ -161,7 +168,7 @@ class SplitBatchNorm(Affine, StatefulNorm):
 class SwitchableNorm(Affine, StatefulNorm):
     """`bnjax.switchable_norm` with its parameters and its running state."""
 
-    layer = shared.SWITCHABLE
+    spec = SWITCHABLE_NORM
 
     axis: Axes = -1
     momentum: float = 0.9
@@ -169,5 +176,5 @@ class SwitchableNorm(Affine, StatefulNorm):
     axis_name: AxisName | None = None
     use_mean_weight: bool = True
     use_var_weight: bool = True
-    mean_weight_init: shared.Start = None
-    var_weight_init: shared.Start = None
+    mean_weight_init: Start = None
+    var_weight_init: Start = None

@@ -1,4 +1,4 @@
-"""The norms that Flax does not have, for nnx: one call, a row for each."""
+"""The norms that Flax does not have, for nnx: one call for all, by the `Spec` of each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Norm(nnx.Module):
       rngs: for initializers that are given.
     """
 
-    layer: ClassVar[shared.Layer]
+    spec: ClassVar[shared.Spec]
 
     num_features: int | Sequence[int]
     _: KW_ONLY
@@ -48,31 +48,31 @@ class Norm(nnx.Module):
                 "`num_features` must be a positive integer, or one for each of several feature axes, but it is "
                 f"{given!r}."
             )
-        options = {name: getattr(self, name) for name in self.layer.defaults}
-        for name, part in self.layer.parameters.items():
+        options = {name: getattr(self, name) for name in self.spec.defaults}
+        for name, part in self.spec.parameters.items():
             if getattr(self, f"use_{name}"):
                 start = getattr(self, f"{name}_init")
                 key = rngs.params() if callable(start) else None
                 setattr(self, name, nnx.Param(shared.initial(part, features, options, self.param_dtype, start, key)))
-        for name, part in self.layer.state.items():
+        for name, part in self.spec.variables.items():
             setattr(self, name, nnx.BatchStat(shared.initial(part, features, options, jnp.float32)))
 
     def _run(self, x: ArrayLike, *, train: bool, mask: ArrayLike | None, given: dict[str, Any], **inputs: Any) -> Array:
         """The call of every module: reads the parameters, makes one call, and writes the state."""
-        x, layer = floating(x), self.layer
-        shared.check_given(layer, given)
-        if layer.state and train and asked_for_moments(self):
+        x, spec = floating(x), self.spec
+        shared.check_given(spec, given)
+        if spec.variables and train and asked_for_moments(self):
             raise no_moments(type(self).__name__, "the call without `nnx.capture`")
-        options = {name: getattr(self, name) for name in layer.defaults}
+        options = {name: getattr(self, name) for name in spec.defaults}
         features = shared.features_of(x, options.get("axis", -1))
         check_num_features(self, self._made_for(len(features)), features, x)
         parameters = {}
-        for name in layer.parameters:
+        for name in spec.parameters:
             used = getattr(self, f"use_{name}")
             parameters[name] = replaced(getattr(self, name)[...] if used else None, given.get(name), name, used)
-        state = {name: getattr(self, name)[...] for name in layer.state}
+        state = {name: getattr(self, name)[...] for name in spec.variables}
         y, new = shared.call(
-            layer, x, parameters, state, options, train=train, mask=mask,
+            spec, x, parameters, state, options, train=train, mask=mask,
             dtype=result_dtype(x, *parameters.values(), dtype=self.dtype), **inputs,
         )  # fmt: skip
         if train:

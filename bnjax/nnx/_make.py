@@ -12,7 +12,7 @@ from bnjax._checks import Axes
 from bnjax._core.affine_map import Activation
 from bnjax._modules.call import not_normalized
 from bnjax._norms.registry import NORMS, NormAlias, NormName, check_arguments, norm_named
-from bnjax._norms.spec import Norm
+from bnjax._norms.spec import Spec
 
 
 def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any, **arguments: Any) -> Any:
@@ -75,7 +75,7 @@ class Identity(nnx.Module):
         )  # fmt: skip
 
 
-def _arguments(row: Norm) -> set[str]:
+def _arguments(row: Spec) -> set[str]:
     return set(inspect.signature(getattr(family, row.module).__init__).parameters) - {"self"}
 
 

@@ -1,7 +1,8 @@
-"""Layer, RMS, group and instance norm for nnx: one call, four rows."""
+"""Layer, RMS, group and instance norm for nnx: one call for all, by the `Spec` of each."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +17,9 @@ from bnjax._checks import Axes
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
 from bnjax._modules import call as shared
-from bnjax._norms.group import check_groups
+from bnjax._norms.group import GROUP_NORM, INSTANCE_NORM, check_groups
+from bnjax._norms.layer import LAYER_NORM, RMS_NORM
+from bnjax._norms.spec import Spec
 from bnjax.nnx._flax import NO_METADATA, construct
 from bnjax.nnx._unstable import PromoteDtypeFn, promote_dtype
 
@@ -24,7 +27,7 @@ from bnjax.nnx._unstable import PromoteDtypeFn, promote_dtype
 class _SampleNorm(nnx.Module):
     """What the modules of this file have in common: all but their names, their attributes and the function."""
 
-    core: ClassVar[shared.Core]
+    spec: ClassVar[Spec]
 
     if TYPE_CHECKING:  # Flax's class, mixed in below, has the attributes
 
@@ -56,12 +59,12 @@ class _SampleNorm(nnx.Module):
             shared.check_num_features(self, (size,), (math.prod(shape),), x)
         own_scale, own_bias = (
             None if parameter is None else parameter[...].reshape(shape)
-            for parameter in (self.scale, self.bias if self.core.centred else None)
+            for parameter in (self.scale, self.bias if self.spec.centred else None)
         )
         scale = shared.replaced(own_scale, scale, "scale", self.use_scale)
-        bias = shared.replaced(own_bias, bias, "bias", self.core.centred and self.use_bias)
+        bias = shared.replaced(own_bias, bias, "bias", self.spec.centred and self.use_bias)
         checks.named_dtype(self.dtype)
-        if self.core.centred:
+        if self.spec.centred:
             promoted, scale, bias = self.promote_dtype((x, scale, bias), dtype=self.dtype)
         else:
             promoted, scale = self.promote_dtype((x, scale), dtype=self.dtype)
@@ -71,7 +74,7 @@ class _SampleNorm(nnx.Module):
 
     def _sizes(self) -> list[int]:
         """Of the parameters; without any, `x` may have any number of features, as in Flax."""
-        parameters = (self.scale, self.bias if self.core.centred else None)
+        parameters = (self.scale, self.bias if self.spec.centred else None)
         return [parameter[...].size for parameter in parameters if parameter is not None]
 
 
@@ -92,7 +95,7 @@ class LayerNorm(_SampleNorm, nnx.LayerNorm):
      [1. 0.]]
     """
 
-    core = shared.LAYER_NORM
+    spec = LAYER_NORM
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ class RMSNorm(_SampleNorm, nnx.RMSNorm):
     [[0. 2. 0. 0.]]
     """
 
-    core = shared.RMS_NORM
+    spec = RMS_NORM
 
     def __init__(
         self,
@@ -165,7 +168,7 @@ class GroupNorm(_SampleNorm, nnx.GroupNorm):
     [[-1.  1. -1.  1.]]
     """
 
-    core = shared.GROUP_NORM._replace(arguments={name: name for name in ("num_groups", "reduction_axes")})
+    spec = dataclasses.replace(GROUP_NORM, attributes={name: name for name in ("num_groups", "reduction_axes")})
 
     def __init__(
         self,
@@ -209,7 +212,7 @@ class InstanceNorm(_SampleNorm, nnx.InstanceNorm):
       [ 1.  1.]]]
     """
 
-    core = shared.INSTANCE_NORM
+    spec = INSTANCE_NORM
 
     def __init__(
         self,

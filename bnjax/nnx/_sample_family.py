@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bnjax._checks import Axes
-from bnjax._modules import family as shared
+from bnjax._modules.family import Start
+from bnjax._norms.evonorm import EVO_NORM_S0
+from bnjax._norms.pointwise import DYNAMIC_TANH
+from bnjax._norms.response import FILTER_RESPONSE_NORM, GLOBAL_RESPONSE_NORM, LOCAL_RESPONSE_NORM
+from bnjax._norms.scale import PARTIAL_RMS_NORM, PIXEL_NORM, POSITIONAL_NORM, SCALE_NORM
 from bnjax.nnx._layers import Affine, SampleNorm
 
 
@@ -13,13 +17,13 @@ from bnjax.nnx._layers import Affine, SampleNorm
 class EvoNormS0(Affine, SampleNorm):
     """`bnjax.evo_norm_s0` with its parameters."""
 
-    layer = shared.EVO_NORM_S0
+    spec = EVO_NORM_S0
 
     num_groups: int = 32
     axis: int = -1
     epsilon: float = 1e-5
     use_v: bool = True
-    v_init: shared.Start = None
+    v_init: Start = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -29,19 +33,19 @@ class FilterResponseNorm(Affine, SampleNorm):
     `use_threshold=False`: no TLU.
     """
 
-    layer = shared.FILTER_RESPONSE_NORM
+    spec = FILTER_RESPONSE_NORM
 
     axis: Axes = -1
     epsilon: float = 1e-6
     use_threshold: bool = True
-    threshold_init: shared.Start = None
+    threshold_init: Start = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class LocalResponseNorm(SampleNorm):
     """`bnjax.local_response_norm` as a module."""
 
-    layer = shared.LOCAL_RESPONSE_NORM
+    spec = LOCAL_RESPONSE_NORM
 
     size: int = 5
     alpha: float = 1e-4
@@ -57,7 +61,7 @@ class GlobalResponseNorm(Affine, SampleNorm):
     Scale and bias start at zero: the layer as the identity.
     """
 
-    layer = shared.GLOBAL_RESPONSE_NORM
+    spec = GLOBAL_RESPONSE_NORM
 
     axis: int = -1
     epsilon: float = 1e-6
@@ -67,7 +71,7 @@ class GlobalResponseNorm(Affine, SampleNorm):
 class PositionalNorm(Affine, SampleNorm):
     """`bnjax.positional_norm` with its parameters."""
 
-    layer = shared.POSITIONAL_NORM
+    spec = POSITIONAL_NORM
 
     axis: Axes = -1
     epsilon: float = 1e-5
@@ -77,13 +81,13 @@ class PositionalNorm(Affine, SampleNorm):
 class PartialRMSNorm(SampleNorm):
     """`bnjax.partial_rms_norm` with its parameters."""
 
-    layer = shared.PARTIAL_RMS_NORM
+    spec = PARTIAL_RMS_NORM
 
     fraction: float = 0.0625
     axis: int = -1
     epsilon: float = 1e-6
     use_scale: bool = True
-    scale_init: shared.Start = None
+    scale_init: Start = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -93,19 +97,19 @@ class ScaleNorm(SampleNorm):
     The scale is one number, and starts at sqrt(d) of d features.
     """
 
-    layer = shared.SCALE_NORM
+    spec = SCALE_NORM
 
     axis: Axes = -1
     epsilon: float = 1e-5
     use_scale: bool = True
-    scale_init: shared.Start = None
+    scale_init: Start = None
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class PixelNorm(SampleNorm):
     """`bnjax.pixel_norm` as a module."""
 
-    layer = shared.PIXEL_NORM
+    spec = PIXEL_NORM
 
     axis: Axes = -1
     epsilon: float = 1e-8
@@ -118,8 +122,8 @@ class DynamicTanh(Affine, SampleNorm):
     A `mask` is taken and changes nothing: there are no statistics.
     """
 
-    layer = shared.DYNAMIC_TANH
+    spec = DYNAMIC_TANH
 
     axis: Axes = -1
     use_alpha: bool = True
-    alpha_init: shared.Start = None
+    alpha_init: Start = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
@@ -14,7 +13,14 @@ from bnjax import _checks as checks
 from bnjax._checks import Axes
 from bnjax._core.state import Path
 from bnjax._modules.call import is_matrix, result_dtype
-from bnjax._norms.weights import scaled_weight_standardize, spectral_norm, weight_norm, weight_standardize
+from bnjax._norms.spec import Spec
+from bnjax._norms.weights import (
+    SCALED_WEIGHT_STANDARDIZATION,
+    SPECTRAL_NORM,
+    WEIGHT_NORM,
+    WEIGHT_STANDARDIZATION,
+    spectral_norm,
+)
 from bnjax.nnx._copies import Named, with_values
 from bnjax.nnx._flax import construct
 from bnjax.nnx._unstable import PromoteDtypeFn, promote_dtype
@@ -37,6 +43,8 @@ class SpectralNorm(nnx.SpectralNorm):
     >>> print(layer.batch_stats["kernel", "u"].shape)
     (1, 2)
     """
+
+    spec = SPECTRAL_NORM
 
     def __call__(self, x: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer with its matrices divided by their largest singular value.
@@ -96,9 +104,7 @@ class WeightNorm(nnx.WeightNorm):
     (2,)
     """
 
-    # Private, because `nnx.tabulate` takes a public function of a class for a method.
-    _function: ClassVar[Callable[..., Array]] = staticmethod(weight_norm)
-    options: ClassVar[tuple[str, ...]] = ()  # attributes that `function` takes, besides those of Flax's class
+    spec: ClassVar[Spec] = WEIGHT_NORM
 
     def __init__(
         self,
@@ -143,8 +149,8 @@ class WeightNorm(nnx.WeightNorm):
     def _normalized(self, path: Path, w: Array) -> Array:
         scale = _known(self.scales, path, path)[...] if self.use_scale else None
         dtype = result_dtype(w, scale, dtype=self.dtype)
-        options = {name: getattr(self, name) for name in self.options}
-        return self._function(w, scale, axis=self.feature_axes, epsilon=self.epsilon, dtype=dtype, **options)
+        options = {name: getattr(self, name) for name in self.spec.defaults if name != "axis"}
+        return self.spec.function(w, scale, axis=self.feature_axes, dtype=dtype, **options)
 
 
 class WeightStandardization(WeightNorm):
@@ -159,8 +165,7 @@ class WeightStandardization(WeightNorm):
     True
     """
 
-    _function = staticmethod(weight_standardize)
-    options = ("epsilon_to",)
+    spec = WEIGHT_STANDARDIZATION
 
     def __init__(
         self,
@@ -187,7 +192,7 @@ class ScaledWeightStandardization(WeightNorm):
     Arguments are those of `WeightNorm`. A kernel (width, width, 1, C) of a depthwise convolution has width^2 inputs.
     """
 
-    _function = staticmethod(scaled_weight_standardize)
+    spec = SCALED_WEIGHT_STANDARDIZATION
 
     def __init__(
         self,

@@ -1,0 +1,145 @@
+"""All that is generated of the norms: lists of names, exports, and the table in docs/norms/index.md.
+
+    python -m experiments.docs [--write | --check]
+
+`--write` writes it; `--check`, and no flag, fail where something else stands there, and say where.
+"""
+
+import ast
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import bnjax
+from bnjax import NORMS
+from experiments.cli.errors import UserError
+from experiments.cli.flags import parse_flags
+from experiments.cli.program import run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = "python -m experiments.docs --write"
+HEADER = ("name", "function", "module", "measures", "keeps", "over devices", "mask", "gradient", "paper", "when to use")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Write or check what is generated."""
+
+    write: bool = False
+    """Write it."""
+    check: bool = False
+    """Fail if something else stands there."""
+
+
+class Part(NamedTuple):
+    """A file, or a part of one, that is generated.
+
+    Attributes:
+      path: from the root.
+      made: the text of the file, given the text that it has.
+    """
+
+    path: str
+    made: Callable[[str], str]
+
+
+def table() -> str:
+    """The table of all norms, in Markdown."""
+    rows = [
+        (
+            *(f"`{t}`" for t in (name, n.function.__name__, n.module)),
+            *map(str, (n.axes, n.state, n.sync, n.mask, n.gradient, n.paper, n.use)),
+        )
+        for name, n in NORMS.items()
+    ]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (HEADER, ("---",) * len(HEADER), *rows))
+
+
+def put(page: str, name: str, block: str) -> str:
+    """`page` with `block` between the lines `<!-- name -->` and `<!-- /name -->`."""
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"The page must have the lines {begin.strip()} and {end.strip()}.")
+    return before + begin + block + end + after
+
+
+def names(_: str) -> str:
+    """The module of the types of names."""
+    aliases = dict.fromkeys(alias for n in NORMS.values() for alias in (n.module, n.function.__name__))
+    return (
+        f'"""The names of norms, for type checkers. Written by `{COMMAND}`."""\n\n'
+        "from typing import Literal\n\n"
+        f"# The keys of `NORMS`.\n{_literal('NormName', NORMS)}\n"
+        f"# The classes and the functions, each a name of the first norm that has it.\n{_literal('NormAlias', aliases)}"
+    )
+
+
+def _literal(name: str, words: Iterable[str]) -> str:
+    return f"{name} = Literal[\n" + "".join(f'    "{word}",\n' for word in words) + "]\n"
+
+
+def exports(page: str, wanted: Mapping[str, str]) -> str:
+    """`page`, a module that re-exports names, with those of the norms among them; the others stay.
+
+    Args:
+      page: a docstring, lines `from module import name as name`, and perhaps `__all__`.
+      wanted: the modules of the names of the norms.
+    """
+    line = r"^from (\S+) import (\S+) as \2\n"
+    found = {name: module for module, name in re.findall(line, page, re.MULTILINE)} | dict(wanted)
+    docstring, _, _ = page.partition("\nfrom ")
+    imports = "".join(f"from {m} import {n} as {n}\n" for m, n in sorted((m, n) for n, m in found.items()))
+    listed = "".join(f'    "{name}",\n' for name in sorted(found))
+    return f"{docstring}\n{imports}" + (f"\n__all__ = [\n{listed}]\n" if "__all__" in page else "")
+
+
+def functions() -> dict[str, str]:
+    """The functions of the norms that are not of the everyday face, and their modules."""
+    found = {n.function.__name__: n.function.__module__ for n in NORMS.values()}
+    return {name: module for name, module in found.items() if name not in bnjax.__all__}
+
+
+def classes(api: str) -> dict[str, str]:
+    """The classes of the norms in `bnjax.linen` or `bnjax.nnx`, and their modules, found in the sources."""
+    wanted = {n.module for n in NORMS.values()}
+    return {
+        node.name: f"bnjax.{api}.{file.stem}"
+        for file in sorted((ROOT / "bnjax" / api).glob("_*.py"))
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name in wanted
+    }
+
+
+PARTS = (
+    Part("bnjax/_norms/names.py", names),
+    Part("bnjax/family.py", lambda page: exports(page, functions())),
+    Part("bnjax/linen/__init__.py", lambda page: exports(page, classes("linen"))),
+    Part("bnjax/nnx/__init__.py", lambda page: exports(page, classes("nnx"))),
+    Part("docs/norms/index.md", lambda page: put(page, "norms", table())),
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    arguments = parse_flags(Arguments, argv, "python -m experiments.docs", __doc__)
+    if arguments.write and arguments.check:
+        raise UserError("`--write` and `--check` exclude each other: what was just written needs no comparison.")
+    stale = []
+    for part in PARTS:
+        file = ROOT / part.path
+        page = file.read_text(encoding="utf-8")
+        made = part.made(page)
+        if made != page and arguments.write:
+            file.write_text(made, encoding="utf-8")
+        elif made != page:
+            stale.append(part.path)
+    if stale:
+        sys.exit(f"Not up to date: {', '.join(stale)}; run `{COMMAND}`.")
+
+
+if __name__ == "__main__":
+    run_main(main)
