@@ -1,7 +1,7 @@
 """What is known of a norm beside its function: one record, a `Spec`, which stands at the end of the function's file.
 
 All else comes from it: the registry, what the modules of both APIs keep and call, `make_norm`, the lists of names and
-the table in docs/norms.md, and the tests that every norm must pass.
+the table in docs/norms/index.md, and the tests that every norm must pass.
 """
 
 import dataclasses
