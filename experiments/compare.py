@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from rich.table import Table
-
 from experiments.cli.errors import UserError
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
@@ -22,6 +20,7 @@ from experiments.results.page import save_page, save_picture, save_sizes_page
 from experiments.results.plots import Errors, save_errors
 from experiments.results.records import Record
 from experiments.results.summary import TARGET, Summary, errors_of, mean_and_deviation, summarize
+from experiments.results.tables import Table
 from experiments.training import processes, run
 from experiments.training.layouts import make_layout
 
@@ -97,14 +96,14 @@ def show(
         errors = {n: {size: errors_of(of_size[n]) for size, of_size in found.items()} for n in found[min(found)]}
         save_errors(workdir / "batch_sizes.png", errors)
         save_sizes_page(workdir / "compare.html", errors, seeds, config)
-        report.show(size_table(errors))
+        report.show(size_table(errors).rich())
         report.line(f"Error against batch size: {workdir / 'compare.html'}")
         return
     (runs,) = found.values()
     summaries = [summarize(norm, runs[norm]) for norm in runs]
     save_picture(workdir / "compare.png", runs)
     save_page(workdir / "compare.html", runs, summaries, seeds, config)
-    report.show(table(summaries))
+    report.show(table(summaries).rich())
     report.line(f"Curves and table: {workdir / 'compare.html'}")
 
 
@@ -165,23 +164,15 @@ def check_once(name: str, values: Sequence[object]) -> None:
 
 
 def size_table(errors: Errors) -> Table:
-    made = Table(title="Error on held-out examples, %: mean ± standard deviation")
-    made.add_column("norm")
-    for size in next(iter(errors.values())):
-        made.add_column(f"batch {size}", justify="right")
-    for norm, of_size in errors.items():
-        made.add_row(norm, *(mean_and_deviation(values, digits=2) for values in of_size.values()))
-    return made
+    head = ["norm", *(f"batch {size}" for size in next(iter(errors.values())))]
+    rows = [[n, *(mean_and_deviation(v, digits=2) for v in of_size.values())] for n, of_size in errors.items()]
+    return Table("Error on held-out examples, %: mean ± standard deviation", head, rows)
 
 
 def table(summaries: Sequence[Summary]) -> Table:
-    made = Table(title=f"Mean ± standard deviation, {len(summaries[0].steps)} seeds")
-    made.add_column("norm")
-    made.add_column("held-out accuracy, %", justify="right")
-    made.add_column(f"steps to {TARGET:.0%}", justify="right")
-    for summary in summaries:
-        made.add_row(summary.norm, summary.accuracy, summary.steps_to_target)
-    return made
+    head = ["norm", "held-out accuracy, %", f"steps to {TARGET:.0%}"]
+    rows = [[s.norm, s.accuracy, s.steps_to_target] for s in summaries]
+    return Table(f"Mean ± standard deviation, {len(summaries[0].steps)} seeds", head, rows)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,11 @@ import bnjax.linen as bnn
 from experiments.cli.errors import UserError
 from experiments.cli.flags import parse_flags
 from experiments.cli.program import run_main
+from experiments.results.markers import Markers, write_between
+from experiments.results.tables import markdown
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- numerics -->\n", "<!-- /numerics -->\n"
+MARKERS = Markers("<!-- numerics -->\n", "<!-- /numerics -->\n")
 MEANS = (0.0, 1e1, 1e2, 1e3, 1e4, 1e5)
 BATCHES, EXAMPLES, FEATURES, STEPS = 8, 1024, 16, 1000
 SMALL = 1e-2
@@ -92,17 +94,12 @@ def steps_to_small(error: Array) -> int:
 
 
 def table() -> str:
-    rows = [list(HEADER), ["---"] * len(HEADER), *(row(mean) for mean in MEANS)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return markdown(HEADER, [row(mean) for mean in MEANS]) + "\n"
 
 
 def split(readme: str) -> tuple[str, str, str]:
     """What stands before, between and after the markers."""
-    before, begin, rest = readme.partition(BEGIN)
-    between, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"{README.name} must have the lines {BEGIN.strip()} and {END.strip()}.")
-    return before + begin, between, end + after
+    return MARKERS.split(readme)
 
 
 def differences(written: str, computed: str) -> list[str]:
@@ -134,8 +131,7 @@ def main(argv: Sequence[str]) -> None:
     computed = table()
     print(computed, end="")
     if arguments.write:
-        before, _, after = split(README.read_text())
-        README.write_text(before + computed + after)
+        write_between(README, {MARKERS: computed})
     if arguments.check and (found := differences(split(README.read_text())[1], computed)):
         sys.exit(f"{README.name} says something else: " + "; ".join(found))
 

@@ -4,8 +4,6 @@ Each target needs an environment of its own, so nothing but JAX, Flax, Optax and
 to do as JSON from its argument and prints a JSON record for every program, as soon as it is compiled for the last time.
 """
 
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.bench import contenders, resnet, work
 from experiments.bench.resnet import models
 from experiments.measure import hlo
+from experiments.measure.compile import run_child
 from experiments.measure.targets import Target, devices, target_of
 
 BATCH, SIZE = 32, 224  # examples for each device, pixels
@@ -130,5 +129,4 @@ def main(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    for found in main(json.loads(sys.argv[1])):
-        print(json.dumps(found), flush=True)
+    run_child(main)

@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any
 
 from experiments.bench.contenders import importable
-from experiments.bench.model import child_environment
-from experiments.bench.options import Arguments
+from experiments.bench.options import Arguments, environment
+from experiments.measure.compile import child_environment
 
 STATEMENTS = {
     "bnjax": "import bnjax",
@@ -37,5 +37,6 @@ def measure(arguments: Arguments) -> Iterator[dict[str, Any]]:
 
 def _import(statement: str, arguments: Arguments) -> float:
     program = [sys.executable, "-W", "ignore", "-c", _PROGRAM.format(statement)]
-    done = subprocess.run(program, env=child_environment(arguments), capture_output=True, text=True, check=True)
+    env = child_environment(environment(arguments.buffers))
+    done = subprocess.run(program, env=env, capture_output=True, text=True, check=True)
     return float(done.stdout)

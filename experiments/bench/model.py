@@ -1,18 +1,14 @@
 """A whole model, compiled for machines that need not be there: each in a process of its own, which `compiled` is."""
 
-import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from experiments.bench.options import Arguments, environment
+from experiments.measure.compile import FailedError, records_of
 from experiments.measure.targets import Target, target_of
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def tasks(arguments: Arguments) -> list[tuple[Target, str]]:
@@ -38,23 +34,13 @@ def measure(
     if shutil.which(python) is None:
         left_out(f"{target}: `--{target.platform}-python` must be an interpreter, but it is {python!r}.")
         return
-    with log.open("w", encoding="utf-8") as errors, subprocess.Popen(
-        [python, "-m", "experiments.bench.compiled", json.dumps(task)],
-        env=child_environment(arguments) | target.environment, stdout=subprocess.PIPE, stderr=errors, text=True,
-    ) as process:  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            found = json.loads(line)
-            if "skipped" in found:
-                left_out(found["skipped"])
-            else:
-                yield found
-    if process.returncode:
-        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["nothing was said"])[-1]
-        left_out(f"{target}, {dtype}: the compiler's process ended with {process.returncode} ({last}); see {log}.")
-
-
-def child_environment(arguments: Arguments) -> dict[str, str]:
-    """The environment of a process that imports what this one imports."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return environment(arguments.buffers) | {"PYTHONPATH": path}
+    with log.open("w+", encoding="utf-8") as errors:
+        try:
+            surroundings = environment(arguments.buffers) | target.environment
+            for found in records_of("experiments.bench.compiled", task, python, surroundings, errors):
+                if "skipped" in found:
+                    left_out(found["skipped"])
+                else:
+                    yield found
+        except FailedError as failed:
+            left_out(f"{target}, {dtype}: the compiler's process {failed}; see {log}.")

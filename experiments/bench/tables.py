@@ -1,36 +1,13 @@
 """The results as tables: on a terminal, in plain text, in the documents."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
-
-from rich import box
-from rich.table import Table as RichTable
+from typing import Any
 
 from experiments.bench.op import geomean
 from experiments.bench.work import shape_name
+from experiments.results.tables import Table
 
 Records = Sequence[dict[str, Any]]
-
-
-class Table(NamedTuple):
-    """A title, what heads the columns, and rows; the first column says what a row is about."""
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def rich(self) -> RichTable:
-        made = RichTable(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for i, name in enumerate(self.head):
-            made.add_column(name, justify="right" if i else "left", no_wrap=not i)
-        for row in self.rows:
-            made.add_row(*row)
-        return made
-
-    def markdown(self) -> str:
-        ruled = ["---", *("---:" for _ in self.head[1:])]
-        lines = [f"| {' | '.join(row)} |" for row in (self.head, ruled, *self.rows)]
-        return "\n".join([f"{self.title}:", "", *lines])
 
 
 def op_tables(records: Records) -> list[Table]:

@@ -166,7 +166,7 @@ def flip(arguments: Arguments, workdir: Path, log: IO[str]) -> None:
                 if done % 100 == 0:
                     print(f"{done} flips, {len(trial.wrong)} wrong.", flush=True)
     finally:
-        Console(width=130).print(trial.table())
+        Console(width=130).print(trial.table().rich())
     for where in trial.wrong:
         print(f"WRONG: {where}.", file=sys.stderr)
     if trial.wrong:

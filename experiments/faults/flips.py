@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from rich.table import Table
 
 from experiments.cli.errors import UserError
 from experiments.cli.report import Report
@@ -17,6 +16,7 @@ from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig,
 from experiments.config.file import load
 from experiments.data import load_data
 from experiments.results.plots import save_curves
+from experiments.results.tables import Table
 from experiments.training import run
 from experiments.training.checkpoints import FILES, digests
 from experiments.training.steps import TrainState
@@ -77,17 +77,11 @@ class Trial:
 
     def table(self) -> Table:
         """What came of it, for each kind of file."""
-        made = Table(title="One bit flipped, and what a resume takes up")
-        made.add_column("file")
         kinds = collections.Counter(self._kind(f) for f in self.files)
-        for name in ("files", "trials", *OUTCOMES):
-            made.add_column(name, justify="right")
-        for kind, outcomes in sorted(self.found.items()):
-            numbers = (kinds[kind], outcomes.total(), *(outcomes[o] for o in OUTCOMES))
-            made.add_row(kind, *(str(n) for n in numbers))
         total = sum(self.found.values(), collections.Counter())
-        made.add_row("all", *(str(n) for n in (len(self.files), total.total(), *(total[o] for o in OUTCOMES))))
-        return made
+        lines = [*((k, kinds[k], found) for k, found in sorted(self.found.items())), ("all", len(self.files), total)]
+        rows = [[k, *map(str, (n, found.total(), *(found[o] for o in OUTCOMES)))] for k, n, found in lines]
+        return Table("One bit flipped, and what a resume takes up", ["file", "files", "trials", *OUTCOMES], rows)
 
     def _undamaged(self, step: int) -> tuple[dict[str, str], bytes]:
         """The digests of the state at a step, and the log up to it, by a copy that ends there."""

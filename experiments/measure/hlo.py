@@ -2,14 +2,43 @@
 
 import math
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
     "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 _ARRAY = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]")
-_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
+
+
+class Instruction(NamedTuple):
+    """A line of a program: what it is called and is, of what it is made, and what else is said of it."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: list[str]  # their names
+    attributes: str
+
+    @property
+    def bytes(self) -> int:
+        return bytes_of(self.type)
+
+
+def instructions(text: str) -> Iterator[Instruction]:
+    """All instructions of a program, or of one of its computations.
+
+    >>> list(instructions("%d = f32[8] all-reduce(%a), to_apply=%add"))
+    [Instruction(name='d', type='f32[8]', opcode='all-reduce', operands=['a'], attributes='to_apply=%add')]
+    """
+    for line in text.splitlines():
+        if found := _INSTRUCTION.match(line):
+            operands, _, attributes = found[4].partition("), ")
+            yield Instruction(found[1], found[2], found[3], re.findall(r"%([\w.\-]+)", operands), attributes)
 
 
 def bytes_of(type_: str) -> int:
@@ -25,9 +54,33 @@ def _sizes(shape: str) -> list[int]:
     return [int(size) for size in shape.split(",") if size]
 
 
+class Collectives(NamedTuple):
+    """The collectives of a compiled program: how many of each kind, and the sizes of all operands together."""
+
+    counts: dict[str, int]
+    operand_bytes: int
+
+
+def collectives(text: str) -> Collectives:
+    r"""Of the text of a compiled program; one that starts and is done later counts once.
+
+    >>> collectives("%a = f32[8] add(%b, %c)\n%d = f32[8] all-reduce(%a), to_apply=%add")
+    Collectives(counts={'all-reduce': 1}, operand_bytes=32)
+    """
+    found = list(instructions(text))
+    sizes = {i.name: i.bytes for i in found}
+    counts: dict[str, int] = {}
+    total = 0
+    for i in found:
+        if (kind := i.opcode.removesuffix("-start")) in COLLECTIVES:
+            counts[kind] = counts.get(kind, 0) + 1
+            total += sum(sizes[operand] for operand in i.operands)
+    return Collectives(counts, total)
+
+
 def all_reduces(text: str) -> int:
     """How many times devices add up; one that starts and is done later counts once."""
-    return len(re.findall(r" all-reduce(?:-start)?\(", text))
+    return sum(i.opcode.removesuffix("-start") == "all-reduce" for i in instructions(text))
 
 
 def convolutions(text: str) -> int:
@@ -50,33 +103,27 @@ def fusion_bytes(text: str) -> int:
     """
     sizes: dict[str, int] = {}
     total = 0
-    for line in entry(text).splitlines():
-        if (found := _INSTRUCTION.match(line)) is None:
-            continue
-        name, type_, opcode, rest = found.groups()
-        sizes[name] = bytes_of(type_)
-        if opcode == "fusion":
-            operands = re.findall(r"%([\w.\-]+)", rest.split(", kind=")[0])
-            total += sizes[name] + sum(sizes.get(operand, 0) for operand in operands)
+    for i in instructions(entry(text)):
+        sizes[i.name] = i.bytes
+        if i.opcode == "fusion":
+            total += i.bytes + sum(sizes.get(operand, 0) for operand in i.operands)
     return total
 
 
 def convolution_flops(text: str) -> float:
     """The floating-point operations of cuDNN's convolutions: 2 x pixels put out x weights, forward and backward."""
-    types = {found[1]: found[2] for found in map(_INSTRUCTION.match, text.splitlines()) if found}
+    found = list(instructions(text))
+    types = {i.name: i.type for i in found}
     total = 0.0
-    for line in text.splitlines():
-        call = re.search(r'dim_labels=\w+->(\w+), custom_call_target="__cudnn\$conv(\w+)"', line)
-        found = _INSTRUCTION.match(line)
-        if call is None or found is None:
+    for i in found:
+        call = re.search(r'dim_labels=\w+->(\w+), custom_call_target="__cudnn\$conv(\w+)"', i.attributes)
+        if call is None:
             continue
-        operands = re.findall(r"%([\w.\-]+)", found[4].split("), ")[0])
-        first, second = (types.get(operand, "") for operand in operands[:2])
-        result = found[2]
+        first, second = (types.get(operand, "") for operand in i.operands[:2])
         put_out, weights = {
             "BackwardInput": (first, second),  # the gradient of what was put out, the weights
-            "BackwardFilter": (second, result),
-        }.get(call[2], (result, second))
+            "BackwardFilter": (second, i.type),
+        }.get(call[2], (i.type, second))
         sizes = _shape(put_out)
         total += 2 * math.prod(sizes) / sizes[call[1].index("f")] * math.prod(_shape(weights))
     return total

@@ -17,6 +17,7 @@ from experiments.results.files import write_text, write_whole
 from experiments.results.plots import Errors, Line, Panel, error, errors_figure, figure
 from experiments.results.records import Record
 from experiments.results.summary import TARGET, Summary, mean_and_deviation
+from experiments.results.tables import Table
 from experiments.results.versions import in_words, versions
 
 Runs = Mapping[Any, Sequence[Sequence[Record]]]  # by norm, of every seed
@@ -67,9 +68,8 @@ def _drawings(runs: Runs) -> str:
 def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Sequence[int], config: Config) -> None:
     """The page: the curves, the figures, and the config."""
     heads = ("held-out accuracy, %", f"steps to {TARGET:.0%}")
-    means = [_row((s.norm, s.accuracy, s.steps_to_target)) for s in summaries]
-    singles = [_row(values, _folder(values)) for s in summaries for values in _single(s, seeds)]
-    every = _table(("norm", "seed", *heads), singles)
+    means = [(s.norm, s.accuracy, s.steps_to_target) for s in summaries]
+    singles = [values for s in summaries for values in _single(s, seeds)]
     _save(
         path,
         config,
@@ -77,22 +77,22 @@ def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Seque
         lead=f"{len(seeds)} seeds each. "
         "A thick line is the mean over the seeds, a thin line one seed; both scales are logarithmic.",
         drawings=_drawings(runs),
-        tables=_table(("norm", *heads), means, "Mean ± standard deviation over the seeds")
-        + f"\n<details><summary>Every run</summary>\n{every}\n</details>",
+        table=Table("Mean ± standard deviation over the seeds", ("norm", *heads), means),
+        every=Table("", ("norm", "seed", *heads), singles),
+        links=[f"{norm}-seed{seed}/metrics.jsonl" for norm, seed, *_ in singles],
     )
 
 
 def save_sizes_page(path: Path, errors: Errors, seeds: Sequence[int], config: Config) -> None:
     """The page of a comparison over batch sizes: error against batch size, the figures, and the config."""
     sizes = [f"batch {size}" for size in next(iter(errors.values()))]
-    means = [_row((n, *(mean_and_deviation(v, digits=2) for v in e.values()))) for n, e in errors.items()]
+    means = [(n, *(mean_and_deviation(v, digits=2) for v in e.values())) for n, e in errors.items()]
     singles = [
-        _row((norm, str(size), str(seed), f"{value:.2f}"), f"{norm}-batch{size}-seed{seed}/metrics.jsonl")
+        (norm, str(size), str(seed), f"{value:.2f}")
         for norm, of_size in errors.items()
         for size, values in of_size.items()
         for seed, value in zip(seeds, values, strict=True)
     ]
-    every = _table(("norm", "batch size", "seed", "error, %"), singles)
     with mpl.rc_context(_style()):
         picture = drawing(errors_figure(errors), "Error against batch size. The table has the figures.", "p")
     _save(
@@ -101,30 +101,32 @@ def save_sizes_page(path: Path, errors: Errors, seeds: Sequence[int], config: Co
         norms=errors,
         lead=f"{len(seeds)} seeds each, the learning rate in proportion to the batch size.",
         drawings=picture,
-        tables=_table(
-            ("norm", *sizes), means, "Error on held-out examples, %: mean ± standard deviation over the seeds"
-        )
-        + f"\n<details><summary>Every run</summary>\n{every}\n</details>",
+        table=Table("Error on held-out examples, %: mean ± standard deviation over the seeds", ("norm", *sizes), means),
+        every=Table("", ("norm", "batch size", "seed", "error, %"), singles),
+        links=[f"{norm}-batch{size}-seed{seed}/metrics.jsonl" for norm, size, seed, _ in singles],
     )
 
 
-def _save(path: Path, config: Config, norms: Iterable[str], lead: str, drawings: str, tables: str) -> None:
+def _save(
+    path: Path,
+    config: Config,
+    norms: Iterable[str],
+    lead: str,
+    drawings: str,
+    table: Table,
+    every: Table,
+    links: Sequence[str],
+) -> None:
+    """Saves the page. `every` has a row for every run, and `links` are their files, seen from the page."""
     body = _PAGE.format(
         title=f"Norms compared: {escape(', '.join(norms))}",
         lead=f"The article's network ({config.model.api}) on {escape(config.data.name)}, {lead}",
         drawings=drawings,
-        tables=tables,
+        tables=f"{table.html()}\n<details><summary>Every run</summary>\n{every.html(links)}\n</details>",
         config=escape(to_json(config)),
         made=f"{datetime.date.today()}; {in_words(versions(('jax', 'flax', 'optax', 'numpy')))}",
     )
     write_text(path, body)
-
-
-def _table(heads: Sequence[str], rows: Sequence[str], caption: str = "") -> str:
-    titled = f"<caption>{escape(caption)}</caption>\n" if caption else ""
-    cells = "".join(f'<th scope="col">{escape(head)}</th>' for head in heads)
-    body = "\n".join(rows)
-    return f"<table>\n{titled}<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
 def _single(summary: Summary, seeds: Sequence[int]) -> list[tuple[str, ...]]:
@@ -132,17 +134,6 @@ def _single(summary: Summary, seeds: Sequence[int]) -> list[tuple[str, ...]]:
         (summary.norm, str(seed), f"{100 * accuracy:.2f}", "never" if steps is None else f"{steps:.0f}")
         for seed, accuracy, steps in zip(seeds, summary.accuracies, summary.steps, strict=True)
     ]
-
-
-def _folder(values: Sequence[str]) -> str:
-    """Where the run of a norm and a seed is, seen from the page."""
-    return f"{values[0]}-seed{values[1]}/metrics.jsonl"
-
-
-def _row(values: Sequence[str], link: str = "") -> str:
-    head, *rest = map(escape, values)
-    linked = f'<a href="{escape(link)}">{head}</a>' if link else head
-    return f'<tr><th scope="row">{linked}</th>' + "".join(f"<td>{v}</td>" for v in rest) + "</tr>"
 
 
 _PAGE = """<!DOCTYPE html>

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Any, Literal
 
 from experiments.cli.flags import parse_flags
 from experiments.cli.program import run_main
+from experiments.measure.compile import FailedError, records_of
 from experiments.measure.targets import Target, target_of
 from experiments.results.files import write_text
+from experiments.results.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "results" / "scale.md"
@@ -53,15 +56,13 @@ class Arguments:
 def compiled(python: str, task: Row) -> Row:
     """The facts of one step, found by a process of its own."""
     target = target_of(task["target"]) if task["target"].startswith("tpu") else Target("cpu")
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    program = [python, "-m", "experiments.scale.compiled", json.dumps(task)]
-    done = subprocess.run(
-        program, env=kept | target.environment | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        return {"skipped": f"{task['target']}: {(done.stderr.strip().splitlines() or ['nothing was said'])[-1]}"}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        try:
+            (found,) = records_of("experiments.scale.compiled", task, python, kept | target.environment, errors)
+        except FailedError as failed:
+            return {"skipped": f"{task['target']}: {failed.said}"}
+    return found
 
 
 def has_tpu_compiler(python: str) -> bool:
@@ -93,7 +94,7 @@ def growth(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Sequence[Row]) -> list[str]:
     """The lines of a table of all rows, and what it comes to."""
-    lines = [f"| {' | '.join(row)} |" for row in (HEAD, ["---", *["---:"] * 5], *map(cells, rows))]
+    lines = markdown(HEAD, [cells(row) for row in rows], numbers=True).splitlines()
     return [*lines, "", *(growth(rows) or ["What is sent is the same for every number of devices."])]
 
 

@@ -5,11 +5,9 @@ as JSON from its argument and prints what it finds as JSON.
 """
 
 import functools
-import json
-import re
-import sys
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,8 @@ import optax
 
 from bnjax import linen as bnn
 from experiments.config import Config, ParallelConfig, TrainConfig
-from experiments.measure.hlo import bytes_of
+from experiments.measure.compile import run_child
+from experiments.measure.hlo import collectives
 from experiments.measure.targets import devices, target_of
 from experiments.models.network import linen_network
 from experiments.models.resnet import FIFTY, ResNet
@@ -30,33 +29,6 @@ MODELS: dict[str, dict[str, Any]] = {  # by name: the size of the images, the at
     "ResNet-50": {"size": 224, "stages": FIFTY, "dtype": jnp.bfloat16},
     "one block": {"size": 16, "stages": (1,), "filters": 4, "classes": 10, "dtype": jnp.float32},
 }
-_COLLECTIVE = re.compile(
-    r"= (\(.*?\)|\S+) ((?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?)\((.*?)\)"
-)
-_RESULT = re.compile(r"%?([\w.\-]+) = (\(.*?\)|\S+) [\w\-]+\(")
-
-
-class Collectives(NamedTuple):
-    """The collectives of a compiled program: how many of each kind, and the sizes of all operands together."""
-
-    counts: dict[str, int]
-    operand_bytes: int
-
-
-def collectives(text: str) -> Collectives:
-    r"""Of the text of a compiled program; one that starts and is done later counts once.
-
-    >>> collectives("%a = f32[8] add(%b, %c)\n%d = f32[8] all-reduce(%a), to_apply=%add")
-    Collectives(counts={'all-reduce': 1}, operand_bytes=32)
-    """
-    sizes = {name: bytes_of(type_) for name, type_ in _RESULT.findall(text)}
-    counts: dict[str, int] = {}
-    total = 0
-    for _, kind, operands in _COLLECTIVE.findall(text):
-        kind = kind.removesuffix("-start")
-        counts[kind] = counts.get(kind, 0) + 1
-        total += sum(sizes[name] for name in re.findall(r"%([\w.\-]+)", operands))
-    return Collectives(counts, total)
 
 
 def compile_step(model: str, layout: Layout) -> tuple[Any, float]:
@@ -86,8 +58,8 @@ def facts(model: str, layout: Layout) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(task: dict[str, Any]) -> dict[str, Any]:
-    """The facts for the `target`, the `model`, and what goes into a `ParallelConfig`."""
+def main(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The facts, once, for the `target`, the `model`, and what goes into a `ParallelConfig`."""
     platform, _, kind = task["target"].partition(":")
     if platform == "cpu":
         jax.config.update("jax_num_cpu_devices", int(kind))
@@ -95,14 +67,15 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     else:
         target = target_of(task["target"])
         if target.missing:
-            return {"skipped": target.missing}
+            yield {"skipped": target.missing}
+            return
         on = devices(target)
     config = Config(
         parallel=ParallelConfig(layout=task["layout"], sync=task["sync"], group_size=task["group_size"]),
         train=TrainConfig(batch_size=EACH * len(on)),
     )
-    return facts(task["model"], make_layout(config, on))
+    yield facts(task["model"], make_layout(config, on))
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    run_child(main)
