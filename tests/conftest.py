@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -13,11 +14,14 @@ import pytest
 from tests._unstable import compiler_options
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes and drops objects beside millions that stay; to look for cycles as often as usual takes a sixth of the
+# time.
+gc.set_threshold(50_000, 20, 100)
 
 # These files' programs are compiled as users' are: they look at the program itself, its memory, its rounding or its
 # speed, or train for long. All others run once on a few numbers, and to compile them takes nearly all of the time.
 COMPILED_IN_FULL = {
-    "bench", "bench_compiled", "experiments_compare", "experiments_processes", "experiments_train", "hlo", "numerics",
+    "bench_compiled", "experiments_compare", "experiments_processes", "experiments_train", "hlo", "numerics",
     "readme", "remat",
 }  # fmt: skip
 # These files say nothing of another release of jax that the rest does not say: training, the benchmark, tools and
