@@ -87,15 +87,15 @@ def exports(page: str, wanted: Mapping[str, str]) -> str:
     """`page`, a module that re-exports names, with those of the norms among them; the others stay.
 
     Args:
-      page: a docstring, lines `from module import name as name`, and perhaps `__all__`.
+      page: with lines `from module import name as name`, and perhaps `__all__`, which lists these names.
       wanted: the modules of the names of the norms.
     """
-    line = r"^from (\S+) import (\S+) as \2\n"
-    found = {name: module for module, name in re.findall(line, page, re.MULTILINE)} | dict(wanted)
-    docstring, _, _ = page.partition("\nfrom ")
+    lines = list(re.finditer(r"^from (\S+) import (\S+) as \2\n", page, re.MULTILINE))
+    found = {line[2]: line[1] for line in lines} | dict(wanted)
     imports = "".join(f"from {m} import {n} as {n}\n" for m, n in sorted((m, n) for n, m in found.items()))
     listed = "".join(f'    "{name}",\n' for name in sorted(found))
-    return f"{docstring}\n{imports}" + (f"\n__all__ = [\n{listed}]\n" if "__all__" in page else "")
+    after = re.sub(r"__all__ = \[.*?\]\n", f"__all__ = [\n{listed}]\n", page[lines[-1].end() :], flags=re.DOTALL)
+    return page[: lines[0].start()] + imports + after
 
 
 def functions() -> dict[str, str]:

@@ -1,16 +1,19 @@
 """The arguments of every class are written out: they cannot differ from those of its function and of Flax's class."""
 
 import inspect
+import re
 from typing import get_args
 
 import flax.linen
 import flax.nnx
+import jax
 import jax.numpy as jnp
 import pytest
 
 import bnjax.linen
 import bnjax.nnx
 from bnjax import NORMS
+from tests.family import ROWS
 
 APIS = {"linen": (bnjax.linen, flax.linen), "nnx": (bnjax.nnx, flax.nnx)}
 OF_THE_CALL = {"where", "residual", "train", "domain"}
@@ -97,6 +100,44 @@ def test_all_classes_have_their_arguments_written_out(api):
     assert len(classes) >= 27
     for thing in classes:
         assert constructor(thing), thing
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_help_says_what_each_argument_of_a_class_means(api):
+    module, flax_module = APIS[api]
+    title = "Attributes" if api == "linen" else "Args"
+    for cls in vars(module).values():
+        if not (inspect.isclass(cls) and issubclass(cls, flax_module.Module)):
+            continue
+        said = inspect.getdoc(cls).replace("\n    ", " ")
+        assert said.count(f"\n{title}:\n") == 1, cls
+        assert not re.search(r"^  \w+: likewise", said, re.MULTILINE), cls
+        for name in constructor(cls):
+            assert len(re.findall(rf"^  {name}: \S.*\S\.$", said, re.MULTILINE)) == 1, (cls, name)
+
+
+def call_of(api, name, **how):
+    """What a module is traced to; a weight norm wraps a layer that takes an input and nothing else."""
+    x, row = jnp.ones((2, 3, 3, 6)), NORMS[name]
+    options = ROWS[name].options if name in ROWS else {}
+    how |= {"update_stats": False} if name == "spectral" else {}
+    if api == "linen":
+        norm = bnjax.linen.make_norm(name, **options)
+        layer = norm(flax.linen.Dense(2)) if row.wraps else norm()
+        variables = layer.init(jax.random.key(0), x, **({"update_stats": False} if name == "spectral" else {}))
+        return str(jax.make_jaxpr(lambda x: layer.apply(variables, x, **how))(x))
+    rngs = flax.nnx.Rngs(0)
+    first = flax.nnx.Linear(6, 2, rngs=rngs) if row.wraps else 6
+    layer = bnjax.nnx.make_norm(name, first, **options, rngs=rngs)
+    return str(jax.make_jaxpr(lambda x: layer(x, **how))(x))
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("name", [name for name, row in NORMS.items() if not row.takes_running_average])
+def test_a_norm_without_a_running_state_ignores_use_running_average(name, api):
+    """So that one program calls all norms alike; a layer that is wrapped does not get it."""
+    plain, *others = (call_of(api, name, **how) for how in ({}, *({"use_running_average": v} for v in (True, False))))
+    assert others == [plain, plain]
 
 
 @pytest.mark.parametrize("api", APIS)

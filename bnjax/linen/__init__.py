@@ -1,5 +1,6 @@
 """Normalization for `flax.linen`: drop-in for Flax's modules, with more abilities."""
 
+from bnjax._modules.arguments import explain as _explain
 from bnjax.linen._batch import BatchNorm as BatchNorm
 from bnjax.linen._batch_family import BatchChannelNorm as BatchChannelNorm
 from bnjax.linen._batch_family import BatchRenorm as BatchRenorm
@@ -33,3 +34,5 @@ from bnjax.linen._weights import ScaledWeightStandardization as ScaledWeightStan
 from bnjax.linen._weights import SpectralNorm as SpectralNorm
 from bnjax.linen._weights import WeightNorm as WeightNorm
 from bnjax.linen._weights import WeightStandardization as WeightStandardization
+
+_explain(vars(), "Attributes")

@@ -42,8 +42,6 @@ class BatchNorm(nn.BatchNorm):
       unbiased: keep the unbiased variance in the running state, as PyTorch does.
       track_running_stats: `False`: there is no running state; statistics are always the batch's, at evaluation, too.
         `pivot="running"` means `"sample"` then, and no moments are handed out.
-      activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
-      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
 
     >>> layer = BatchNorm(use_running_average=False, activation="relu")
     >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])

@@ -16,13 +16,7 @@ from bnjax._modules.call import check_state, floating, no_moments, replaced, res
 
 
 class Norm(nn.Module):
-    """What all norms of this package have that are not Flax's.
-
-    Attributes:
-      dtype: of the result; inferred from input and parameters by default.
-      param_dtype: of parameters; a state is float32.
-      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
-    """
+    """What all norms of this package have that are not Flax's."""
 
     spec: ClassVar[shared.Spec]
 
@@ -79,6 +73,7 @@ class SampleNorm(Norm):
         mask: ArrayLike | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        use_running_average: bool | None = None,
     ) -> Array:
         """Normalizes `x`.
 
@@ -87,6 +82,7 @@ class SampleNorm(Norm):
           mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).
+          use_running_average: taken for the sake of norms with a running state, and ignored: there is none here.
 
         Raises:
           ValueError: an argument that does not fit.
@@ -95,12 +91,7 @@ class SampleNorm(Norm):
 
 
 class StatefulNorm(Norm):
-    """A norm with a running state.
-
-    Attributes:
-      use_running_average: normalize by the running state; here or at the call.
-      momentum: the fraction of the running state that is kept (1 - PyTorch's); an attribute of every subclass.
-    """
+    """A norm with a running state."""
 
     use_running_average: bool | None = None
 
@@ -139,14 +130,7 @@ class StatefulNorm(Norm):
 
 
 class Affine(nn.Module):
-    """The attributes of a norm with scale and bias.
-
-    Attributes:
-      use_scale: have a scale; without, the call may give one.
-      use_bias: likewise.
-      scale_init: where it starts, a number or an initializer, instead of the norm's own.
-      bias_init: likewise.
-    """
+    """The attributes of a norm with scale and bias."""
 
     use_scale: bool = True
     use_bias: bool = True

@@ -17,7 +17,7 @@ from bnjax._norms.spec import Spec
 def make_norm(name: NormName | NormAlias | Literal["none"], /, **arguments: Any) -> partial[nn.Module]:
     """The constructor of the module of that name, its arguments filled in.
 
-    Modules that keep a running state take `use_running_average` at the call, all others do not:
+    All modules take `use_running_average` at the call; those without a running state ignore it. Which have one:
     `bnjax.NORMS[name].takes_running_average`.
 
     Args:

@@ -33,6 +33,7 @@ class _SampleNorm(nn.Module):
         residual: ArrayLike | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        use_running_average: bool | None = None,
     ) -> Array:
         """Normalizes `x`.
 
@@ -42,6 +43,7 @@ class _SampleNorm(nn.Module):
           residual: of the shape of `x`; added before the activation.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`, or a norm that has none).
+          use_running_average: taken for the sake of norms with a running state, and ignored: there is none here.
 
         Raises:
           ValueError: an argument that does not fit.
@@ -62,11 +64,7 @@ class LayerNorm(_SampleNorm, nn.LayerNorm):
 
     Attributes, defaults, parameters and call are Flax's; see there for those. Statistics are always float32 or
     wider (`force_float32_reductions` changes nothing), synchronised ones weighted by count, and one-pass ones
-    (`use_fast_variance`) right at large means. Added, also to the other modules of this file:
-
-    Attributes:
-      activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
-      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
+    (`use_fast_variance`) right at large means. `activation` and `zero_masked` are added.
 
     >>> layer = LayerNorm(activation="relu")
     >>> x = jnp.array([[1.0, 3.0], [30.0, 10.0]])

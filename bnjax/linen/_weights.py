@@ -37,12 +37,13 @@ class SpectralNorm(nn.SpectralNorm):
     spec = SPECTRAL_NORM
 
     @nn.compact
-    def __call__(self, *args: Any, update_stats: bool, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, update_stats: bool, use_running_average: bool | None = None, **kwargs: Any) -> Any:
         """Calls the layer with its matrices divided by their largest singular value.
 
         Args:
           *args: for the layer.
           update_stats: keep the outcome of the power iteration in `u` and `sigma`.
+          use_running_average: taken for the sake of norms with a running state; ignored, and not passed to the layer.
           **kwargs: for the layer.
 
         Raises:
@@ -82,8 +83,14 @@ class WeightNorm(nn.WeightNorm):
     spec: ClassVar[Spec] = WEIGHT_NORM
 
     @nn.compact
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer with its parameters of length one, times a scale; the arguments are the layer's."""
+    def __call__(self, *args: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
+        """Calls the layer with its parameters of length one, times a scale.
+
+        Args:
+          *args: for the layer.
+          use_running_average: taken for the sake of norms with a running state; ignored, and not passed to the layer.
+          **kwargs: for the layer.
+        """
 
         def normalized(path: Any, parameter: Any) -> Array:
             w = jnp.asarray(parameter)

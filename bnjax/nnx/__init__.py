@@ -1,5 +1,6 @@
 """Normalization for `flax.nnx`: drop-in for Flax's modules, with more abilities."""
 
+from bnjax._modules.arguments import explain as _explain
 from bnjax.nnx._batch import BatchMoments as BatchMoments
 from bnjax.nnx._batch import BatchNorm as BatchNorm
 from bnjax.nnx._batch_family import BatchChannelNorm as BatchChannelNorm
@@ -34,3 +35,5 @@ from bnjax.nnx._weights import ScaledWeightStandardization as ScaledWeightStanda
 from bnjax.nnx._weights import SpectralNorm as SpectralNorm
 from bnjax.nnx._weights import WeightNorm as WeightNorm
 from bnjax.nnx._weights import WeightStandardization as WeightStandardization
+
+_explain(vars(), "Args")

@@ -24,9 +24,6 @@ class Norm(nnx.Module):
 
     Args:
       num_features: the number of features, or the lengths of several feature axes.
-      dtype: of the result; inferred from input and parameters by default.
-      param_dtype: of parameters; a state is float32.
-      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
       rngs: for initializers that are given.
     """
 
@@ -98,6 +95,7 @@ class SampleNorm(Norm):
         mask: ArrayLike | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        use_running_average: bool | None = None,
     ) -> Array:
         """Normalizes `x`.
 
@@ -106,6 +104,7 @@ class SampleNorm(Norm):
           mask: broadcastable to `x`, non-zero is valid; what is not valid counts for nothing in the statistics.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`).
+          use_running_average: taken for the sake of norms with a running state, and ignored: there is none here.
 
         Raises:
           ValueError: an argument that does not fit.
@@ -115,12 +114,7 @@ class SampleNorm(Norm):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class StatefulNorm(Norm):
-    """A norm with a running state: `model.eval()` normalizes by it, `model.train()` by the batch.
-
-    Args:
-      use_running_average: normalize by the running state; here or at the call.
-      momentum: the fraction of the running state that is kept (1 - PyTorch's).
-    """
+    """A norm with a running state: `model.eval()` normalizes by it, `model.train()` by the batch."""
 
     use_running_average: bool | None = False
 
@@ -168,14 +162,7 @@ class StatefulNorm(Norm):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Affine:
-    """The arguments of a norm with scale and bias.
-
-    Args:
-      use_scale: have a scale; without, the call may give one.
-      use_bias: likewise.
-      scale_init: where it starts, a number or an initializer, instead of the norm's own.
-      bias_init: likewise.
-    """
+    """The arguments of a norm with scale and bias."""
 
     use_scale: bool = True
     use_bias: bool = True

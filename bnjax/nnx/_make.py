@@ -18,7 +18,7 @@ from bnjax._norms.spec import Spec
 def make_norm(name: NormName | NormAlias | Literal["none"], /, *positional: Any, **arguments: Any) -> Any:
     """The module of that name; without a number of features and without `rngs`, its constructor, as in linen.
 
-    Modules that keep a running state take `use_running_average` at the call, all others do not:
+    All modules take `use_running_average` at the call; those without a running state ignore it. Which have one:
     `bnjax.NORMS[name].takes_running_average`.
 
     Args:

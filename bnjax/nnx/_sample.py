@@ -40,6 +40,7 @@ class _SampleNorm(nnx.Module):
         residual: ArrayLike | None = None,
         scale: ArrayLike | None = None,
         bias: ArrayLike | None = None,
+        use_running_average: bool | None = None,
     ) -> Array:
         """Normalizes `x`.
 
@@ -49,6 +50,7 @@ class _SampleNorm(nnx.Module):
           residual: of the shape of `x`; added before the activation.
           scale: in place of the parameter (`use_scale=False`); of the features' shape, or per example.
           bias: likewise (`use_bias=False`, or a norm that has none).
+          use_running_average: taken for the sake of norms with a running state, and ignored: there is none here.
 
         Raises:
           ValueError: an argument that does not fit.
@@ -82,12 +84,8 @@ class LayerNorm(_SampleNorm, nnx.LayerNorm):
     """`flax.nnx.LayerNorm`, computed by `bnjax.layer_norm`.
 
     Arguments, defaults, parameters and call are Flax's; see there for those. Synchronised statistics are weighted
-    by count, and one-pass ones (`use_fast_variance`) right at large means. Added, also to the other modules of
-    this file:
-
-    Args:
-      activation: `None`, `"relu"`, `"gelu"` (approximate), `"silu"` or a callable (a module, too), applied last.
-      zero_masked: make zero what is masked out, in the result and in all gradients, whatever stands there.
+    by count, and one-pass ones (`use_fast_variance`) right at large means. `activation` and `zero_masked`
+    are added.
 
     >>> layer = LayerNorm(2, activation="relu", rngs=nnx.Rngs(0))
     >>> print(layer(jnp.array([[1.0, 3.0], [30.0, 10.0]])).round(3))

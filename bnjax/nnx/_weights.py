@@ -46,12 +46,15 @@ class SpectralNorm(nnx.SpectralNorm):
 
     spec = SPECTRAL_NORM
 
-    def __call__(self, x: Any, update_stats: bool | None = None, **kwargs: Any) -> Any:
+    def __call__(
+        self, x: Any, update_stats: bool | None = None, *, use_running_average: bool | None = None, **kwargs: Any
+    ) -> Any:
         """Calls the layer with its matrices divided by their largest singular value.
 
         Args:
           x: for the layer.
           update_stats: keep the outcome of the power iteration in `u` and `sigma`; in training by default.
+          use_running_average: taken for the sake of norms with a running state; ignored, and not passed to the layer.
           **kwargs: for the layer.
 
         Raises:
@@ -125,8 +128,14 @@ class WeightNorm(nnx.WeightNorm):
         if use_scale:
             self.scales = nnx.data({path: self._new_scale(p, rngs) for path, p in self._selected()})
 
-    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer with its parameters of length one, times a scale; the arguments are the layer's.
+    def __call__(self, x: Any, *args: Any, use_running_average: bool | None = None, **kwargs: Any) -> Any:
+        """Calls the layer with its parameters of length one, times a scale.
+
+        Args:
+          x: for the layer.
+          *args: for the layer.
+          use_running_average: taken for the sake of norms with a running state; ignored, and not passed to the layer.
+          **kwargs: for the layer.
 
         Raises:
           ValueError: a layer with other parameters than at construction.
