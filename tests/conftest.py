@@ -7,6 +7,7 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes and drops objects beside millions that stay; to look for cycles as often as usual takes a sixth of the
 # time.
 gc.set_threshold(50_000, 20, 100)
+# No test fails because the machine is busy.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 # These files' programs are compiled as users' are: they look at the program itself, its memory, its rounding or its
 # speed, or train for long. All others run once on a few numbers, and to compile them takes nearly all of the time.

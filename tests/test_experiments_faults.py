@@ -51,8 +51,8 @@ def test_kills_are_counted_and_no_run_is_lost(monkeypatch, tmp_path, capsys):
 
 def test_a_run_that_ends_otherwise_is_lost(monkeypatch, tmp_path, capsys):
     simulate(monkeypatch, TRAINING.replace("done = ", LOSES + "\ndone = "))
-    with pytest.raises(SystemExit, match="1"):
-        faults.main(["--kills=3", "--seed=1", f"--workdir={tmp_path}/trial"])
+    with pytest.raises(SystemExit, match="1"):  # at the first kill after the file is there
+        faults.main(["--kills=100", "--seed=1", f"--workdir={tmp_path}/trial"])
     assert "LOST: " in capsys.readouterr().err
 
 

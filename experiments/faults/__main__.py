@@ -105,7 +105,7 @@ class Trial:
                 end, in_save = time.monotonic() + self._random.uniform(0, self.seconds), self._random.random() < 0.5
                 while all(p.poll() is None for p in group.processes):
                     if time.monotonic() >= end and (not in_save or saving(folder)):
-                        os.kill(victim.pid, signal.SIGKILL)
+                        victim.kill()  # looks once more whether it is there
                         break
                     time.sleep(0.002)
             failed = group.wait()
