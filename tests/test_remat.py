@@ -134,7 +134,7 @@ def test_moments_are_not_measured_again():
 def test_synchronised_under_shard_map(check_vma):
     mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     plain, switched = Net(Unit), Net(bnn.remat(Unit), axis_name="d")
-    variables = plain.init(jax.random.key(1), X)
+    variables = jax.jit(plain.init)(jax.random.key(1), X)
 
     def total(params, x):
         def local(params, x):
@@ -143,8 +143,8 @@ def test_synchronised_under_shard_map(check_vma):
 
         return jax.shard_map(local, mesh=mesh, in_specs=(P(), P("d")), out_specs=P(), check_vma=check_vma)(params, x)
 
-    (want, _), grads = value_and_grads(plain, variables, X)
-    assert_same(jax.value_and_grad(total, (0, 1))(variables["params"], X), (want, grads))
+    (want, _), grads = jax.jit(lambda v: value_and_grads(plain, v, X))(variables)
+    assert_same(jax.jit(jax.value_and_grad(total, (0, 1)))(variables["params"], X), (want, grads))
 
 
 def test_gradients_wait_for_each_other():

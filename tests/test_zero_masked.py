@@ -66,7 +66,7 @@ def at_evaluation(name, x, g, variables, n):
 
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         arguments = jax.tree.map(jnp.asarray, (x, variables["params"]))
-        (dx, dparams), y = jax.grad(loss, (0, 1), has_aux=True)(*arguments)
+        (dx, dparams), y = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(*arguments)
         return wide((y, dx, dparams))
 
 
