@@ -21,8 +21,10 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax._unstable import is_traced
 
 Axes = int | Sequence[int]
-Pivot = Literal["running", "sample"] | None  # the number about which batch statistics are measured
-SamplePivot = Literal["sample"] | None  # the same for one example, which has no running mean
+SamplePivot = Literal["auto", "zero", "sample"] | None  # the number about which an example's statistics are measured
+Pivot = Literal["running"] | SamplePivot  # the same for a batch, which may have a running mean
+SAMPLE_PIVOTS = ("auto", "zero", "sample", None)
+PIVOTS = ("running", *SAMPLE_PIVOTS)
 MOMENTUM_HINT = " It is the fraction kept: 1 - PyTorch's."
 
 

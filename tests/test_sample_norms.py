@@ -420,7 +420,7 @@ WRONG = {
     "scale": (lambda x: layer_norm(x, np.ones(5)), r"`scale` must have the shape of the features, \(6,\)"),
     "bias": (lambda x: instance_norm(x, None, np.ones((1, 2))), "`bias` must have the shape"),
     "where": (lambda x: group_norm(x, num_groups=2, where=np.ones(5)), "`where` must broadcast"),
-    "pivot": (lambda x: layer_norm(x, pivot="running"), "`pivot` must be one of 'sample', None"),
+    "pivot": (lambda x: layer_norm(x, pivot="running"), "`pivot` must be one of 'auto', 'zero', 'sample', None"),
     "epsilon": (lambda x: layer_norm(x, epsilon=-1.0), "`epsilon` must be"),
     "residual": (lambda x: rms_norm(x, residual=x[0]), "`residual` must have the shape of the input"),
     "activation": (lambda x: layer_norm(x, activation="swish"), "`activation` must be one of"),

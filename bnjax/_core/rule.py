@@ -122,17 +122,23 @@ def pivot_of(
 ) -> Array:
     """The number about which to measure `x`: length one along the measured axes, equal on all devices.
 
-    `"running"`: what is given. `"sample"`: the first element (the mean under a mask, where none is known to be
-    valid). `None`: the mean.
+    `"running"`: what is given. `"zero"`: zero. `"sample"`: the first element (the mean under a mask, where none is
+    known to be valid). `None`: the mean. `"auto"`: zero for bfloat16, whose own rounding is coarser than what is lost,
+    and a sample for all other dtypes.
     """
     if kind == "running" and running is not None:
         return running
-    x = lax.stop_gradient(x).astype(config.compute_dtype)
+    if kind == "auto":
+        kind = "zero" if x.dtype == jnp.bfloat16 else "sample"
+    if kind == "zero":
+        return jnp.zeros((1,) * x.ndim, config.compute_dtype)
+    x = lax.stop_gradient(x)
     n: Array | float
     if kind == "sample" and mask is None and x.size:
-        total, n = _first(x, reduction.axes), 1.0
+        # Cast after the slice: otherwise XLA's TPU compiler copies all of `x` into another layout.
+        total, n = _first(x, reduction.axes).astype(config.compute_dtype), 1.0
     else:
-        total = valid(mask, x).sum(reduction.axes, keepdims=True)
+        total = valid(mask, x.astype(config.compute_dtype)).sum(reduction.axes, keepdims=True)
         n = count_valid(mask, x.shape, reduction.axes, config.compute_dtype)
     total, n = _combine(reduction, (total, n))
     return total / at_least_one(n) if reduction.pivot_is_mean else pinned(total / at_least_one(n))

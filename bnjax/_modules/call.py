@@ -41,7 +41,7 @@ class BatchNormAttributes(Protocol):
 
 def check_batch_norm(module: BatchNormAttributes) -> None:
     """Raises for attributes of a BatchNorm that have no meaning, when it is made."""
-    checks.choice(module.pivot, "pivot", ("running", "sample", None))
+    checks.choice(module.pivot, "pivot", checks.PIVOTS)
     check_virtual_batch_size(module.virtual_batch_size)
     checks.flag(module.use_running_average, "use_running_average")
     checks.flag(module.track_running_stats, "track_running_stats")
@@ -143,12 +143,14 @@ def call_batch_norm(
     At evaluation both are the old running state. `local_only`: the named axis may not exist, and one value per
     feature is no error, as when Flax initialises.
     """
-    if not module.use_fast_variance and module.pivot == "sample":
-        raise ValueError("`use_fast_variance=False` means `pivot=None`, but `pivot` is 'sample'; leave out one.")
+    if not module.use_fast_variance and module.pivot not in ("running", None):
+        raise ValueError(
+            f"`use_fast_variance=False` means `pivot=None`, but `pivot` is {module.pivot!r}; leave out one."
+        )
     x, mask = masks.read(x, mask, "mask")
     pivot = module.pivot if module.use_fast_variance else None
     if pivot == "running" and not module.track_running_stats:
-        pivot = "sample"
+        pivot = "auto"
     common: dict[str, Any] = {
         "axis": module.axis, "epsilon": module.epsilon, "residual": residual,
         "activation": module.activation, "dtype": dtype,
@@ -267,7 +269,7 @@ def call_sample_norm(
     arguments = {name: getattr(module, attribute) for name, attribute in module.spec.attributes.items()}
     x, mask = masks.read(floating(x), mask, "mask")
     if module.spec.centred:
-        arguments["pivot"] = "sample" if module.use_fast_variance else None
+        arguments["pivot"] = "auto" if module.use_fast_variance else None
     return module.spec.function(
         x, scale, bias, where=mask, zero_masked=module.zero_masked, residual=residual, dtype=dtype,
         epsilon=module.epsilon, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,

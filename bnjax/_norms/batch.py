@@ -74,7 +74,7 @@ def batch_norm(
       pivot: the number near which statistics are measured; it decides cost and accuracy, not the result.
         `"running"`: the running mean, one pass; exact once the running mean is near the data.
         `"sample"`: a sample of `x`, right from the first step (under a mask the mean: two passes).
-        `None`: two passes.
+        `None`: two passes. `"zero"` and `"auto"`: as in `layer_norm`.
       residual: of the shape of `x`; added after the affine map, before the activation.
       activation: `None`, `"relu"` (inside the rule), or by plain autodiff `"gelu"` (approximate, as `jax.nn.gelu`),
         `"silu"` or a callable.
@@ -133,7 +133,7 @@ def normalize_by_batch(
     axis_name = checks.hashable_name(axis_name)
     features = checks.canonical_axes(axis, x.ndim)
     measured = checks.other_axes(features, x.ndim)
-    checks.choice(pivot, "pivot", ("running", "sample", None))
+    checks.choice(pivot, "pivot", checks.PIVOTS)
     config = map_config(x, activation, dtype)
     _check_running(running, x, features, config.compute_dtype)
     if axis_index_groups is not None and axis_name is None:

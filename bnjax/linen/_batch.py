@@ -37,11 +37,12 @@ class BatchNorm(nn.BatchNorm):
       momentum: the fraction of the running state that is kept (1 - PyTorch's). `None`: the running state is the exact
         pool of all batches; adds `batch_stats/count`.
       use_fast_variance: `False` means `pivot=None`.
-      pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
+      pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two; also `"zero"`
+        and `"auto"`, as in `bnjax.layer_norm`.
       virtual_batch_size: examples in a ghost batch.
       unbiased: keep the unbiased variance in the running state, as PyTorch does.
       track_running_stats: `False`: there is no running state; statistics are always the batch's, at evaluation, too.
-        `pivot="running"` means `"sample"` then, and no moments are handed out.
+        `pivot="running"` means `"auto"` then, and no moments are handed out.
 
     >>> layer = BatchNorm(use_running_average=False, activation="relu")
     >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])

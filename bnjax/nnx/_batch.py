@@ -54,11 +54,12 @@ class BatchNorm(nnx.BatchNorm):
         pool of all batches; adds the `BatchStat` count.
       use_fast_variance: `False` means `pivot=None`.
       promote_dtype: called as Flax calls it, but never rounds the running state.
-      pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two.
+      pivot: `"running"`, `"sample"` or `None`: one pass about the running mean, one about a sample, two; also `"zero"`
+        and `"auto"`, as in `bnjax.layer_norm`.
       virtual_batch_size: examples in a ghost batch.
       unbiased: keep the unbiased variance in the running state, as PyTorch does.
       track_running_stats: `False`: there is no running state; statistics are always the batch's, also after
-        `model.eval()`, as in PyTorch. `pivot="running"` means `"sample"` then, and no moments are handed out.
+        `model.eval()`, as in PyTorch. `pivot="running"` means `"auto"` then, and no moments are handed out.
 
     >>> layer = BatchNorm(2, activation="relu", rngs=nnx.Rngs(0))
     >>> y = layer(jnp.array([[1.0, 0.0], [3.0, 4.0]]))
