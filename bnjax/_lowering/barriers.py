@@ -6,27 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
+from bnjax._unstable import identity_but_on
 
-def _barrier_on(platform: str) -> Primitive:
-    """The identity, of an array and of its derivatives; behind a barrier on one platform.
-
-    A primitive, not `lax.platform_dependent`: that is a `cond`, whose branches each transformation goes through.
-    """
-    barrier = Primitive(f"barrier_on_{platform}")
-    barrier.def_impl(lambda x: x)
-    barrier.def_abstract_eval(lambda x: x)
-    ad.deflinear2(barrier, lambda ct, _: [barrier.bind(ct)])
-    batching.defvectorized(barrier)
-    mlir.register_lowering(barrier, lambda ctx, x: [x])
-    lowered = mlir.lower_fun(lax.optimization_barrier, multiple_results=False)
-    mlir.register_lowering(barrier, lowered, platform=platform)
-    return barrier
-
-
-_on_cpu, _on_cuda = _barrier_on("cpu"), _barrier_on("cuda")
+_on_cpu = identity_but_on("cpu", lax.optimization_barrier)
+_on_cuda = identity_but_on("cuda", lax.optimization_barrier)
 
 
 def unshared(tree: Any) -> Any:
@@ -34,7 +18,7 @@ def unshared(tree: Any) -> Any:
 
     It would write that to memory for the two sums, at full size and in float32.
     """
-    return jax.tree.map(_on_cpu.bind, tree)  # one each: together they would vary together
+    return jax.tree.map(_on_cpu, tree)  # one each: together they would vary together
 
 
 def isolated(sums: Any, guard: Array) -> Any:
@@ -54,7 +38,7 @@ def materialized(y: Array) -> Array:
     between blocks and keep the sums in float32 for the masks of the backward pass: a sixth of the memory of a ResNet's
     step, a tenth of its traffic.
     """
-    return _on_cuda.bind(y)
+    return _on_cuda(y)
 
 
 def pinned(c: Array) -> Array:
