@@ -384,7 +384,7 @@ def test_scale_and_bias_at_the_call_replace_the_parameter(api, name):
 @pytest.mark.parametrize("api", APIS)
 def test_errors_name_the_argument(api):
     for attributes, given, message in (
-        ({"pivot": "mean"}, {}, "`pivot` must be one of 'running', 'sample', None"),
+        ({"pivot": "mean"}, {}, "`pivot` must be one of 'running', 'auto', 'zero', 'sample', None"),
         ({"pivot": "sample", "use_fast_variance": False}, {}, "`use_fast_variance=False` means `pivot=None`"),
         ({"momentum": 1.5}, {}, "`momentum` must be from 0 to 1"),
         ({"virtual_batch_size": 4}, {}, "`virtual_batch_size` must be a positive integer that divides"),
