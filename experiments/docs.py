@@ -18,8 +18,12 @@ from bnjax import NORMS
 from experiments.cli.errors import UserError
 from experiments.cli.flags import parse_flags
 from experiments.cli.program import run_main
+from experiments.results.files import write_text
+from experiments.results.markers import Markers
+from experiments.results.tables import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
+TABLE = Markers("<!-- norms -->\n", "<!-- /norms -->\n")
 COMMAND = "python -m experiments.docs --write"
 HEADER = ("name", "function", "module", "measures", "keeps", "over devices", "mask", "gradient", "paper", "when to use")
 
@@ -55,17 +59,7 @@ def table() -> str:
         )
         for name, n in NORMS.items()
     ]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (HEADER, ("---",) * len(HEADER), *rows))
-
-
-def put(page: str, name: str, block: str) -> str:
-    """`page` with `block` between the lines `<!-- name -->` and `<!-- /name -->`."""
-    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise UserError(f"The page must have the lines {begin.strip()} and {end.strip()}.")
-    return before + begin + block + end + after
+    return f"{markdown(HEADER, rows)}\n"
 
 
 def names(_: str) -> str:
@@ -120,7 +114,7 @@ PARTS = (
     Part("bnjax/family.py", lambda page: exports(page, functions())),
     Part("bnjax/linen/__init__.py", lambda page: exports(page, classes("linen"))),
     Part("bnjax/nnx/__init__.py", lambda page: exports(page, classes("nnx"))),
-    Part("docs/norms/index.md", lambda page: put(page, "norms", table())),
+    Part("docs/norms/index.md", lambda page: TABLE.put(page, table())),
 )
 
 
@@ -134,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         page = file.read_text(encoding="utf-8")
         made = part.made(page)
         if made != page and arguments.write:
-            file.write_text(made, encoding="utf-8")
+            write_text(file, made)
         elif made != page:
             stale.append(part.path)
     if stale:
