@@ -6,6 +6,7 @@ from bnjax._norms.domain import domain_batch_norm as domain_batch_norm
 from bnjax._norms.evonorm import evo_norm_b0 as evo_norm_b0
 from bnjax._norms.evonorm import evo_norm_s0 as evo_norm_s0
 from bnjax._norms.example_weighted import example_weighted_batch_norm as example_weighted_batch_norm
+from bnjax._norms.pointwise import dynamic_erf as dynamic_erf
 from bnjax._norms.pointwise import dynamic_tanh as dynamic_tanh
 from bnjax._norms.pointwise import scaled_activation as scaled_activation
 from bnjax._norms.renorm import batch_renorm as batch_renorm
@@ -31,6 +32,7 @@ __all__ = [
     "batch_renorm",
     "decorrelated_batch_norm",
     "domain_batch_norm",
+    "dynamic_erf",
     "dynamic_tanh",
     "evo_norm_b0",
     "evo_norm_s0",

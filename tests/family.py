@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from bnjax import NORMS
 
@@ -40,6 +41,9 @@ class Arrays:
 
     def eigh(self, a):
         return (jnp if isinstance(a, jax.Array) else np).linalg.eigh(a)
+
+    def erf(self, a):
+        return (jax.scipy.special if isinstance(a, jax.Array) else scipy.special).erf(a)
 
 
 xp = Arrays()
@@ -200,6 +204,10 @@ def dynamic_tanh(x, p, n, *_, **__):
     return affine(xp.tanh(p["alpha"] * x), p), {}
 
 
+def dynamic_erf(x, p, n, *_, **__):
+    return affine(xp.erf(p["alpha"] * x + p["shift"]), p), {}
+
+
 def with_epsilon(formula, eps):
     return lambda *args, **options: formula(*args, **options, eps=eps)
 
@@ -292,6 +300,7 @@ FORMULAS = {
     "scale": scale_norm,
     "pixel": with_epsilon(rms_norm, 1e-8),
     "dyt": dynamic_tanh,
+    "derf": dynamic_erf,
     "example_weighted": example_weighted,
     "domain": domain_norm,
     "split": domain_norm,

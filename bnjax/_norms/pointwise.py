@@ -1,4 +1,4 @@
-"""Replacements of norms, without statistics: dynamic tanh, and activations that keep the variance."""
+"""Replacements of norms, without statistics: dynamic tanh and erf, and activations that keep the variance."""
 
 from __future__ import annotations
 
@@ -48,6 +48,46 @@ def dynamic_tanh(
     return scaled(y, scale, bias, checks.output_dtype(dtype, x))
 
 
+def dynamic_erf(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    alpha: ArrayLike = 0.5,
+    shift: ArrayLike = 0.0,
+    *,
+    axis: checks.Axes = -1,
+    dtype: DTypeLike | None = None,
+) -> Array:
+    """Dynamic erf (Derf), in the place of layer norm: `erf(alpha * x + shift) * scale + bias`. No statistics.
+
+    Equivalent, with `erf` that of `jax.scipy.special`.
+
+    Args:
+      x: real. The arithmetic is float32 or wider.
+      scale: of the features' shape, or of the rank of `x` and broadcastable to it.
+      bias: likewise.
+      alpha: one number, learned.
+      shift: one number, learned; it is added before `erf`, and `bias` after it.
+      axis: the feature axes.
+      dtype: of the output; that of `x` by default.
+
+    Raises:
+      ValueError: an argument that does not fit, by its name.
+
+    References:
+      Chen, Lu, Zhu, Sun and Liu, Stronger Normalization-Free Transformers, 2025 (arXiv 2512.10938).
+
+    >>> print(dynamic_erf(jnp.array([[0.0, 100.0]]), bias=jnp.array([1.0, 1.0])))
+    [[1. 2.]]
+    """
+    x = checks.real_array(x)
+    features = checks.canonical_axes(axis, x.ndim)
+    scale, bias = (checks.feature_array(v, n, x.shape, features) for v, n in ((scale, "scale"), (bias, "bias")))
+    t = in_stat_dtype(x)
+    alpha, shift = (checks.widened(scalar_parameter(v, n), t) for v, n in ((alpha, "alpha"), (shift, "shift")))
+    return scaled(jax.lax.erf(alpha * t + shift), scale, bias, checks.output_dtype(dtype, x))
+
+
 # 1 / the standard deviation of the activation of a standard normal number, by quadrature.
 _GAINS = {
     "celu": 1.270843, "elu": 1.270843, "gelu": 1.700917, "leaky_relu": 1.704832, "log_sigmoid": 1.919126,
@@ -91,4 +131,15 @@ DYNAMIC_TANH = Spec(
     paper="Zhu et al. 2025, arXiv 2503.10622",
     use="transformers, in the place of layer norm",
 )
-SPECS = (DYNAMIC_TANH,)
+DYNAMIC_ERF = Spec(
+    name="derf",
+    function=dynamic_erf,
+    module="DynamicErf",
+    statistics=(),
+    sync=Sync.POINTWISE,
+    mask=Mask.POINTWISE,
+    parameters=AFFINE | {"alpha": number(0.5), "shift": number(0.0)},
+    paper="Chen et al. 2025, arXiv 2512.10938",
+    use="transformers, in the place of layer norm",
+)
+SPECS = (DYNAMIC_TANH, DYNAMIC_ERF)

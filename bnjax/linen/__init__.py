@@ -21,6 +21,7 @@ from bnjax.linen._sample import GroupNorm as GroupNorm
 from bnjax.linen._sample import InstanceNorm as InstanceNorm
 from bnjax.linen._sample import LayerNorm as LayerNorm
 from bnjax.linen._sample import RMSNorm as RMSNorm
+from bnjax.linen._sample_family import DynamicErf as DynamicErf
 from bnjax.linen._sample_family import DynamicTanh as DynamicTanh
 from bnjax.linen._sample_family import EvoNormS0 as EvoNormS0
 from bnjax.linen._sample_family import FilterResponseNorm as FilterResponseNorm

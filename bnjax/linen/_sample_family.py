@@ -5,7 +5,7 @@ from __future__ import annotations
 from bnjax._checks import Axes
 from bnjax._modules.family import Start
 from bnjax._norms.evonorm import EVO_NORM_S0
-from bnjax._norms.pointwise import DYNAMIC_TANH
+from bnjax._norms.pointwise import DYNAMIC_ERF, DYNAMIC_TANH
 from bnjax._norms.response import FILTER_RESPONSE_NORM, GLOBAL_RESPONSE_NORM, LOCAL_RESPONSE_NORM
 from bnjax._norms.scale import PARTIAL_RMS_NORM, PIXEL_NORM, POSITIONAL_NORM, SCALE_NORM
 from bnjax.linen._layers import Affine, SampleNorm
@@ -116,3 +116,18 @@ class DynamicTanh(Affine, SampleNorm):
     axis: Axes = -1
     use_alpha: bool = True
     alpha_init: Start = None
+
+
+class DynamicErf(Affine, SampleNorm):
+    """`bnjax.family.dynamic_erf` with its parameters.
+
+    A `mask` is taken and changes nothing: there are no statistics.
+    """
+
+    spec = DYNAMIC_ERF
+
+    axis: Axes = -1
+    use_alpha: bool = True
+    use_shift: bool = True
+    alpha_init: Start = None
+    shift_init: Start = None

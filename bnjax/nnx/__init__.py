@@ -22,6 +22,7 @@ from bnjax.nnx._sample import GroupNorm as GroupNorm
 from bnjax.nnx._sample import InstanceNorm as InstanceNorm
 from bnjax.nnx._sample import LayerNorm as LayerNorm
 from bnjax.nnx._sample import RMSNorm as RMSNorm
+from bnjax.nnx._sample_family import DynamicErf as DynamicErf
 from bnjax.nnx._sample_family import DynamicTanh as DynamicTanh
 from bnjax.nnx._sample_family import EvoNormS0 as EvoNormS0
 from bnjax.nnx._sample_family import FilterResponseNorm as FilterResponseNorm
