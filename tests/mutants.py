@@ -74,6 +74,31 @@ MUTANTS = [
         "test_masks.py::test_what_is_not_finite_and_masked_out_stays_where_it_is[{}-nan]",
     ),
     Mutant(
+        "derf: the shift is left out", "_norms/pointwise.py",
+        "jax.lax.erf(alpha * t + shift)", "jax.lax.erf(alpha * t)",
+        "test_battery.py::test_output_state_and_gradients[derf]",
+    ),
+    Mutant(
+        "spec: axes that are not measured over", "_norms/group.py",
+        'Measured("HWC", "each group of channels")', 'Measured("HW", "each group of channels")',
+        "test_family.py::test_the_axes_of_the_statistics_are_those_of_the_formula[group]",
+    ),
+    Mutant(
+        "spec: a parameter starts elsewhere", "_norms/response.py",
+        'parameters={"scale": ZEROS, "bias": ZEROS}', "parameters=AFFINE",
+        "test_family.py::test_what_variables_start_from[grn]",
+    ),
+    Mutant(
+        "names: an old list", "_norms/names.py",
+        '    "GlobalResponseNorm",\n', "",
+        "test_family.py::test_what_is_generated_is_up_to_date[bnjax/_norms/names.py]",
+    ),
+    Mutant(
+        "help: what the function says of an argument is left out", "_modules/arguments.py",
+        "known |= {name: said", "_ = {name: said",
+        "test_signatures.py::test_help_says_what_each_argument_of_a_class_means[nnx]",
+    ),
+    Mutant(
         "mask: nothing valid taken for variance 0", "_core/rule.py",
         "return var if mask is None else inf_where_empty(var, count)", "return var",
         "test_masks.py::test_a_feature_with_nothing_valid_is_its_bias[None-running-0.9]",

@@ -117,6 +117,22 @@ def test_what_is_measured_and_what_is_synchronised_agree(name):
     assert bool(spec.mask) == bool(spec.statistics)
 
 
+STARTS = {  # of variables, by their names; as the papers have it
+    "scale": 1, "bias": 0, "mean": 0, "var": 1, "step": 0, "matrix": np.eye(3), "v": 1, "threshold": 0, "alpha": 0.5,
+    "shift": 0, "mean_weight": 1, "var_weight": 1, "channel_scale": 1, "channel_bias": 0,
+}  # fmt: skip
+OTHER_STARTS = {("grn", "scale"): 0, ("scale", "scale"): np.sqrt(6)}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_variables_start_from(name):
+    variables = nnx.to_pure_dict(nnx.state(bnnx.make_norm(name, 6, **ROWS[name].options, rngs=RNGS())))
+    assert set(variables) == {*NORMS[name].parameters, *NORMS[name].variables}
+    for variable, value in variables.items():
+        want = OTHER_STARTS.get((name, variable), STARTS[variable])
+        np.testing.assert_allclose(value, np.broadcast_to(want, value.shape), rtol=1e-7)
+
+
 # What is generated
 
 
