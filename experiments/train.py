@@ -10,7 +10,7 @@ from experiments.cli.report import reporting
 from experiments.config import Config
 from experiments.config.arguments import parse
 from experiments.data import check_sizes, load_data
-from experiments.results.plots import save_curves
+from experiments.tasks import save_curves, task_of
 from experiments.training import processes, run
 from experiments.training.layouts import make_layout
 from experiments.training.processes import Distributed
@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     arguments = parse(Arguments, argv, "python -m experiments.train")
     config = arguments.config
+    task = task_of(config.task)
     processes.start(config, arguments.distributed, arguments.resume)
     make_layout(config)  # what does not fit the devices is refused before any work
     workdir = Path(processes.agreed(arguments.workdir))
@@ -47,9 +48,9 @@ def main(argv: Sequence[str]) -> None:
             report.line(f"To continue: python -m experiments.train --resume --workdir={workdir}")
             raise
         if processes.is_main():
-            save_curves(workdir / "curves.png", records, run.title(config, workdir))
-        accuracy, seconds = records[-1]["eval/accuracy"], time.monotonic() - began
-        report.line(f"Accuracy on the held-out examples: {accuracy:.4f}. {seconds:.0f} s; everything is in {workdir}.")
+            save_curves(workdir / "curves.png", records, run.title(config, workdir), task)
+        seconds = time.monotonic() - began
+        report.line(f"{task.verdict(records[-1])} {seconds:.0f} s; everything is in {workdir}.")
 
 
 if __name__ == "__main__":

@@ -150,6 +150,7 @@ def test_imports_run_downwards_only():
         ("experiments.config.types", "from experiments.models import MODELS", "`config` does not see"),
         ("experiments.data", "from experiments.training.layouts import Layout", "`data` does not see"),
         ("experiments.models.resnet", "from experiments.data import Data", "`models` does not see"),
+        ("experiments.tasks.classification", "from experiments.models.network import Network", "`tasks` does not see"),
         ("experiments.results.page", "from experiments import training", "`results` does not see"),
         ("experiments.measure.hlo", "from experiments.training import run", "`measure` does not see"),
         ("experiments.training.run", "from experiments.studies import lr", "`training` does not see"),

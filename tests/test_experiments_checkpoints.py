@@ -10,6 +10,7 @@ import pytest
 
 from experiments import compare, train
 from experiments.cli.errors import UserError
+from experiments.cli.schema import fields
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.config.file import to_json
 from experiments.results.files import write_text, write_whole
@@ -181,6 +182,27 @@ def test_checkpoints_of_another_run_are_refused(workdir, section, changes, named
     with pytest.raises(UserError, match=f"is of another run, with other values for {named};"):
         resume(workdir)
     assert contents(workdir) == before
+
+
+def test_a_run_goes_on_that_is_older_than_an_option(tmp_path, trained, monkeypatch):
+    """What it does not say had the value that is the default now; with another one it is another run."""
+
+    def older(config):
+        return {name: value for name, value in fields(config).items() if name != "config.task"}
+
+    def another(config):
+        return fields(config) | ({} if config == Config() else {"config.task": "another"})
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "fields", older)
+        train.main([f"--config={trained.parent}/tiny.json", f"--workdir={folder}"])
+        shutil.rmtree(folder / "checkpoints" / "6")
+        patch.setattr(run, "fields", another)
+        with pytest.raises(UserError, match=r"other values for `config\.task`;"):
+            resume(folder)
+    resume(folder)
+    assert_same_end(folder, trained)
 
 
 def test_a_run_does_not_go_on_with_other_examples(workdir, monkeypatch):

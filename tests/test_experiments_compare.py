@@ -18,9 +18,10 @@ from experiments.cli.schema import rebuild
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.config.file import to_json
 from experiments.results.page import save_page, save_picture
-from experiments.results.plots import STYLES, errors_figure, save_curves
+from experiments.results.plots import STYLES, errors_figure
 from experiments.results.records import KEYS, read_metrics
 from experiments.results.summary import summarize
+from experiments.tasks import save_curves
 
 TINY = Config(
     seed=4,

@@ -140,6 +140,21 @@ def test_what_is_larger_than_the_data_is_refused_before_anything_is_written(tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("config.data.name", "`digits`, `idx`"),
+        ("config.model.name", "`article_cnn`"),
+        ("config.task", "`classification`"),
+    ],
+)
+@pytest.mark.parametrize("program", [train, compare])
+def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(tmp_path, program, option, known):
+    with pytest.raises(UserError, match=rf"`{option}` must be one of {known}, but it is 'x'\."):
+        program.main(["--config=configs/digits_cnn.py", f"--{option}=x", f"--workdir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("program", [train, compare])
 def test_a_network_that_memory_cannot_hold_is_refused_before_anything_is_written(monkeypatch, tmp_path, program):
     monkeypatch.setattr(run, "memory", lambda: 10**9)

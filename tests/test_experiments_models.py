@@ -13,8 +13,9 @@ from flax import linen as nn
 from experiments.cli.errors import UserError
 from experiments.config import NORMS, Config, ModelConfig, OptimizerConfig, TrainConfig
 from experiments.models import make_network
+from experiments.tasks.classification import measure
 from experiments.training.layouts import make_layout
-from experiments.training.steps import eval_step, init_state, make_optimizer, measure, train_step
+from experiments.training.steps import eval_step, init_state, make_optimizer, train_step
 
 SHAPE, CLASSES, BATCH = (8, 12, 2), 5, 6
 

@@ -65,9 +65,9 @@ def test_a_run_traces_each_step_once_and_leaves_its_files(
 
     def counted(step):
         @functools.wraps(step)
-        def traced(*args):
+        def traced(*args, **more):
             traces[step.__name__] += 1
-            return step(*args)
+            return step(*args, **more)
 
         return chex.assert_max_traces(traced, n=1)
 

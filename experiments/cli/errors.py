@@ -2,8 +2,10 @@
 
 import difflib
 import reprlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
@@ -34,6 +36,21 @@ def short(value: Any) -> str:
         return _SHORT.repr(value)
     except ValueError:  # an integer of so many digits that Python does not print it
         return f"a {type(value).__name__}"
+
+
+def chosen(known: Mapping[str, T], name: str, option: str) -> T:
+    """What is known by a name that `option` gave.
+
+    Raises:
+      UserError: nothing is; it lists the names.
+
+    >>> chosen({"digits": 1797}, "digits", "config.data.name")
+    1797
+    """
+    if name not in known:
+        names = ", ".join(f"`{n}`" for n in known)
+        raise UserError(f"`{option}` must be one of {names}, but it is {short(name)}.")
+    return known[name]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

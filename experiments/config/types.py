@@ -21,7 +21,7 @@ else:
 class DataConfig:
     """What is learned from."""
 
-    name: Literal["digits", "idx"] = "digits"  # scikit-learn's digits, or MNIST's file format
+    name: str = "digits"  # one of `experiments.data.SETS`: scikit-learn's `digits`, or `idx`, MNIST's file format
     directory: str = ""  # where the four idx files are (`name="idx"`)
     train_examples: Count | None = None  # only this many of the training examples
     eval_examples: Count | None = None  # only this many of the held-out ones
@@ -30,8 +30,9 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network of the article."""
+    """The network, and the norm in it."""
 
+    name: str = "article_cnn"  # one of `experiments.models.MODELS`
     api: Literal["linen", "nnx"] = "linen"  # the same network, layer by layer
     norm: Norm = "batch"
     momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
@@ -77,6 +78,7 @@ class Config:
     """One experiment."""
 
     seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0  # of the initial parameters and the order of examples
+    task: str = "classification"  # one of `experiments.tasks.TASKS`
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

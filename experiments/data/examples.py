@@ -2,20 +2,16 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from experiments.cli.errors import UserError
-from experiments.config import Config, DataConfig, TrainConfig
-from experiments.data.idx import read_pair
+from experiments.config import Config, TrainConfig
 
 Batch = dict[str, np.ndarray]  # image (n, height, width, 1), label (n,), mask (n,): false where there is no example
 
 CLASSES = 10
-_DIGITS_HELD_OUT = 360  # of 1797
 
 
 class Examples(NamedTuple):
@@ -41,54 +37,6 @@ class Share(NamedTuple):
     rows: int
     start: int
     stop: int
-
-
-def load_data(config: DataConfig) -> Data:
-    """The data of a config.
-
-    Raises:
-      UserError: files that are missing or broken, or more examples than there are.
-    """
-    data = _digits() if config.name == "digits" else _idx(config.directory)
-    for name, n, part in (
-        ("train_examples", config.train_examples, data.train),
-        ("eval_examples", config.eval_examples, data.held_out),
-    ):
-        if n is not None and n > len(part.label):
-            raise UserError(f"`config.data.{name}` must be at most {len(part.label)}, all there are, but it is {n}.")
-    train = data.train.take(config.train_examples)
-    if config.shuffle_labels:
-        train = train._replace(label=np.random.RandomState(1).permutation(train.label))
-    return Data(train, data.held_out.take(config.eval_examples))
-
-
-def _digits() -> Data:
-    """The split never changes: NumPy keeps `RandomState`'s streams as they are."""
-    images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8, 1).astype(np.float32) / 16
-    order = np.random.RandomState(0).permutation(len(labels))
-    held_out, train = np.split(order, [_DIGITS_HELD_OUT])
-    labels = labels.astype(np.int32)
-    return Data(Examples(images[train], labels[train]), Examples(images[held_out], labels[held_out]))
-
-
-def _idx(directory: str) -> Data:
-    if not directory:
-        raise UserError("`data.directory` must name the folder of the four idx files; --config.data.directory=...")
-    parts = [_examples(*read_pair(Path(directory), part), f"{directory}/{part}") for part in ("train", "t10k")]
-    train, held_out = parts
-    if train.image.shape[1:] != held_out.image.shape[1:]:
-        sizes = " and ".join(" by ".join(map(str, p.image.shape[1:3])) for p in parts)
-        raise UserError(f"The images of `train` and `t10k` in `{directory}` are not of one size: {sizes}.")
-    return Data(train, held_out)
-
-
-def _examples(images: np.ndarray, labels: np.ndarray, source: str) -> Examples:
-    if labels.max() >= CLASSES:
-        raise UserError(f"The labels of `{source}` must be below {CLASSES}, but one is {labels.max()}.")
-    if min(images.shape[1:]) < 4:
-        raise UserError(f"The images of `{source}` must be 4 by 4 at least, for two poolings, but they are smaller.")
-    return Examples(images[..., None].astype(np.float32) / 255, labels.astype(np.int32))
 
 
 def check_sizes(config: Config, data: Data) -> None:

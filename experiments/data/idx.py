@@ -10,6 +10,8 @@ from typing import IO, cast
 import numpy as np
 
 from experiments.cli.errors import UserError
+from experiments.config import DataConfig
+from experiments.data.examples import CLASSES, Data, Examples
 
 _UNSIGNED_BYTE = 0x08
 _GZIP = b"\x1f\x8b"
@@ -97,3 +99,24 @@ def _find(directory: Path, name: str) -> Path:
     if not directory.is_dir():
         raise UserError(f"`data.directory` must be a folder that holds `{name}`; there is no folder `{directory}`.")
     raise UserError(f"`data.directory` must hold `{name}` or `{name}.gz`, but `{directory}` has neither.")
+
+
+def load(config: DataConfig) -> Data:
+    """The data in the folder of a config."""
+    directory = config.directory
+    if not directory:
+        raise UserError("`data.directory` must name the folder of the four idx files; --config.data.directory=...")
+    parts = [_examples(*read_pair(Path(directory), part), f"{directory}/{part}") for part in ("train", "t10k")]
+    train, held_out = parts
+    if train.image.shape[1:] != held_out.image.shape[1:]:
+        sizes = " and ".join(" by ".join(map(str, p.image.shape[1:3])) for p in parts)
+        raise UserError(f"The images of `train` and `t10k` in `{directory}` are not of one size: {sizes}.")
+    return Data(train, held_out)
+
+
+def _examples(images: np.ndarray, labels: np.ndarray, source: str) -> Examples:
+    if labels.max() >= CLASSES:
+        raise UserError(f"The labels of `{source}` must be below {CLASSES}, but one is {labels.max()}.")
+    if min(images.shape[1:]) < 4:
+        raise UserError(f"The images of `{source}` must be 4 by 4 at least, for two poolings, but they are smaller.")
+    return Examples(images[..., None].astype(np.float32) / 255, labels.astype(np.int32))

@@ -15,8 +15,8 @@ from experiments.cli.report import Report
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from experiments.config.file import load
 from experiments.data import load_data
-from experiments.results.plots import save_curves
 from experiments.results.tables import Table
+from experiments.tasks import save_curves
 from experiments.training import run
 from experiments.training.checkpoints import FILES, digests
 from experiments.training.steps import TrainState

@@ -1,6 +1,6 @@
-"""Models, one architecture a file."""
+"""Models, one architecture a file: a new one is its file and a line in `MODELS`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,21 +8,28 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from experiments.cli.errors import UserError
+from experiments.cli.errors import UserError, chosen
 from experiments.config import ModelConfig
 from experiments.models import article_cnn
 from experiments.models.network import Network, Shape
 from experiments.models.norms import OF_SOME_WIDTHS, hands_out_moments
+
+# By name, what makes a network: for a config, images of a shape and so many classes; with arguments of every norm of
+# the batch.
+MODELS: dict[str, Callable[[ModelConfig, Shape, int, Mapping[str, Any]], Network]] = {
+    "article_cnn": article_cnn.build,
+}
 
 
 def make_network(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any] | None = None) -> Network:
     """The network of a config, for images of `shape`; `norm` are arguments of every norm of the batch.
 
     Raises:
-      UserError: widths that the norm cannot take.
+      UserError: a name that is not in `MODELS`, or widths that the norm cannot take.
     """
+    build = chosen(MODELS, config.name, "config.model.name")
     try:
-        network = article_cnn.build(config, shape, classes, norm or {})
+        network = build(config, shape, classes, norm or {})
         if config.norm in OF_SOME_WIDTHS:
             jax.eval_shape(partial(_evaluated, network), jax.random.key(0), jnp.zeros((1, *shape)))
     except ValueError as error:

@@ -151,10 +151,6 @@ def error(name: str) -> Callable[[Record], float]:
     return lambda record: 100 * (1 - record[f"{name}/accuracy"])
 
 
-def save_curves(path: Path, records: Sequence[Record], title: str) -> None:
-    """The curves of one run as a picture; both scales are logarithmic."""
-    splits = {"train": "training", "eval": "held out"}
-    errors = [Line(label, [records], error(name)) for name, label in splits.items()]
-    losses = [Line(label, [records], lambda r, n=name: r[f"{n}/loss"]) for name, label in splits.items()]  # type: ignore[misc]
-    panels = [Panel("Error, %", errors, log=True), Panel("Loss", losses, log=True)]
+def save_panels(path: Path, panels: Sequence[Panel], title: str) -> None:
+    """One panel beside the other, as a PNG."""
     write_whole(path, lambda file: figure(panels, title).savefig(file, dpi=150, format="png"))

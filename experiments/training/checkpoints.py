@@ -42,8 +42,10 @@ class Checkpoints:
     dies before that leaves a checkpoint that is as good, and compared array by array.
     """
 
-    def __init__(self, directory: Path, made_by: Mapping[str, Any]):
+    def __init__(self, directory: Path, made_by: Mapping[str, Any], before: Mapping[str, Any] | None = None):
         """`made_by` holds plain values by their names: with others, a checkpoint is of another run.
+
+        A name that a checkpoint does not hold is newer than it is, and had the value in `before`.
 
         Raises:
           UserError: the folder, or a checkpoint in it, is a link.
@@ -51,7 +53,7 @@ class Checkpoints:
         _check_no_links(directory)
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's; what matters of damage is said in a sentence
         self._directory = directory
-        self._made_by = json.loads(json.dumps(made_by))
+        self._made_by, self._before = json.loads(json.dumps([dict(made_by), dict(before or {})]))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
         )
@@ -128,7 +130,7 @@ class Checkpoints:
         record = self._read(step, record=ocp.args.JsonRestore()).record
         if not isinstance(record, dict) or record.pop("seal", None) != _seal(record):
             raise DamagedError("has not the record that was saved")
-        made_by = record["made_by"]
+        made_by = {**{n: self._before[n] for n in self._made_by if n in self._before}, **record["made_by"]}
         names = sorted({*made_by, *self._made_by})
         if other := [f"`{n}`" for n in names if made_by.get(n) != self._made_by.get(n)]:
             raise UserError(

@@ -17,10 +17,12 @@ from experiments.config.file import load, to_json
 from experiments.data import CLASSES, Data, Examples, batches, epoch_order, steps_per_epoch
 from experiments.results.files import write_text
 from experiments.results.records import MetricsLog, Record, read_metrics
+from experiments.tasks import task_of
+from experiments.tasks.task import Sums, Task
 from experiments.training import processes
 from experiments.training.checkpoints import Checkpoints, digest
 from experiments.training.lock import only_writer
-from experiments.training.steps import Program, Sums, TrainState, make_program
+from experiments.training.steps import Program, TrainState, make_program
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
 ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices"}  # a run may be continued with other ones
@@ -113,7 +115,7 @@ def checkpoints_of(workdir: Path, config: Config, data: Data) -> Checkpoints:
     """The checkpoints of the run of `config` in `workdir`: they are of that config and of these examples."""
     made_by = {name: value for name, value in fields(config).items() if name not in ELSEWHERE}
     made_by["config.data (the examples)"] = digest(*data.train, *data.held_out)
-    return Checkpoints(workdir / CHECKPOINTS, made_by)
+    return Checkpoints(workdir / CHECKPOINTS, made_by, before=fields(Config()))
 
 
 def train(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> list[Record]:
@@ -168,7 +170,7 @@ def take_up(
 def _train_epoch(
     config: Config, data: Data, program: Program, state: TrainState, epoch: int, log: MetricsLog, report: Report
 ) -> TrainState:
-    per_epoch = steps_per_epoch(config, data)
+    per_epoch, task = steps_per_epoch(config, data), task_of(config.task)
     order = epoch_order(config.seed, epoch, len(data.train.label))
     sums: list[Sums] = []
     for i, batch in enumerate(batches(data.train, config.train.batch_size, order, program.train_share), start=1):
@@ -176,7 +178,8 @@ def _train_epoch(
         sums.append(new)
         if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
             held_out = evaluate(program, state, data.held_out, config.train.eval_batch_size)
-            log.add({"step": epoch * per_epoch + i, **_means("train", sums), **_means("eval", held_out)})
+            metrics = {**_metrics(task, "train", sums), **_metrics(task, "eval", held_out)}
+            log.add({"step": epoch * per_epoch + i, **metrics})
             sums = []
         report.advance()
     return state
@@ -187,14 +190,14 @@ def evaluate(program: Program, state: TrainState, examples: Examples, batch_size
     return [program.eval_step(state, batch) for batch in batches(examples, batch_size, share=program.eval_share)]
 
 
-def _means(name: str, sums: Iterable[Sums]) -> Record:
+def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> Record:
     totals = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(list(sums)))
-    return {f"{name}/loss": totals["loss"] / totals["count"], f"{name}/accuracy": totals["correct"] / totals["count"]}
+    return {f"{split}/{name}": value for name, value in task.means(totals).items()}
 
 
 def _sentence(epoch: int, config: Config, record: Record) -> str:
+    task = task_of(config.task)
     return (
         f"epoch {epoch:3} of {config.train.epochs}  step {record['step']:6}"
-        f"  train loss {record['train/loss']:7.4f} accuracy {record['train/accuracy']:.4f}"
-        f"  eval loss {record['eval/loss']:7.4f} accuracy {record['eval/accuracy']:.4f}"
+        f"  {task.line(record, 'train')}  {task.line(record, 'eval')}"
     )

@@ -14,9 +14,9 @@ from experiments.config import Config, OptimizerConfig
 from experiments.data import Share
 from experiments.models import make_network
 from experiments.models.network import Network, Shape, Tree
+from experiments.tasks import classification, task_of
+from experiments.tasks.task import Sums, Task
 from experiments.training.layouts import Layout, make_layout
-
-Sums = dict[str, Array]  # over the examples that count: "loss", "correct", and "count", how many they are
 
 
 class TrainState(NamedTuple):
@@ -43,13 +43,13 @@ def make_program(
     config: Config, shape: Shape, classes: int, total_steps: int, devices: Sequence[jax.Device] | None = None
 ) -> Program:
     """The program of a config for images of `shape`; `train_step` takes over the memory of the state it is given."""
-    layout = make_layout(config, devices)
+    layout, task = make_layout(config, devices), task_of(config.task)
     train_share = layout.share(config.train.batch_size, layout.accumulate)
     network = make_network(config.model, shape, classes, layout.norm(train_share.rows))
     optimizer = make_optimizer(config.optimizer, total_steps)
     init = functools.partial(init_state, network, optimizer, config.model.dtype)
-    train = layout.spread(functools.partial(train_step, network, optimizer, layout), donate=True)
-    evaluate = layout.spread(functools.partial(eval_step, network, layout))
+    train = layout.spread(functools.partial(train_step, network, optimizer, layout, task=task), donate=True)
+    evaluate = layout.spread(functools.partial(eval_step, network, layout, task=task))
     return Program(
         jax.jit(init, out_shardings=layout.whole),
         lambda state, batch: train(state, layout.place(batch)),
@@ -85,6 +85,7 @@ def train_step(
     layout: Layout,
     state: TrainState,
     batch: Mapping[str, Array],
+    task: Task = classification.TASK,
 ) -> tuple[TrainState, Sums]:
     """One step down the mean loss of the examples that count; written for one part of the batch, see `Layout`."""
     batch = _cast(batch, state.params)
@@ -92,7 +93,7 @@ def train_step(
 
     def share_of_loss(params: Tree, part: Mapping[str, Array]) -> tuple[Array, tuple[Sums, Tree]]:
         logits, moments = network.measure(params, state.batch_stats, part["image"], mask=part["mask"])
-        sums = measure(logits, part)
+        sums = task.measure(logits, part)
         return sums["loss"] / total, (sums, moments)
 
     gradient = functools.partial(jax.grad(share_of_loss, has_aux=True), layout.own(state.params))
@@ -106,20 +107,14 @@ def train_step(
     return TrainState(state.step + 1, params, stats, opt_state), sums
 
 
-def eval_step(network: Network, layout: Layout, state: TrainState, batch: Mapping[str, Array]) -> Sums:
+def eval_step(
+    network: Network, layout: Layout, state: TrainState, batch: Mapping[str, Array], task: Task = classification.TASK
+) -> Sums:
     """What `state` is worth on a batch, by its running statistics."""
     batch = _cast(batch, state.params)
     logits, _ = network.apply(state.params, state.batch_stats, batch["image"], train=False, mask=batch["mask"])
-    return layout.total(measure(logits, batch))
+    return layout.total(task.measure(logits, batch))
 
 
 def _cast(batch: Mapping[str, Array], params: Tree) -> dict[str, Array]:
     return {**batch, "image": batch["image"].astype(jax.tree.leaves(params)[0].dtype)}
-
-
-def measure(logits: Array, batch: Mapping[str, Array]) -> Sums:
-    """Sums over the examples of a batch that count: sums can be added over batches, and over devices."""
-    weight = batch["mask"].astype(logits.dtype)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = logits.argmax(-1) == batch["label"]
-    return {"loss": (weight * losses).sum(), "correct": (weight * correct).sum(), "count": weight.sum()}
