@@ -116,14 +116,18 @@ def few(case: Case) -> Array:
     return jnp.zeros((2,) * (len(case.shape) - 1) + case.shape[-1:], case.dtype)
 
 
+def flax_arguments(case: Case) -> dict[str, Any]:
+    """What the classes of Flax, and those that replace them, are made with."""
+    batch = {"use_running_average": not case.work.training, "momentum": MOMENTUM}
+    return {"epsilon": EPSILON, "dtype": jnp.dtype(case.dtype), **(batch if case.work.norm == "batch" else {})}
+
+
 def linen(case: Case, module: str) -> Layer | None:
     """`flax.linen`, and what replaces it."""
     cls = class_of(library(module), case)
     if cls is None:
         return None
-    batch = case.work.norm == "batch"
-    settings = {"use_running_average": not case.work.training, "momentum": MOMENTUM} if batch else {}
-    norm = cls(epsilon=EPSILON, dtype=jnp.dtype(case.dtype), **settings)
+    norm = cls(**flax_arguments(case))
     variables = dict(jax.jit(norm.init)(jax.random.key(0), few(case)))
 
     def apply(params: Any, state: Any, x: Array, residual: Array | None) -> tuple[Array, Any]:
@@ -140,13 +144,11 @@ def nnx(case: Case, module: str) -> Layer | None:
     cls = class_of(library(module), case)
     if cls is None:
         return None
-    batch = case.work.norm == "batch"
-    settings = {"use_running_average": not case.work.training, "momentum": MOMENTUM} if batch else {}
 
     def split(norm: Any) -> Any:
         return nnx.split(norm, nnx.Param, ...)
 
-    norm = cls(case.features, epsilon=EPSILON, dtype=jnp.dtype(case.dtype), rngs=nnx.Rngs(0), **settings)
+    norm = cls(case.features, **flax_arguments(case), rngs=nnx.Rngs(0))
     graph, variables, state = split(norm)
 
     def apply(variables: Any, state: Any, x: Array, residual: Array | None) -> tuple[Array, Any]:

@@ -4,12 +4,11 @@ import dataclasses
 import math
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Literal
 
 from experiments.cli.errors import UserError, shown
-from experiments.cli.flags import parse_flags
+from experiments.cli.flags import new_folder, parse_flags
 from experiments.measure.targets import target_of
 
 Part = Literal["op", "model", "step", "import"]
@@ -90,7 +89,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         shape_of(shape)
     for target in arguments.target:
         target_of(target)
-    return dataclasses.replace(arguments, workdir=arguments.workdir or f"runs/bench-{time.strftime('%Y%m%d-%H%M%S')}")
+    return dataclasses.replace(arguments, workdir=arguments.workdir or new_folder("bench"))
 
 
 def shape_of(text: str) -> tuple[int, ...]:

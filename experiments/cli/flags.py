@@ -7,6 +7,7 @@
 import dataclasses
 import inspect
 import re
+import time
 import types
 import typing
 from collections.abc import Sequence
@@ -36,6 +37,11 @@ def parse_flags(arguments: type[T], argv: Sequence[str], prog: str, about: str |
         use_underscores=True,
     )
     return rebuild(parsed, "")
+
+
+def new_folder(name: str) -> str:
+    """Where a program of this name puts what it makes, if it is not told: a folder of the current time."""
+    return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def plain(arguments: type, argv: Sequence[str]) -> list[str]:

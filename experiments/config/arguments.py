@@ -2,13 +2,12 @@
 
 import dataclasses
 import inspect
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.cli.errors import UserError
-from experiments.cli.flags import parse_flags, plain
+from experiments.cli.flags import new_folder, parse_flags, plain
 from experiments.config import Config
 from experiments.config.file import KINDS, load
 
@@ -38,7 +37,7 @@ def parse(arguments: Any, argv: Sequence[str], prog: str) -> Any:
     parsed = parse_flags(arguments, rest, prog, about, default=arguments(config=config))
     if parsed.workdir:
         return parsed
-    return dataclasses.replace(parsed, workdir=f"runs/{Path(str(path)).stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+    return dataclasses.replace(parsed, workdir=new_folder(Path(str(path)).stem))
 
 
 def _take(option: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:

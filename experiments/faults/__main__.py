@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments.cli.errors import UserError
-from experiments.cli.flags import parse_flags
+from experiments.cli.flags import new_folder, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.schema import Count, Range
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
@@ -133,7 +133,7 @@ def result(folder: Path) -> dict[str, np.ndarray]:
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse_flags(Arguments, argv, "python -m experiments.faults", __doc__)
-    workdir = Path(arguments.workdir or f"runs/faults-{time.strftime('%Y%m%d-%H%M%S')}")
+    workdir = Path(arguments.workdir or new_folder("faults"))
     if any((workdir / name).exists() for name in ("faults.json", "run")):
         raise UserError(f"`{workdir}` already holds a run; name another `--workdir`.")
     workdir.mkdir(parents=True, exist_ok=True)
