@@ -77,9 +77,9 @@ def program_of(config, devices=DEVICES, make_network=make_net):
     """A program, compiled once for all tests that use it, and how often its step was traced."""
     traces = collections.Counter()
 
-    def counted(*args, step=steps.train_step):
+    def counted(*args, step=steps.train_step, **more):
         traces["train_step"] += 1
-        return step(*args)
+        return step(*args, **more)
 
     with mock.patch.object(steps, "make_network", make_network), mock.patch.object(steps, "train_step", counted):
         return steps.make_program(config, SHAPE, CLASSES, 50, devices=jax.devices()[:devices]), traces
