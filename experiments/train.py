@@ -10,9 +10,10 @@ from experiments.cli.report import reporting
 from experiments.config import Config
 from experiments.config.arguments import parse
 from experiments.data import check_sizes, load_data
-from experiments.tasks import save_curves, task_of
+from experiments.tasks import task_of
 from experiments.training import processes, run
 from experiments.training.layouts import make_layout
+from experiments.training.pictures import save_curves
 from experiments.training.processes import Distributed
 
 

@@ -231,6 +231,14 @@ def test_the_core_is_imported_without_flax():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+@pytest.mark.parametrize("child", ["bench", "scale"])
+def test_what_compiles_for_other_machines_needs_little(child):
+    """Their environments have JAX, Flax and Optax, and not what draws, reads flags or loads data."""
+    code = f"import sys, experiments.{child}.compiled; print({{'matplotlib', 'sklearn', 'tyro'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_the_everyday_face_is_small_and_every_name_has_its_place():
     import bnjax
     import bnjax.distributed

@@ -21,7 +21,7 @@ from experiments.results.page import save_page, save_picture
 from experiments.results.plots import STYLES, errors_figure
 from experiments.results.records import KEYS, read_metrics
 from experiments.results.summary import summarize
-from experiments.tasks import save_curves
+from experiments.training.pictures import save_curves
 
 TINY = Config(
     seed=4,

@@ -16,9 +16,9 @@ from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig,
 from experiments.config.file import load
 from experiments.data import load_data
 from experiments.results.tables import Table
-from experiments.tasks import save_curves
 from experiments.training import run
 from experiments.training.checkpoints import FILES, digests
+from experiments.training.pictures import save_curves
 from experiments.training.steps import TrainState
 
 CONFIG = Config(

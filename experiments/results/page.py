@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 
 from experiments.config import Config
 from experiments.config.file import to_json
+from experiments.results.curves import Line, Panel, error
 from experiments.results.files import write_text, write_whole
-from experiments.results.plots import Errors, Line, Panel, error, errors_figure, figure
+from experiments.results.plots import Errors, errors_figure, figure
 from experiments.results.records import Record
 from experiments.results.summary import TARGET, Summary, mean_and_deviation
 from experiments.results.tables import Table

@@ -1,16 +1,16 @@
 """Pictures of runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
+from experiments.results.curves import Line, Panel
 from experiments.results.files import write_whole
-from experiments.results.records import Record
 
 # Eight colours with a contrast of 3 to white and to near-black, and a dash for each: lines differ in print, too.
 STYLES = (
@@ -25,23 +25,6 @@ STYLES = (
 )
 MARKERS = "osD^vPX*"
 SMALL_ERRORS = 4.0  # percent: up to here the scale of errors is linear, so that 1 and 3 % are far apart
-
-
-class Line(NamedTuple):
-    """A curve: one run, or the mean of several with each of them thinly behind it."""
-
-    label: str
-    runs: Sequence[Sequence[Record]]
-    value: Callable[[Record], float]
-
-
-class Panel(NamedTuple):
-    """Lines over the training steps, and perhaps a height to reach."""
-
-    title: str
-    lines: Sequence[Line]
-    log: bool = False
-    target: float | None = None
 
 
 Errors = Mapping[str, Mapping[int, Sequence[float]]]  # in percent: by norm, by batch size, of every seed
@@ -144,11 +127,6 @@ def _draw_line(ax: Axes, line: Line, color: str, dashes: Any) -> None:
     if len(values) > 1:
         ax.plot(steps, values.T, color=color, linewidth=0.8, alpha=0.45)
     ax.plot(steps, values.mean(0), color=color, linestyle=dashes, linewidth=2, label=line.label)
-
-
-def error(name: str) -> Callable[[Record], float]:
-    """The error in percent, of training (`train`) or of the held-out examples (`eval`)."""
-    return lambda record: 100 * (1 - record[f"{name}/accuracy"])
 
 
 def save_panels(path: Path, panels: Sequence[Panel], title: str) -> None:

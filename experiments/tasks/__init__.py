@@ -1,11 +1,6 @@
 """Tasks, one kind of work a file: a new one is its file and a line in `TASKS`."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from experiments.cli.errors import chosen
-from experiments.results.plots import save_panels
-from experiments.results.records import Record
 from experiments.tasks import classification
 from experiments.tasks.task import Task
 
@@ -19,8 +14,3 @@ def task_of(name: str) -> Task:
       UserError: a name that is not in `TASKS`.
     """
     return chosen(TASKS, name, "config.task")
-
-
-def save_curves(path: Path, records: Sequence[Record], title: str, task: Task = classification.TASK) -> None:
-    """The curves of one run as a picture."""
-    save_panels(path, task.panels(records), title)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import optax
 from jax import Array
 
-from experiments.results.plots import Line, Panel, error
+from experiments.results.curves import Line, Panel, error
 from experiments.results.records import Record
 from experiments.tasks.task import Sums, Task
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from jax import Array
 
-from experiments.results.plots import Panel
+from experiments.results.curves import Panel
 from experiments.results.records import Record
 
 Sums = dict[str, Array]  # over the examples that count; they can be added over batches, and over devices
