@@ -1,4 +1,7 @@
-"""ResNet as in Flax's ImageNet example, with the norm as an argument."""
+"""ResNet as in Flax's ImageNet example, with the norm as an argument.
+
+The benchmark and `experiments.scale` compile it. It takes no mask of examples, so that it is not in `MODELS`.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
