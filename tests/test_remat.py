@@ -55,7 +55,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_linen_computes_the_same(masked):
+def test_linen_computes_the_same(masked, compile_quickly):
     mask = (jnp.arange(16) % 3 > 0)[:, None] if masked else None
     plain, switched = Net(Unit), Net(bnn.remat(Unit))
     variables = plain.init(jax.random.key(1), X)
@@ -64,7 +64,7 @@ def test_linen_computes_the_same(masked):
     assert_same(jax.jit(lambda v: value_and_grads(switched, v, X, mask))(variables), want)
 
 
-def test_nnx_computes_the_same():
+def test_nnx_computes_the_same(compile_quickly):
     class Layer(nnx.Module):
         def __init__(self, rngs):
             self.dense = nnx.Linear(6, 6, use_bias=False, rngs=rngs)
@@ -91,7 +91,7 @@ def layer(w, x):
 W = jax.random.normal(jax.random.key(2), (6, 6))
 
 
-def test_derivatives_of_the_function_of_any_kind():
+def test_derivatives_of_the_function_of_any_kind(compile_quickly):
     switched = bnjax.remat(layer)
     f, g = (lambda w, h=h: (h(w, X) ** 3).sum() for h in (layer, switched))
     assert_same(jax.grad(g)(W), jax.grad(f)(W))
@@ -131,7 +131,7 @@ def test_moments_are_not_measured_again():
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_synchronised_under_shard_map(check_vma):
+def test_synchronised_under_shard_map(check_vma, compile_quickly):
     mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     plain, switched = Net(Unit), Net(bnn.remat(Unit), axis_name="d")
     variables = jax.jit(plain.init)(jax.random.key(1), X)
