@@ -27,9 +27,14 @@ def power_sums(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Arra
 
 
 def _two_reductions(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
+    pairs = unshared((x, c)), unshared(unshared((x, c)))
+    if x.dtype == dtype:
+        d, d_again = (valid(mask, x - c) for x, c in pairs)
+        return d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
     # `c - x`; everywhere else it is `x - c`. For few rows XLA's GPU compiler writes this difference to memory;
-    # written as `x - c` it would keep it, in float32, for all that follows, the backward pass included.
-    d, d_again = (valid(mask, c - x.astype(dtype)) for x, c in (unshared((x, c)), unshared(unshared((x, c)))))
+    # written as `x - c` it would keep it, wider than `x`, for all that follows, the backward pass included. Where it is
+    # no wider, that is what it should do.
+    d, d_again = (valid(mask, c - x.astype(dtype)) for x, c in pairs)
     return -d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
 
 
