@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.bench import compiled
 from experiments.measure import hlo
+from experiments.measure.explain import explain
 from experiments.measure.targets import Target
 
 CPU = Target("cpu")
@@ -50,6 +51,79 @@ def test_a_fusion_reads_its_operands_and_writes_its_results():
     a, b = jnp.ones((64, 128)), jnp.ones((64, 128))
     text = jax.jit(lambda a, b: jnp.tanh(a) * b + 1).lower(a, b).compile().as_text()
     assert hlo.fusion_bytes(text) == 3 * 64 * 128 * 4
+
+
+SLICED = """HloModule sliced
+
+%fused (p.1: f32[8], p.0: bf16[8,64]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(1)
+  %p.0 = bf16[8,64]{1,0} parameter(0)
+  %wide = f32[8,64]{1,0} convert(%p.0)
+  %first = f32[8,1]{1,0} slice(%wide), slice={[0:8], [0:1]}
+  %flat = f32[8]{0} bitcast(%first)
+  ROOT %d = f32[8]{0} subtract(%p.1, %flat)
+}
+
+%whole (p.0: bf16[8,64]) -> (f32[8,1], f32[8,64]) {
+  %p.0 = bf16[8,64]{1,0} parameter(0)
+  %wide = f32[8,64]{1,0} convert(%p.0)
+  %first = f32[8,1]{1,0} slice(%wide), slice={[0:8], [0:1]}
+  ROOT %both = (f32[8,1]{1,0}, f32[8,64]{1,0}) tuple(%first, %wide)
+}
+
+ENTRY %main (x: bf16[8,64], mean: f32[8]) -> f32[8] {
+  %x = bf16[8,64]{1,0} parameter(0)
+  %mean = f32[8]{0} parameter(1)
+  %a = f32[8]{0} fusion(%x, %mean), kind=kLoop, calls=%fused
+  %b = (f32[8,1]{1,0}, f32[8,64]{1,0}) fusion(%x), kind=kLoop, calls=%whole
+  ROOT %c = f32[8]{0} copy(%a)
+}
+"""
+
+
+def test_an_operand_that_is_only_sliced_counts_as_its_slice():
+    a = 8 * 2 + 8 * 4 + 8 * 4  # x[:, :1] in bfloat16, though it is sliced after a cast; the mean; the result
+    b = 8 * 64 * 2 + 8 * 4 + 8 * 64 * 4  # all of x is used, too
+    assert hlo.fusion_bytes(SLICED) == a + b
+    assert [(i.name, size) for i, size in hlo.traffic(SLICED)] == [("a", a), ("b", b), ("c", 2 * 8 * 4)]
+
+
+TPU = """HloModule tpu
+
+ENTRY %main (x: bf16[8,128]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = (bf16[8,128]{1,0:T(8,128)S(1)}, bf16[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %sum = f32[8]{0:T(256)} fusion(%x), kind=kLoop, calls=%f, backend_config={"window":{"estimated_cycles":"100"}}
+  %done = bf16[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %y = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%sum, %done), kind=kLoop, calls=%g, backend_config={"estimated_cycles":"30"}
+  ROOT %z = bf16[8,128]{0,1:T(8,128)(2,1)} fusion(%y, %sum), kind=kLoop, calls=%h, backend_config={"estimated_cycles":"70"}
+}
+"""  # noqa: E501
+
+
+def test_the_cycles_and_kernels_of_a_tpu_program_are_those_of_its_entry():
+    text = TPU.replace(
+        "ENTRY", '%f (p: f32[]) -> f32[] {\n  %n = f32[] negate(%p), c={"estimated_cycles":"9"}\n}\n\nENTRY'
+    )
+    assert hlo.estimated_cycles(text) == 200
+    assert [i.name for i in hlo.kernels(text)] == ["start", "sum", "y", "z"]
+
+
+def test_kernels_without_a_counterpart_are_found():
+    other = TPU.replace("f32[8]{0:T(256)} fusion", "f32[8,1]{1,0} fusion").replace('"30"', '"50"')
+    found = explain(TPU, other)
+    assert (found["unit"], found["total"]) == ("cycles", [200, 220])
+    # Two fusions read what was summed in another shape: which of all is told by shapes alone.
+    want = [("fusion", ("bf16[8,128]",), ("f32[8]",), 1, 100.0, 0.5),
+            ("fusion", ("bf16[8,128]", "f32[8]"), ("bf16[8,128]",), 2, 100.0, 0.5)]  # fmt: skip
+    assert [tuple(row.values()) for row in found["without"][0]] == want
+    assert [row["cost"] for row in found["without"][1]] == [120, 100]
+    assert found["common"] == [0, 0]
+    assert explain(TPU, TPU) == {"unit": "cycles", "total": [200, 200], "common": [200, 200], "without": [[], []]}
+    assert explain(SLICED, SLICED.replace(" copy(", " negate("))["without"][0] == [
+        {"kind": "copy", "operands": ("f32[8]",), "results": ("f32[8]",), "count": 1, "cost": 64.0,
+         "share": 64 / sum(size for _, size in hlo.traffic(SLICED))},
+    ]  # fmt: skip
 
 
 def test_what_is_not_a_program_is_refused():

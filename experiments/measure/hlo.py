@@ -10,8 +10,16 @@ BYTES = {
     "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+NAMES_ONLY = {  # instructions that name a value and compute nothing
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all", "partition-id",
+    "replica-id",
+}  # fmt: skip
+SLICES, CASTS = {"slice", "dynamic-slice"}, {"convert", "bitcast"}
 
 _ARRAY = re.compile(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?^}", re.MULTILINE | re.DOTALL)
+_PARAMETER = re.compile(r"%?([\w.\-]+) = \S+ parameter\((\d+)\)")
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)")
 
 
@@ -48,6 +56,15 @@ def bytes_of(type_: str) -> int:
     516
     """
     return sum(BYTES[dtype] * math.prod(_sizes(shape)) for dtype, shape in _ARRAY.findall(type_))
+
+
+def shapes(type_: str) -> list[str]:
+    """The arrays of a type, without their layouts.
+
+    >>> shapes("(bf16[32,8]{1,0}, f32[])")
+    ['bf16[32,8]', 'f32[]']
+    """
+    return [f"{dtype}[{shape}]" for dtype, shape in _ARRAY.findall(type_)]
 
 
 def _sizes(shape: str) -> list[int]:
@@ -96,18 +113,84 @@ def entry(text: str) -> str:
     return found[0]
 
 
+def kernels(text: str) -> list[Instruction]:
+    r"""What the entry computation runs, one kernel, copy or call each; what starts and is done later is there once.
+
+    >>> [i.name for i in kernels("ENTRY %main {\n  %a = f32[8] parameter(0)\n  %b = f32[8] negate(%a)\n}")]
+    ['b']
+    """
+    found = instructions(entry(text))
+    return [i for i in found if i.opcode not in NAMES_ONLY and not i.opcode.endswith("-done")]
+
+
+def estimated_cycles(text: str) -> int:
+    r"""The estimates that the TPU compiler writes beside the instructions of the entry computation; 0 elsewhere.
+
+    >>> estimated_cycles('ENTRY %main {\n  %b = f32[8] negate(%a), backend_config={"estimated_cycles":"7"}\n}')
+    7
+    """
+    return sum(map(int, _CYCLES.findall(entry(text))))
+
+
+def cycles_of(instruction: Instruction) -> int:
+    """The same of one instruction."""
+    return sum(map(int, _CYCLES.findall(instruction.attributes)))
+
+
 def fusion_bytes(text: str) -> int:
     """What the fusions of the entry computation read and write: the sizes of their operands and results.
 
-    Each is one kernel on a GPU, whose compiler has no cost analysis of its own.
+    Each is one kernel on a GPU, whose compiler has no cost analysis of its own. An operand of which a fusion uses only
+    a slice counts as that slice.
     """
-    sizes: dict[str, int] = {}
-    total = 0
-    for i in instructions(entry(text)):
-        sizes[i.name] = i.bytes
-        if i.opcode == "fusion":
-            total += i.bytes + sum(sizes.get(operand, 0) for operand in i.operands)
-    return total
+    return sum(size for i, size in traffic(text) if i.opcode == "fusion")
+
+
+def traffic(text: str) -> Iterator[tuple[Instruction, int]]:
+    """Each kernel of the entry computation, and the bytes that it reads and writes."""
+    sizes = {i.name: i.bytes for i in instructions(entry(text))}
+    bodies = computations(text)
+    for i in kernels(text):
+        called = re.search(r"calls=%([\w.\-]+)", i.attributes)
+        sliced = _sliced(bodies.get(called[1], "")) if called else {}
+        read = (min(sizes.get(name, 0), sliced.get(n, math.inf)) for n, name in enumerate(i.operands))
+        yield i, i.bytes + int(sum(read))
+
+
+def computations(text: str) -> dict[str, str]:
+    """The computations of a program, by name."""
+    return {found[1]: found[0] for found in _COMPUTATION.finditer(text)}
+
+
+def _sliced(body: str) -> dict[int, int]:
+    """By number, the parameters of a computation of which only slices are used, and the bytes of those."""
+    users: dict[str, list[Instruction]] = {}
+    found = list(instructions(body))
+    for i in found:
+        for name in set(i.operands):
+            users.setdefault(name, []).append(i)
+
+    def used(name: str) -> float:
+        """Elements; infinitely many where more than slices is used. A cast passes on what is used of it."""
+        return sum(
+            _elements(user.type)
+            if user.opcode in SLICES and user.operands.count(name) == 1 and user.operands[0] == name
+            else used(user.name) if user.opcode in CASTS
+            else math.inf
+            for user in users.get(name, ())
+        ) or math.inf  # fmt: skip
+
+    parameters = {i.name: i for i in found if i.opcode == "parameter"}
+    numbers = {name: int(number) for name, number in _PARAMETER.findall(body)}
+    return {
+        numbers[name]: int(elements * i.bytes / _elements(i.type))
+        for name, i in parameters.items()
+        if (elements := used(name)) < math.inf
+    }
+
+
+def _elements(type_: str) -> int:
+    return sum(math.prod(_sizes(shape)) for _, shape in _ARRAY.findall(type_))
 
 
 def convolution_flops(text: str) -> float:
