@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 from bnjax import _checks as checks
 
 
-class Read(NamedTuple):
-    """A mask that a module has read already, and the name that errors use for it."""
+class NamedMask(NamedTuple):
+    """A mask, as it was given, and the name that errors use for it: `mask` in modules."""
 
-    valid: Array
+    mask: Any
     name: str
 
 
@@ -28,10 +28,10 @@ def read(x: Array, where: Any, name: str = "where") -> tuple[Array, Array | None
     negative entry makes `x` NaN and all of it valid, so that every result is NaN. A mask whose dtype has no negative
     numbers costs nothing.
     """
+    if isinstance(where, NamedMask):
+        where, name = where
     if where is None:
         return x, None
-    if isinstance(where, Read):
-        return x, where.valid
     mask = jnp.asarray(where)
     _check_shape(mask.shape, x.shape, name)
     valid = mask if mask.dtype == jnp.bool_ else mask != 0
@@ -98,7 +98,7 @@ def num_elements(lengths: Sequence[int], dtype: DTypeLike) -> Array | float:
 
 def name_for_errors(where: Any) -> str:
     """The caller's name for the mask: `where` in functions, `mask` in modules."""
-    return where.name if isinstance(where, Read) else "where"
+    return where.name if isinstance(where, NamedMask) else "where"
 
 
 def _check_shape(mask: Sequence[Any], shape: Sequence[Any], name: str) -> None:

@@ -60,7 +60,7 @@ MUTANTS = [
     ),
     Mutant(
         "state: its gradient is not stopped", "_norms/batch.py",
-        "return y, lax.stop_gradient(state)", "return y, state",
+        "return y, *lax.stop_gradient((state, batch))", "return y, state, batch",
         "test_gradients.py::test_the_state_has_no_gradient_and_the_output_none_in_the_state[{}]",
     ),
     Mutant(
@@ -120,7 +120,7 @@ MUTANTS = [
     ),
     Mutant(
         "mask: modules do not look at evaluation", "_modules/call.py",
-        'masks.read(x, mask, "mask")', 'masks.read(x, mask if train else None, "mask")',
+        "ops = prepare(x, arguments)", "ops = prepare(x, arguments if train else arguments._replace(where=None))",
         "test_family_masks.py::test_a_mask_is_refused_in_training_and_at_evaluation[batch]",
     ),
     Mutant(
@@ -140,7 +140,7 @@ MUTANTS = [
     ),
     Mutant(
         "zero_masked: forgotten at evaluation", "_modules/call.py",
-        "masks.zeroed(x, mask, module.zero_masked)", "masks.zeroed(x, mask, False)",
+        "zero_masked=module.zero_masked, activation", "zero_masked=train and module.zero_masked, activation",
         "test_zero_masked.py::test_output_and_gradients_are_those_without_the_masked[batch]",
     ),
     Mutant(
@@ -149,7 +149,7 @@ MUTANTS = [
         "test_zero_masked.py::test_the_residual_too_and_after_the_activation[{}]",
     ),
     Mutant(
-        "zero_masked: a scale of each position is forgotten", "_core/affine_map.py",
+        "zero_masked: a scale of each position is forgotten", "_core/prepare.py",
         'masks.valid_if_fits(zero, checks.feature_array(scale, "scale", x.shape, features))',
         'checks.feature_array(scale, "scale", x.shape, features)',
         "test_zero_masked.py::test_parameters_of_each_position_too[group]",
@@ -274,7 +274,7 @@ MUTANTS = [
     ),
     Mutant(
         "parts: what is not finite is kept", "_norms/measure.py",
-        "masks.finite(mask, x)", "x",
+        "real=True, finite=True", "real=True, finite=False",
         "test_battery.py::test_masked_out_is_not_there[grn]",
     ),
     Mutant(
@@ -301,7 +301,7 @@ MUTANTS = [
     ),
     Mutant(
         "sample: instance norm measures the batch", "_norms/group.py",
-        "checks.other_axes((0, *features), x.ndim)", "checks.other_axes(features, x.ndim)",
+        "checks.other_axes((0, *ops.features), ops.x.ndim)", "ops.others",
         "test_battery.py::test_output_state_and_gradients[instance]",
     ),
     Mutant(
@@ -316,7 +316,8 @@ MUTANTS = [
     ),
     Mutant(
         "response: by the sum of lengths, not their mean", "_norms/response.py",
-        "length.sum(channel, keepdims=True) / seen", "length.sum(channel, keepdims=True) / jnp.ones_like(seen)",
+        "length.sum(ops.features, keepdims=True) / seen",
+        "length.sum(ops.features, keepdims=True) / jnp.ones_like(seen)",
         "test_battery.py::test_output_state_and_gradients[grn]",
     ),
     Mutant(
@@ -331,7 +332,7 @@ MUTANTS = [
     ),
     Mutant(
         "scaling: the part that is measured is the whole", "_norms/scale.py",
-        "moments(lax.slice_in_dim(x, 0, n, axis=channel)", "moments(lax.slice_in_dim(x, 0, None, axis=channel)",
+        "moments(lax.slice_in_dim(ops.x, 0, n, axis=channel)", "moments(lax.slice_in_dim(ops.x, 0, None, axis=channel)",
         "test_battery.py::test_output_state_and_gradients[prms]",
     ),
     Mutant(

@@ -6,7 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
+
+from bnjax import Moments
+from bnjax import _checks as checks
+from tests.apis import APIS
 
 ROOT = Path(__file__).parent.parent
 
@@ -262,3 +267,35 @@ def test_what_is_said_of_files_of_tests_is_said_of_files_that_exist():
         assert any(name.startswith(begins) for name in texts)
     left_out = [text for name, text in texts.items() if name.startswith(conftest.ANY_JAX)]
     assert all(sum(f"def {name}(" in text for text in left_out) == 1 for name in conftest.BUT)
+
+
+def argument_lists(modules: dict[str, str], public: set[str]) -> dict[str, int]:
+    """How many arguments each function of the library takes, but for those that users call."""
+    found = {}
+    for module, source in modules.items():
+        for node in ast.walk(ast.parse(source)) if is_in(module, "bnjax") else ():
+            if isinstance(node, ast.FunctionDef) and node.name not in {*public, "__init__", "__call__"}:
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                found[f"{module}.{node.name}"] = len([name for name in names if name not in ("self", "cls")])
+    return found
+
+
+def test_functions_take_records_and_not_the_arguments_one_by_one():
+    import bnjax
+
+    modules = {name: source for name, source in sources(ROOT).items() if name != "bnjax._core.reference"}  # to be read
+    lengths = argument_lists(modules, {name for name in vars(bnjax) if not name.startswith("_")})
+    assert {name: n for name, n in lengths.items() if n > 8} == {}
+    assert argument_lists({"bnjax._x": "def f(a, b, *, c): ...\ndef g(d): ..."}, {"g"}) == {"bnjax._x.f": 3}
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_a_call_is_checked_once(monkeypatch, api):
+    visits = []
+    names = ["canonical_axes", "float_state", "non_negative", "output_dtype", "unit_interval"]
+    for name in names:
+        check = getattr(checks, name)
+        monkeypatch.setattr(checks, name, lambda *args, name=name, check=check: visits.append(name) or check(*args))
+    ones = jnp.ones(3)
+    APIS[api](jnp.arange(12.0).reshape(4, 3), None, ones, ones, Moments(jnp.zeros(()), ones, ones))
+    assert sorted(visits) == names

@@ -13,12 +13,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._lowering.barriers import materialized, unshared
-from bnjax._lowering.checkpoint import own_checkpoint, rematerialized
+from bnjax._lowering.checkpoint import rematerialized
 from bnjax._lowering.sums import summed_as_complex, summed_rows_first
 
 Activation = Literal["relu", "gelu", "silu"] | Callable[[Array], Array] | None
@@ -41,45 +40,6 @@ class AffineOperands(NamedTuple):
     bias: Array | None
     residual: Array | None
     epsilon: Array
-
-
-def map_config(x: Array, activation: Activation, dtype: DTypeLike | None) -> MapConfig:
-    """The static part of a map of `x`. Checks the activation and the dtype."""
-    if not callable(activation):
-        checks.choice(activation, "activation", (None, "relu", *BY_AUTODIFF), " or a callable")
-    out = checks.output_dtype(dtype, x)
-    compute_dtype = checks.stat_dtype(x, out)
-    if isinstance(activation, str) and jnp.issubdtype(compute_dtype, jnp.complexfloating):
-        of = "`x`" if jnp.iscomplexobj(x) else "`dtype`"
-        raise ValueError(f"`activation` is {activation!r}, which has no meaning for a complex {of}; pass a callable.")
-    return MapConfig(compute_dtype, out, activation == "relu", own_checkpoint())
-
-
-def affine_operands(
-    config: MapConfig,
-    x: Array,
-    features: tuple[int, ...],
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    residual: ArrayLike | None,
-    epsilon: ArrayLike,
-    zero: Array | None = None,
-) -> AffineOperands:
-    """The operands of a map of `x`, checked and brought to its rank; zero where the mask `zero` drops elements."""
-    checks.non_negative(epsilon, "epsilon")
-    for name, value in (("scale", scale), ("bias", bias), ("residual", residual)):
-        checks.no_imaginary_part_lost(config.compute_dtype, value, name)
-    if residual is not None and jnp.shape(residual) != x.shape:
-        raise ValueError(
-            f"`residual` must have the shape of the input, {x.shape}, but its shape is {jnp.shape(residual)}; "
-            "broadcast or project it first."
-        )
-    return AffineOperands(
-        masks.valid_if_fits(zero, checks.feature_array(scale, "scale", x.shape, features)),
-        masks.valid_if_fits(zero, checks.feature_array(bias, "bias", x.shape, features)),
-        masks.valid_if_fits(zero, None if residual is None else jnp.asarray(residual)),
-        jnp.asarray(epsilon, checks.real_dtype(config.compute_dtype)).reshape((1,) * x.ndim),
-    )
 
 
 def activate(y: Array, activation: Activation, zero: Array | None = None) -> Array:

@@ -209,6 +209,11 @@ def ema(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
     [1.5 3. ]
     """
     checks.unit_interval(momentum, "momentum", checks.MOMENTUM_HINT)
+    return average(running, batch, momentum)
+
+
+def average(running: Moments, batch: Moments, momentum: ArrayLike) -> Moments:
+    """`ema`, with a momentum that has been checked."""
     # A scalar count stays a scalar: broadcast, it would lose the sharding of the features.
     seen = jnp.asarray(batch.count) > 0
 

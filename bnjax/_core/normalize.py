@@ -7,8 +7,9 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax._core.affine_map import Activation, activate, affine_operands, apply_map, map_config
+from bnjax._core.affine_map import Activation, activate, apply_map
 from bnjax._core.moments import Moments
+from bnjax._core.prepare import Arguments, Prepared, prepare
 
 
 def normalize(
@@ -51,31 +52,15 @@ def normalize(
     [[1. 0.]
      [0. 2.]]
     """
-    return normalize_valid(
-        checks.inexact_array(x), m, scale, bias, None,
-        axis=axis, epsilon=epsilon, residual=residual, activation=activation, dtype=dtype,
-    )  # fmt: skip
+    arguments = Arguments(scale, bias, axis, epsilon, residual=residual, activation=activation, dtype=dtype)
+    return normalize_prepared(prepare(x, arguments), m)
 
 
-def normalize_valid(
-    x: Array,
-    m: Moments,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    zero: Array | None,
-    *,
-    axis: checks.Axes,
-    epsilon: ArrayLike,
-    residual: ArrayLike | None = None,
-    activation: Activation = None,
-    dtype: DTypeLike | None = None,
-) -> Array:
-    """`normalize` with zeros where the mask `zero` says so; `x` has them there."""
-    features = checks.canonical_axes(axis, x.ndim)
-    config = map_config(x, activation, dtype)
-    affine = affine_operands(config, x, features, scale, bias, residual, epsilon, zero)
+def normalize_prepared(ops: Prepared, m: Moments) -> Array:
+    """`normalize` of a prepared call."""
     checks.has_parts(m, "m", "Moments", "mean", "var")
-    mean = checks.feature_array(m.mean, "m.mean", x.shape, features)
-    var = checks.feature_array(m.var, "m.var", x.shape, features)
-    checks.no_imaginary_part_lost(config.compute_dtype, mean, "m.mean")
-    return activate(apply_map(config, x, affine, mean, jnp.zeros_like(mean), var, None), activation, zero)
+    mean = checks.feature_array(m.mean, "m.mean", ops.x.shape, ops.features)
+    var = checks.feature_array(m.var, "m.var", ops.x.shape, ops.features)
+    checks.no_imaginary_part_lost(ops.config.compute_dtype, mean, "m.mean")
+    y = apply_map(ops.config, ops.x, ops.affine, mean, jnp.zeros_like(mean), var, None)
+    return activate(y, ops.activation, ops.zero)

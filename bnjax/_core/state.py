@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName, pmax
-from bnjax._core.moments import Moments, all_reduce, ema, merge
+from bnjax._core.moments import Moments, all_reduce, average, merge
 
 Path = tuple[Any, ...]
 TINY_WEIGHT = 2.0**-50  # any real count outweighs it
@@ -46,7 +46,7 @@ def check_momentum(momentum: ArrayLike | None, unbiased: bool) -> None:
 
 
 def next_state(running: Moments, batch: Moments, momentum: ArrayLike | None, unbiased: bool) -> Moments:
-    """The running state after a batch: `ema`, or without a momentum `merge`."""
+    """The running state after a batch: `ema`, or without a momentum `merge`. Options are those of `check_momentum`."""
     if momentum is None:
         if batch.count.ndim and not jnp.ndim(running.count):
             raise ValueError(
@@ -62,7 +62,7 @@ def next_state(running: Moments, batch: Moments, momentum: ArrayLike | None, unb
     if unbiased:
         n = batch.count
         batch = dataclasses.replace(batch, var=batch.var * (n / jnp.maximum(n - 1, 1)))
-    return ema(running, batch, momentum)
+    return average(running, batch, momentum)
 
 
 def update_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
@@ -222,6 +222,7 @@ def _step(old: dict[str, Any], batch: Update) -> dict[str, Array]:
     count = jnp.asarray(old["count"]).reshape(shape) if "count" in old else jnp.zeros(())
     running = Moments(count, mean.reshape(shape), jnp.asarray(old["var"]).reshape(shape))
     batch = dataclasses.replace(batch, count=_leading(batch.count, len(shape)))
+    check_momentum(batch.momentum, batch.unbiased)
     new = next_state(running, batch, batch.momentum, batch.unbiased)
     return {name: getattr(new, name).reshape(jnp.shape(leaf)) for name, leaf in old.items()}
 

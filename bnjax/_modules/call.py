@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
@@ -13,9 +13,10 @@ from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
 from bnjax._core.moments import Moments
-from bnjax._core.normalize import normalize_valid
-from bnjax._core.state import Update, check_momentum, next_state
-from bnjax._norms.batch import check_virtual_batch_size, normalize_by_batch
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments, prepare
+from bnjax._core.state import Update
+from bnjax._norms.batch import BatchOptions, check_virtual_batch_size, normalize_and_step
 from bnjax._norms.spec import Spec
 from bnjax._unstable import is_traced
 
@@ -126,77 +127,55 @@ def replaced(own: Any, given: ArrayLike | None, name: str, used: bool) -> Any:
 
 
 def call_batch_norm(
-    module: BatchNormAttributes,
-    x: Array,
-    running: Moments,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    *,
-    train: bool,
-    local_only: bool,
-    mask: ArrayLike | None,
-    residual: ArrayLike | None,
-    dtype: DTypeLike,
+    module: BatchNormAttributes, x: Array, running: Moments, arguments: Arguments, *, train: bool, local_only: bool
 ) -> tuple[Array, Moments, Moments]:
     """One call of a BatchNorm module: the output, the new running state, and the moments that normalized.
 
-    At evaluation both are the old running state. `local_only`: the named axis may not exist, and one value per
-    feature is no error, as when Flax initialises.
+    At evaluation both are the old running state.
+
+    Args:
+      module: its attributes are added to the arguments.
+      x: the input.
+      running: the running state.
+      arguments: those of the call.
+      train: normalize by the batch.
+      local_only: the named axis may not exist, and one value per feature is no error, as when Flax initialises.
     """
     if not module.use_fast_variance and module.pivot not in ("running", None):
         raise ValueError(
             f"`use_fast_variance=False` means `pivot=None`, but `pivot` is {module.pivot!r}; leave out one."
         )
-    x, mask = masks.read(x, mask, "mask")
     pivot = module.pivot if module.use_fast_variance else None
     if pivot == "running" and not module.track_running_stats:
         pivot = "auto"
-    common: dict[str, Any] = {
-        "axis": module.axis, "epsilon": module.epsilon, "residual": residual,
-        "activation": module.activation, "dtype": dtype,
-    }  # fmt: skip
+    arguments = arguments._replace(
+        axis=module.axis, epsilon=module.epsilon, zero_masked=module.zero_masked, activation=module.activation
+    )
+    ops = prepare(x, arguments)
     if not train:
-        x, zero = masks.zeroed(x, mask, module.zero_masked)
-        return normalize_valid(x, running, scale, bias, zero, **common), running, running
-    check_momentum(module.momentum, module.unbiased)
-    if jnp.issubdtype(checks.wider(x.dtype, dtype), jnp.complexfloating):
-        compute_dtype = checks.stat_dtype(x, dtype)
-        running = Moments(running.count, running.mean.astype(compute_dtype), running.var)
-    y, batch = normalize_by_batch(
-        x, running, scale, bias,
-        where=mask, zero_masked=module.zero_masked, axis_name=module.axis_name,
-        axis_index_groups=module.axis_index_groups, virtual_batch_size=module.virtual_batch_size,
-        pivot=pivot, local_only=local_only, **common,
+        return normalize_prepared(ops, running), running, running
+    if jnp.issubdtype(ops.config.compute_dtype, jnp.complexfloating):
+        running = Moments(running.count, running.mean.astype(ops.config.compute_dtype), running.var)
+    options = BatchOptions(
+        module.momentum, module.unbiased, module.axis_name, module.axis_index_groups, module.virtual_batch_size, pivot,
+        local_only, keeps_state=module.track_running_stats,
     )  # fmt: skip
-    state = next_state(running, batch, module.momentum, module.unbiased) if module.track_running_stats else running
-    return y, *lax.stop_gradient((state, batch))
+    return normalize_and_step(ops, running, options)
 
 
-def not_normalized(
-    x: ArrayLike,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    *,
-    axis: checks.Axes,
-    mask: ArrayLike | None,
-    zero_masked: bool,
-    residual: ArrayLike | None,
-    activation: Activation,
-) -> Any:
+def not_normalized(x: ArrayLike, arguments: Arguments) -> Any:
     """`x` through all that follows a norm, without the norm."""
-    nothing_follows = scale is None and bias is None and residual is None and activation is None
-    if nothing_follows and (mask is None or not zero_masked):
+    follows = arguments.scale, arguments.bias, arguments.residual, arguments.activation
+    nothing_follows = all(t is None for t in follows)
+    if nothing_follows and not arguments.zero_masked:
         return x
-    x, mask = masks.read(floating(x), mask, "mask")
-    x, zero = masks.zeroed(x, mask, zero_masked)
+    x = floating(x)
     if nothing_follows:
-        return x
+        x, mask = masks.read(x, arguments.where)
+        return masks.zeroed(x, mask, arguments.zero_masked)[0]
+    dtype = result_dtype(x, arguments.scale, arguments.bias, dtype=None)
     ones = jnp.ones((1,) * x.ndim)
-    dtype = result_dtype(x, scale, bias, dtype=None)
-    return normalize_valid(
-        x, Moments(jnp.ones(()), 0 * ones, ones), scale, bias, zero,
-        axis=axis, epsilon=0.0, residual=residual, activation=activation, dtype=dtype,
-    )  # fmt: skip
+    return normalize_prepared(prepare(x, arguments._replace(dtype=dtype)), Moments(jnp.ones(()), 0 * ones, ones))
 
 
 def batch_update(module: BatchNormAttributes, batch: Moments) -> Update:
@@ -219,9 +198,8 @@ def no_moments(name: str, instead: str) -> ValueError:
     )
 
 
-def one_value(x: Array, axis: checks.Axes) -> bool:
+def one_value(x: Array, features: Sequence[int]) -> bool:
     """Whether `x` has one value per feature."""
-    features = checks.canonical_axes(axis, x.ndim)
     return math.prod(s for a, s in enumerate(x.shape) if a not in features) == 1
 
 
@@ -267,11 +245,10 @@ def call_sample_norm(
 ) -> Array:
     """One call of a module of layer, RMS, group or instance norm."""
     arguments = {name: getattr(module, attribute) for name, attribute in module.spec.attributes.items()}
-    x, mask = masks.read(floating(x), mask, "mask")
     if module.spec.centred:
         arguments["pivot"] = "auto" if module.use_fast_variance else None
     return module.spec.function(
-        x, scale, bias, where=mask, zero_masked=module.zero_masked, residual=residual, dtype=dtype,
-        epsilon=module.epsilon, axis_name=module.axis_name, axis_index_groups=module.axis_index_groups,
-        activation=module.activation, **arguments,
+        floating(x), scale, bias, where=masks.NamedMask(mask, "mask"), residual=residual, dtype=dtype,
+        zero_masked=module.zero_masked, epsilon=module.epsilon, axis_name=module.axis_name,
+        axis_index_groups=module.axis_index_groups, activation=module.activation, **arguments,
     )  # fmt: skip

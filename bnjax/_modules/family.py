@@ -59,12 +59,11 @@ def call(
     """One call of a module: the output, and the new variables of its state."""
     arguments = {name: options[name] for name in spec.defaults} | inputs | {"dtype": dtype}
     function = spec.called or spec.function
-    x, valid = masks.read(x, mask, "mask")
     if not spec.mask:  # no statistics: only the result may have to be zero
+        x, valid = masks.read(x, mask, "mask")
         x, zero = masks.zeroed(x, valid, arguments.pop("zero_masked"))
         return masks.valid(zero, function(x, **parameters, **arguments)), {}
-    if valid is not None:
-        arguments["where"] = masks.Read(valid, "mask")
+    arguments["where"] = masks.NamedMask(mask, "mask")
     if not state:
         return function(x, **parameters, **arguments), {}
     y, new = function(x, running=spec.pack(**state), **parameters, train=train, **arguments)

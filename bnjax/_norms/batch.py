@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups, num_shards
-from bnjax._core.affine_map import Activation, activate, affine_operands, map_config
+from bnjax._core.affine_map import Activation, activate
 from bnjax._core.moments import Moments, all_reduce, broadcast_count, of_features, of_sums, reduce, sums_about
+from bnjax._core.prepare import Arguments, Prepared, prepare
 from bnjax._core.rule import Reduction, pivot_of, standardize
 from bnjax._core.state import check_momentum, next_state
 from bnjax._norms.spec import RUNNING, Measured, Spec, Sync
@@ -94,82 +94,91 @@ def batch_norm(
     [[-1. -1.]
      [ 1.  1.]] [1. 1.] [1.  2.5]
     """
-    check_momentum(momentum, unbiased)
-    y, batch = normalize_by_batch(
-        x, running, scale, bias,
-        axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, axis_name=axis_name,
-        axis_index_groups=axis_index_groups, virtual_batch_size=virtual_batch_size, pivot=pivot, residual=residual,
-        activation=activation, dtype=dtype,
-    )  # fmt: skip
-    state = next_state(running, batch, momentum, unbiased)
-    return y, lax.stop_gradient(state)
+    ops = prepare(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, residual, activation, dtype))
+    options = BatchOptions(momentum, unbiased, axis_name, axis_index_groups, virtual_batch_size, pivot)
+    y, state, _ = normalize_and_step(ops, running, options)
+    return y, state
 
 
-def normalize_by_batch(
-    x: ArrayLike,
-    running: Moments,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    *,
-    axis: checks.Axes,
-    epsilon: ArrayLike,
-    where: ArrayLike | None,
-    zero_masked: bool,
-    axis_name: AxisName | None,
-    axis_index_groups: Groups,
-    virtual_batch_size: int | None,
-    pivot: checks.Pivot,
-    residual: ArrayLike | None,
-    activation: Activation,
-    dtype: DTypeLike | None,
-    local_only: bool = False,
-) -> tuple[Array, Moments]:
-    """`batch_norm` before the step of the running state: the output, and the moments of the batch.
+class BatchOptions(NamedTuple):
+    """How batch norm measures its batch, and how its running state steps, as the caller gave it."""
 
-    `local_only`: this device measures its batch as one set, in two passes, and one value per feature is no error.
-    """
-    x, mask = masks.read(checks.inexact_array(x), where)
-    x, zero = masks.zeroed(x, mask, zero_masked)
-    axis_name = checks.hashable_name(axis_name)
-    features = checks.canonical_axes(axis, x.ndim)
-    measured = checks.other_axes(features, x.ndim)
-    checks.choice(pivot, "pivot", checks.PIVOTS)
-    config = map_config(x, activation, dtype)
-    _check_running(running, x, features, config.compute_dtype)
-    if axis_index_groups is not None and axis_name is None:
-        raise ValueError("`axis_index_groups` are groups along `axis_name`, which is None; name the axis too.")
-    _check_virtual_batch(virtual_batch_size, x, features, local_only)
-    if local_only:
-        axis_name = axis_index_groups = virtual_batch_size = pivot = None
-    if not local_only and (axis_name is None or virtual_batch_size is not None):
-        _check_several_values(x, measured, virtual_batch_size)
-    affine = affine_operands(config, x, features, scale, bias, residual, epsilon, zero)
-    center = checks.feature_array(running.mean, "running.mean", x.shape, features)
+    momentum: ArrayLike | None = 0.99
+    unbiased: bool = False
+    axis_name: AxisName | None = None
+    axis_index_groups: Groups = None
+    virtual_batch_size: int | None = None
+    pivot: checks.Pivot = "running"
+    local_only: bool = False  # measure this device's batch, whole, in two passes; one value per feature is no error
+    keeps_state: bool = True  # if not, the running state comes back as it is
 
-    if virtual_batch_size is None:
-        reduction = Reduction(measured, axis_name, checks.hashable(axis_index_groups))
-        y, batch = standardize(config, reduction, x, affine, pivot_of(pivot, config, reduction, x, mask, center), mask)
+
+def normalize_and_step(ops: Prepared, running: Moments, options: BatchOptions) -> tuple[Array, Moments, Moments]:
+    """`batch_norm` of a prepared call: the output, the new running state, and the moments of the batch."""
+    # Check.
+    options = _checked_options(options, ops, running)
+    mean = checks.feature_array(running.mean, "running.mean", ops.x.shape, ops.features)
+    if options.virtual_batch_size is None:
+        # Measure, combine, normalize. One rule does the three, because its derivative needs them together.
+        reduction = Reduction(ops.others, options.axis_name, options.axis_index_groups)
+        c = pivot_of(options.pivot, ops.config, reduction, ops.x, ops.mask, mean)
+        y, batch = standardize(ops.config, reduction, ops.x, ops.affine, c, ops.mask)
     else:
-        reduction = Reduction(tuple(a + 1 for a in measured))
-        xs, affine, mask, centers = _slices((x, affine, mask, center), x.shape[0], virtual_batch_size)
-        y, slices = standardize(
-            config, reduction, xs, affine, pivot_of(pivot, config, reduction, xs, mask, centers), mask
-        )
-        common = center if pivot == "running" else None
-        y, batch = y.reshape(x.shape), reduce(slices) if common is None else _reduce_about(common, slices)
-        if axis_name is not None:
-            batch = all_reduce(batch, axis_name, pivot=common, axis_index_groups=axis_index_groups)
-    return activate(y, activation, zero), of_features(batch, jnp.shape(running.mean))
+        # Measure and normalize each slice, then combine the slices.
+        y, slices = _normalized_slices(ops, mean, options.virtual_batch_size, options.pivot)
+        batch = _combined(slices, mean, options)
+    y = activate(y, ops.activation, ops.zero)
+    batch = of_features(batch, jnp.shape(running.mean))
+    # Step.
+    state = next_state(running, batch, options.momentum, options.unbiased) if options.keeps_state else running
+    return y, *lax.stop_gradient((state, batch))
 
 
-def _check_running(running: Moments, x: Array, features: Sequence[int], compute_dtype: Any) -> None:
+def _normalized_slices(ops: Prepared, mean: Array, size: int, pivot: checks.Pivot) -> tuple[Array, Moments]:
+    """The output, and the moments of each slice, stacked."""
+    arrays = ops.x, ops.affine, ops.mask, mean
+    x, affine, mask, means = _slices(arrays, ops.x.shape[0], size)
+    reduction = Reduction(tuple(a + 1 for a in ops.others))
+    c = pivot_of(pivot, ops.config, reduction, x, mask, means)
+    y, slices = standardize(ops.config, reduction, x, affine, c, mask)
+    return y.reshape(ops.x.shape), slices
+
+
+def _combined(slices: Moments, mean: Array, options: BatchOptions) -> Moments:
+    """The moments of all slices, here and on the other devices."""
+    common = mean if options.pivot == "running" else None
+    batch = reduce(slices) if common is None else _reduce_about(common, slices)
+    if options.axis_name is None:
+        return batch
+    return all_reduce(batch, options.axis_name, pivot=common, axis_index_groups=options.axis_index_groups)
+
+
+def _checked_options(options: BatchOptions, ops: Prepared, running: Moments) -> BatchOptions:
+    """`options` that fit the call, with names and groups that are hashable."""
+    check_momentum(options.momentum, options.unbiased)
+    checks.choice(options.pivot, "pivot", checks.PIVOTS)
+    _check_running(running, ops)
+    if options.axis_index_groups is not None and options.axis_name is None:
+        raise ValueError("`axis_index_groups` are groups along `axis_name`, which is None; name the axis too.")
+    _check_virtual_batch(options.virtual_batch_size, ops, options.local_only)
+    if options.local_only:
+        return options._replace(axis_name=None, axis_index_groups=None, virtual_batch_size=None, pivot=None)
+    if options.axis_name is None or options.virtual_batch_size is not None:
+        _check_several_values(ops.x, ops.others, options.virtual_batch_size)
+    names, groups = checks.hashable_name(options.axis_name), checks.hashable(options.axis_index_groups)
+    return options._replace(axis_name=names, axis_index_groups=groups)
+
+
+def _check_running(running: Moments, ops: Prepared) -> None:
+    """Raises for a running state that does not fit."""
+    x, features = ops.x, ops.features
     checks.float_state(running, "running", "Moments", "mean", "var")
     want = tuple(x.shape[a] for a in features)
     for name in ("mean", "var"):
         checks.state_shape(getattr(running, name), f"running.{name}", x.shape, features)
     if jnp.shape(running.count) not in ((), want):
         raise ValueError(f"`running.count` must have the shape () or {want}, but it is {jnp.shape(running.count)}.")
-    if jnp.issubdtype(compute_dtype, jnp.complexfloating) and not jnp.iscomplexobj(running.mean):
+    if jnp.issubdtype(ops.config.compute_dtype, jnp.complexfloating) and not jnp.iscomplexobj(running.mean):
         raise ValueError(
             f"`running.mean` must be complex for a complex `x`, but its dtype is {jnp.asarray(running.mean).dtype}; "
             "write `running.mean.astype(x.dtype)`."
@@ -185,8 +194,10 @@ def check_virtual_batch_size(size: int | None) -> None:
         )
 
 
-def _check_virtual_batch(size: int | None, x: Array, features: Sequence[int], local_only: bool) -> None:
+def _check_virtual_batch(size: int | None, ops: Prepared, local_only: bool) -> None:
+    """Raises for slices that do not divide the batch, or the part of it that a device has."""
     check_virtual_batch_size(size)
+    x, features = ops.x, ops.features
     if size is None:
         return
     if 0 in features:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
@@ -11,13 +9,13 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments
-from bnjax._core.normalize import normalize_valid
-from bnjax._norms.batch import batch_norm
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments
+from bnjax._norms.batch import BatchOptions, normalize_and_step
 from bnjax._norms.group import group_norm
 from bnjax._norms.measure import (
     channels_per_group,
-    one_channel_axis,
-    operands,
+    prepare_examples,
 )
 from bnjax._norms.spec import AFFINE, RUNNING, Measured, Spec, Sync, Variable
 
@@ -77,22 +75,21 @@ def batch_channel_norm(
     [[-1.  1.]
      [ 1. -1.]]
     """
-    x, features, mask, zero = operands(x, axis, where, zero_masked, epsilon)
-    channels = x.shape[one_channel_axis(features, axis)]
+    arguments = Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype)
+    ops = prepare_examples(x, arguments, one_channel=True, round_last=True)
+    channels = ops.x.shape[ops.features[0]]
     channels_per_group(channels, num_groups)  # raises where they cannot be grouped so
     groups = checks.positive_integer(num_groups)
     gamma = _at_channels(channel_scale, "channel_scale", groups, channels)
     beta = _at_channels(channel_bias, "channel_bias", groups, channels)
-    common: dict[str, Any] = {"axis": features, "epsilon": epsilon, "dtype": checks.stat_dtype(x)}
-    masked: dict[str, Any] = {"where": mask, "zero_masked": zero_masked}
     if train:
-        z, running = batch_norm(
-            x, running, scale, bias, momentum=momentum, axis_name=axis_name, **masked, **common
-        )  # fmt: skip
+        z, running, _ = normalize_and_step(ops, running, BatchOptions(momentum, axis_name=axis_name))
     else:
-        z = normalize_valid(x, running, scale, bias, zero, **common)
-    common |= {"axis": features[0], "dtype": checks.output_dtype(dtype, x)}
-    return group_norm(z, gamma, beta, num_groups=num_groups, **masked, **common), running
+        z = normalize_prepared(ops, running)
+    return group_norm(
+        z, gamma, beta, num_groups=num_groups, axis=ops.features[0], epsilon=epsilon, where=ops.mask,
+        zero_masked=zero_masked, dtype=ops.dtype,
+    ), running  # fmt: skip
 
 
 def _at_channels(t: ArrayLike | None, name: str, groups: int, channels: int) -> Array | None:

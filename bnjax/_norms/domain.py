@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -12,8 +13,9 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, all_reduce, ema, reduce
-from bnjax._core.normalize import normalize_valid
-from bnjax._norms.measure import Operands, inf_var_where_empty, operands, per_example
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments, Prepared, parameter
+from bnjax._norms.measure import inf_var_where_empty, per_example, prepare_examples
 from bnjax._norms.spec import Measured, Spec, Sync, Variable
 
 
@@ -72,10 +74,10 @@ def domain_batch_norm(
     >>> print(y.ravel().round(3), running.mean.ravel())
     [-1.  1. -1.  1.] [ 1. 10.]
     """
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, _, zero = ops
-    index = _index(domain, domains, x.shape[0], train)
-    _check_state(running, len(domains), [x.shape[a] for a in features])
+    ops = prepare_examples(x, Arguments(None, None, axis, epsilon, where, zero_masked, dtype=dtype))
+    shape = ops.x.shape
+    index = _index(domain, domains, shape[0], train)
+    _check_state(running, len(domains), [shape[a] for a in ops.features])
     m, state = running, running
     if train:
         m = _by_domain(ops, index, len(domains), axis_name)
@@ -83,23 +85,23 @@ def domain_batch_norm(
         state, m = lax.stop_gradient(ema(running, m, momentum)), inf_var_where_empty(m)
 
     def of_example(t: ArrayLike) -> Array:
-        places = [n if a in (0, *features) else 1 for a, n in enumerate(x.shape)]
+        places = [n if a in (0, *ops.features) else 1 for a, n in enumerate(shape)]
         return jnp.asarray(t)[index].reshape(places)
 
     def own(t: ArrayLike | None, name: str) -> Array | None:
         if t is not None and jnp.shape(t) == jnp.shape(running.mean):
-            return of_example(t)
+            t = of_example(t)
         try:
-            return checks.feature_array(t, name, x.shape, features)
+            return parameter(t, name, ops)
         except ValueError as error:
             raise ValueError(f"{error} One for each domain has the shape {jnp.shape(running.mean)}.") from None
 
     mine = Moments(jnp.ones(()), of_example(m.mean), of_example(m.var))
-    parameters = own(scale, "scale"), own(bias, "bias")
-    return normalize_valid(x, mine, *parameters, zero, axis=features, epsilon=epsilon, dtype=dtype), state
+    affine = ops.affine._replace(scale=own(scale, "scale"), bias=own(bias, "bias"))
+    return normalize_prepared(dataclasses.replace(ops, affine=affine), mine), state
 
 
-def _by_domain(ops: Operands, index: Array, domains: int, axis_name: AxisName | None) -> Moments:
+def _by_domain(ops: Prepared, index: Array, domains: int, axis_name: AxisName | None) -> Moments:
     """The moments of the examples of each domain, on all devices."""
     own = per_example(ops)
     member = jax.nn.one_hot(index, domains, axis=0, dtype=own.count.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,17 +12,16 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, ema, of_features
-from bnjax._core.normalize import normalize_valid
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments, parameter
 from bnjax._norms.measure import (
     at_rank,
     in_stat_dtype,
     inf_var_where_empty,
     merged_over_batch,
     merged_over_groups,
-    one_channel_axis,
-    operands,
-    parameter,
     per_example,
+    prepare_examples,
     scaled,
 )
 from bnjax._norms.spec import AFFINE, ONES, RUNNING, Measured, Spec, Sync
@@ -75,16 +76,14 @@ def evo_norm_b0(
     >>> print((100 * y).ravel().round(), running.var)
     [-45.  45.  75.  83.] [3.]
     """
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, _, zero = ops
+    ops = prepare_examples(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype))
     own = per_example(ops)
-    kept = at_rank(running, x, features)
+    kept = at_rank(running, ops)
     m = merged_over_batch(own, axis_name) if train else kept
-    scale, bias, v = (parameter(t, name, ops) for t, name in ((scale, "scale"), (bias, "bias"), (v, "v")))
-    t = in_stat_dtype(x)
+    v, t = parameter(v, "v", ops), in_stat_dtype(ops.x)
     right = (t if v is None else t * checks.widened(v, t)) + jnp.sqrt(own.var + epsilon)
     y = t / jnp.maximum(jnp.sqrt(inf_var_where_empty(m).var + epsilon), right)
-    y = scaled(y, scale, bias, checks.output_dtype(dtype, x), zero)
+    y = scaled(y, ops.affine.scale, ops.affine.bias, ops)
     return y, lax.stop_gradient(ema(running, of_features(m, jnp.shape(running.mean)), momentum)) if train else running
 
 
@@ -124,14 +123,12 @@ def evo_norm_s0(
     >>> print(evo_norm_s0(jnp.array([[[-1.0], [1.0]]]), num_groups=1).ravel().round(1))
     [-0.3  0.7]
     """
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, _, zero = ops
-    m = inf_var_where_empty(merged_over_groups(per_example(ops), one_channel_axis(features, axis), num_groups))
-    v, t = parameter(v, "v", ops), in_stat_dtype(x)
+    ops = prepare_examples(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype), one_channel=True)
+    m = inf_var_where_empty(merged_over_groups(per_example(ops), ops.features[0], num_groups))
+    v, t = parameter(v, "v", ops), in_stat_dtype(ops.x)
     gated = t * jax.nn.sigmoid(t if v is None else t * checks.widened(v, t))
     about_zero = Moments(m.count, jnp.zeros_like(m.mean), m.var)
-    out = checks.output_dtype(dtype, x)
-    return normalize_valid(gated, about_zero, scale, bias, zero, axis=features, epsilon=epsilon, dtype=out)
+    return normalize_prepared(dataclasses.replace(ops, x=gated), about_zero)
 
 
 EVO_NORM_B0 = Spec(

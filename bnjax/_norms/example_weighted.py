@@ -9,12 +9,13 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, merge
-from bnjax._core.normalize import normalize_valid
-from bnjax._norms.batch import batch_norm
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments
+from bnjax._norms.batch import BatchOptions, normalize_and_step
 from bnjax._norms.measure import (
     at_rank,
-    operands,
     per_example,
+    prepare_examples,
 )
 from bnjax._norms.spec import RUNNING, Measured, Spec, Sync
 
@@ -74,18 +75,15 @@ def example_weighted_batch_norm(
     >>> print(y.ravel().round(3))
     [-1.  1.]
     """
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, mask, zero = ops
+    ops = prepare_examples(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype))
     checks.unit_interval(example_weight, "example_weight")
     if train:
-        return batch_norm(
-            x, running, scale, bias, axis=features, momentum=momentum, epsilon=epsilon, where=mask,
-            zero_masked=zero_masked, axis_name=axis_name, dtype=dtype,
-        )  # fmt: skip
-    own, kept = per_example(ops), at_rank(running, x, features)
+        y, running, _ = normalize_and_step(ops, running, BatchOptions(momentum, axis_name=axis_name))
+        return y, running
+    own, kept = per_example(ops), at_rank(running, ops)
     own = Moments(jnp.where(own.count > 0, example_weight, 0), own.mean, own.var)
     m = merge(Moments(1 - own.count, kept.mean, kept.var), own)
-    return normalize_valid(x, m, scale, bias, zero, axis=features, epsilon=epsilon, dtype=dtype), running
+    return normalize_prepared(ops, m), running
 
 
 EXAMPLE_WEIGHTED_BATCH_NORM = Spec(

@@ -8,8 +8,8 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
-from bnjax._core.rule import Reduction
-from bnjax._norms.layer import MapArguments, measured_axes, normalized_by_example
+from bnjax._core.prepare import Arguments, one_channel_axis, prepare
+from bnjax._norms.layer import measured_axes, normalized_by_example, reduction_over
 from bnjax._norms.spec import Measured, Spec
 
 
@@ -57,25 +57,21 @@ def group_norm(
     >>> print(group_norm(jnp.array([[1.0, 3.0, 10.0, 30.0]]), num_groups=2).round(3))
     [[-1.  1. -1.  1.]]
     """
-    x = checks.inexact_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
-    if len(features) != 1:
-        raise ValueError(f"`axis` must be one axis, that of the channels, but it is {axis!r}.")
-    (channel,) = features
-    groups = _number_of_groups(num_groups, group_size, x.shape[channel])
-    measured = measured_axes(reduction_axes, tuple({*range(1, x.ndim), channel}), x.ndim)
+    arguments = Arguments(scale, bias, axis, epsilon, where, zero_masked, residual, activation, dtype)
+    ops = prepare(x, arguments, one_channel_axis)
+    (channel,) = ops.features
+    channels, ndim = ops.x.shape[channel], ops.x.ndim
+    groups = _number_of_groups(num_groups, group_size, channels)
+    measured = measured_axes(reduction_axes, tuple({*range(1, ndim), channel}), ndim)
     if channel not in measured:
         raise ValueError(
             "The reduction axes must include the final dimension as this is assumed to be the feature axis. "
-            f"`reduction_axes` is {reduction_axes!r} for an input of rank {x.ndim} with its channels along axis "
+            f"`reduction_axes` is {reduction_axes!r} for an input of rank {ndim} with its channels along axis "
             f"{channel}; add that."
         )
-    reduction = Reduction(
-        tuple(a for a in measured if a != channel), checks.hashable_name(axis_name), checks.hashable(axis_index_groups),
-        pools=(channel, x.shape[channel] // groups or 1),
-    )  # fmt: skip
-    call = MapArguments(scale, bias, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-    return normalized_by_example(x, features, reduction, call)
+    axes = tuple(a for a in measured if a != channel)
+    reduction = reduction_over(axes, axis_name, axis_index_groups, pools=(channel, channels // groups or 1))
+    return normalized_by_example(ops, reduction, pivot)
 
 
 def instance_norm(
@@ -109,18 +105,19 @@ def instance_norm(
     [[[-1. -1.]
       [ 1.  1.]]]
     """
-    x = checks.inexact_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
+    arguments = Arguments(scale, bias, axis, epsilon, where, zero_masked, residual, activation, dtype)
+    ops = prepare(x, arguments, _not_the_batch_axis)
+    axes = checks.other_axes((0, *ops.features), ops.x.ndim)
+    return normalized_by_example(ops, reduction_over(axes, axis_name, axis_index_groups), pivot)
+
+
+def _not_the_batch_axis(features: tuple[int, ...], axis: checks.Axes, ndim: int) -> None:
+    """Raises where the first axis is a feature axis; the words are Flax's."""
     if 0 in features:
         raise ValueError(
             "The channel axes cannot include the leading dimension as this is assumed to be the batch axis. "
-            f"`axis` is {axis!r} for an input of rank {x.ndim}; give axes from 1 to {x.ndim - 1}."
+            f"`axis` is {axis!r} for an input of rank {ndim}; give axes from 1 to {ndim - 1}."
         )
-    reduction = Reduction(
-        checks.other_axes((0, *features), x.ndim), checks.hashable_name(axis_name), checks.hashable(axis_index_groups)
-    )
-    call = MapArguments(scale, bias, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-    return normalized_by_example(x, features, reduction, call)
 
 
 def check_groups(num_groups: int | None, group_size: int | None) -> None:

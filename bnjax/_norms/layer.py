@@ -6,15 +6,15 @@ They, and those of `group.py`, differ in the axes that are measured over, and in
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
-from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, Groups
-from bnjax._core.affine_map import Activation, activate, affine_operands, map_config
+from bnjax._core.affine_map import Activation, activate
+from bnjax._core.prepare import Arguments, Prepared, prepare
 from bnjax._core.rule import Reduction, pivot_of, standardize
 from bnjax._norms.spec import ONES, Measured, Spec
 
@@ -76,15 +76,9 @@ def layer_norm(
     [[-1.  1.]
      [-1.  1.]]
     """
-    x = checks.inexact_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
-    reduction = Reduction(
-        measured_axes(reduction_axes, features, x.ndim),
-        checks.hashable_name(axis_name),
-        checks.hashable(axis_index_groups),
-    )
-    call = MapArguments(scale, bias, epsilon, where, zero_masked, pivot, residual, activation, dtype)
-    return normalized_by_example(x, features, reduction, call)
+    ops = prepare(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, residual, activation, dtype))
+    axes = measured_axes(reduction_axes, ops.features, ops.x.ndim)
+    return normalized_by_example(ops, reduction_over(axes, axis_name, axis_index_groups), pivot)
 
 
 def rms_norm(
@@ -118,43 +112,28 @@ def rms_norm(
     >>> print(rms_norm(jnp.array([[0.0, 4.0, 0.0, 0.0]])).round(3))
     [[0. 2. 0. 0.]]
     """
-    x = checks.inexact_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
-    measured = measured_axes(reduction_axes, features, x.ndim)
-    reduction = Reduction(measured, checks.hashable_name(axis_name), checks.hashable(axis_index_groups), use_mean=False)
-    call = MapArguments(scale, bias, epsilon, where, zero_masked, None, residual, activation, dtype)
-    return normalized_by_example(x, features, reduction, call)
+    ops = prepare(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, residual, activation, dtype))
+    axes = measured_axes(reduction_axes, ops.features, ops.x.ndim)
+    return normalized_by_example(ops, reduction_over(axes, axis_name, axis_index_groups, use_mean=False))
 
 
 def measured_axes(reduction_axes: checks.Axes | None, default: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """`reduction_axes`, checked, or `default` where it is `None`."""
     return default if reduction_axes is None else checks.canonical_axes(reduction_axes, ndim, "reduction_axes")
 
 
-class MapArguments(NamedTuple):
-    """The arguments of a norm that are not about the axes it measures, as the caller gave them."""
-
-    scale: ArrayLike | None
-    bias: ArrayLike | None
-    epsilon: ArrayLike
-    where: ArrayLike | None
-    zero_masked: bool
-    pivot: checks.SamplePivot
-    residual: ArrayLike | None
-    activation: Activation
-    dtype: DTypeLike | None
+def reduction_over(axes: tuple[int, ...], axis_name: AxisName | None, groups: Groups, **static: Any) -> Reduction:
+    """A reduction over axes and devices, of the arguments as they were given."""
+    return Reduction(axes, checks.hashable_name(axis_name), checks.hashable(groups), **static)
 
 
-def normalized_by_example(x: Array, features: tuple[int, ...], reduction: Reduction, call: MapArguments) -> Array:
+def normalized_by_example(ops: Prepared, reduction: Reduction, pivot: checks.SamplePivot = None) -> Array:
     """`x`, normalized by the rule."""
-    checks.choice(call.pivot, "pivot", checks.SAMPLE_PIVOTS)
-    x, mask = masks.read(x, call.where)
-    x, zero = masks.zeroed(x, mask, call.zero_masked)
-    config = map_config(x, call.activation, call.dtype)
-    affine = affine_operands(config, x, features, call.scale, call.bias, call.residual, call.epsilon, zero)
-    reduction = reduction._replace(pivot_is_mean=call.pivot is None)
-    c = pivot_of(call.pivot if reduction.use_mean else "zero", config, reduction, x, mask)
-    y, _ = standardize(config, reduction, x, affine, c, mask)
-    return activate(y, call.activation, zero)
+    checks.choice(pivot, "pivot", checks.SAMPLE_PIVOTS)
+    reduction = reduction._replace(pivot_is_mean=pivot is None)
+    c = pivot_of(pivot if reduction.use_mean else "zero", ops.config, reduction, ops.x, ops.mask)
+    y, _ = standardize(ops.config, reduction, ops.x, ops.affine, c, ops.mask)
+    return activate(y, ops.activation, ops.zero)
 
 
 LAYER_NORM = Spec(

@@ -5,7 +5,6 @@ the batch and its devices, or over groups of channels.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,39 +15,29 @@ from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, all_reduce, moments, reduce
+from bnjax._core.prepare import Arguments, Prepared, one_channel_axis, prepare
 
 
-class Operands(NamedTuple):
-    """The input of a norm, checked."""
+def prepare_examples(
+    x: ArrayLike, arguments: Arguments, *, one_channel: bool = False, round_last: bool = False
+) -> Prepared:
+    """`prepare` for a norm that measures examples, along axis 0: `x` is real, and finite where masked out."""
+    check_axes = _one_channel_axis_of_examples if one_channel else _axes_of_examples
+    return prepare(x, arguments, check_axes, real=True, finite=True, round_last=round_last)
 
-    x: Array  # real; zero where masked out and not finite
-    features: tuple[int, ...]
-    mask: Array | None
-    zero: Array | None  # the mask, where the result is to be zero where masked out
 
-
-def operands(
-    x: ArrayLike, axis: checks.Axes, where: ArrayLike | None, zero_masked: bool, epsilon: ArrayLike = 0.0
-) -> Operands:
-    """The input of a norm whose examples are along axis 0."""
-    x = checks.real_array(x)
-    checks.non_negative(epsilon, "epsilon")
-    features = checks.canonical_axes(axis, x.ndim)
+def _axes_of_examples(features: tuple[int, ...], axis: checks.Axes, ndim: int) -> None:
+    """Raises where axis 0 is a feature axis."""
     if 0 in features:
         raise ValueError(
-            f"`axis` must leave axis 0 to the examples, but it is {axis!r} for an input of rank {x.ndim}; give axes "
-            f"from 1 to {x.ndim - 1}."
+            f"`axis` must leave axis 0 to the examples, but it is {axis!r} for an input of rank {ndim}; give axes "
+            f"from 1 to {ndim - 1}."
         )
-    x, mask = masks.read(x, where)
-    x, zero = masks.zeroed(x, mask, zero_masked)
-    return Operands(masks.finite(mask, x), features, mask, zero)
 
 
-def one_channel_axis(features: Sequence[int], axis: checks.Axes) -> int:
-    """The axis of the channels, where there must be one."""
-    if len(features) != 1:
-        raise ValueError(f"`axis` must be one axis, that of the channels, but it is {axis!r}.")
-    return features[0]
+def _one_channel_axis_of_examples(features: tuple[int, ...], axis: checks.Axes, ndim: int) -> None:
+    _axes_of_examples(features, axis, ndim)
+    one_channel_axis(features, axis, ndim)
 
 
 def in_stat_dtype(x: Array) -> Array:
@@ -56,10 +45,10 @@ def in_stat_dtype(x: Array) -> Array:
     return x.astype(checks.stat_dtype(x))
 
 
-def per_example(ops: Operands) -> Moments:
+def per_example(ops: Prepared) -> Moments:
     """The moments of each channel of each example, the measured axes kept."""
-    x, features, mask, _ = ops
-    m = moments(x, checks.other_axes((0, *features), x.ndim), where=mask, keepdims=True)
+    measured = checks.other_axes((0, *ops.features), ops.x.ndim)
+    m = moments(ops.x, measured, where=ops.mask, keepdims=True)
     return Moments(jnp.broadcast_to(m.count, m.mean.shape), m.mean, m.var)
 
 
@@ -102,24 +91,21 @@ def mean_square(m: Moments) -> Moments:
     return inf_var_where_empty(Moments(m.count, jnp.zeros_like(m.mean), m.var + m.mean * m.mean))
 
 
-def parameter(value: ArrayLike | None, name: str, ops: Operands) -> Array | None:
-    """A parameter at the rank of the input; zero where the mask `ops.zero` drops elements."""
-    return masks.valid_if_fits(ops.zero, checks.feature_array(value, name, ops.x.shape, ops.features))
-
-
-def scaled(y: Array, scale: Array | None, bias: Array | None, dtype: Any, zero: Array | None = None) -> Array:
-    """`y * scale + bias`, of what is not `None`, in `dtype`; zero where the mask `zero` drops elements."""
+def scaled(y: Array, scale: Array | None, bias: Array | None, ops: Prepared) -> Array:
+    """The result `y * scale + bias`, of what is not `None`; zero where the mask `ops.zero` drops elements."""
     y = y if scale is None else y * checks.widened(scale, y)
-    return masks.valid(zero, (y if bias is None else y + checks.widened(bias, y)).astype(dtype))
+    y = y if bias is None else y + checks.widened(bias, y)
+    return masks.valid(ops.zero, y.astype(ops.dtype))
 
 
-def at_rank(m: Moments, x: Array, features: Sequence[int]) -> Moments:
-    """A running state of the features' shape, at the rank of `x`."""
+def at_rank(m: Moments, ops: Prepared) -> Moments:
+    """A running state of the features' shape, at the rank of the input."""
+    shape, features = ops.x.shape, ops.features
     checks.float_state(m, "running", "Moments", "mean", "var")
-    checks.state_shape(m.mean, "running.mean", x.shape, features)
-    checks.state_shape(m.var, "running.var", x.shape, features)
-    mean = checks.feature_array(m.mean, "running.mean", x.shape, features)
-    var = checks.feature_array(m.var, "running.var", x.shape, features)
+    checks.state_shape(m.mean, "running.mean", shape, features)
+    checks.state_shape(m.var, "running.var", shape, features)
+    mean = checks.feature_array(m.mean, "running.mean", shape, features)
+    var = checks.feature_array(m.var, "running.var", shape, features)
     return Moments(jnp.ones_like(mean), mean, var)
 
 

@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax._core.prepare import Arguments, prepare
 from bnjax._norms.measure import in_stat_dtype, scalar_parameter, scaled
 from bnjax._norms.spec import AFFINE, Mask, Spec, Sync, number
 
@@ -40,12 +41,10 @@ def dynamic_tanh(
     >>> print(dynamic_tanh(jnp.array([[0.0, 100.0]]), bias=jnp.array([1.0, 1.0])))
     [[1. 2.]]
     """
-    x = checks.real_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
-    scale, bias = (checks.feature_array(v, n, x.shape, features) for v, n in ((scale, "scale"), (bias, "bias")))
-    t = in_stat_dtype(x)
+    ops = prepare(x, Arguments(scale, bias, axis, dtype=dtype), real=True)
+    t = in_stat_dtype(ops.x)
     y = jnp.tanh(t * checks.widened(scalar_parameter(alpha, "alpha"), t))
-    return scaled(y, scale, bias, checks.output_dtype(dtype, x))
+    return scaled(y, ops.affine.scale, ops.affine.bias, ops)
 
 
 def dynamic_erf(
@@ -80,12 +79,10 @@ def dynamic_erf(
     >>> print(dynamic_erf(jnp.array([[0.0, 100.0]]), bias=jnp.array([1.0, 1.0])))
     [[1. 2.]]
     """
-    x = checks.real_array(x)
-    features = checks.canonical_axes(axis, x.ndim)
-    scale, bias = (checks.feature_array(v, n, x.shape, features) for v, n in ((scale, "scale"), (bias, "bias")))
-    t = in_stat_dtype(x)
+    ops = prepare(x, Arguments(scale, bias, axis, dtype=dtype), real=True)
+    t = in_stat_dtype(ops.x)
     alpha, shift = (checks.widened(scalar_parameter(v, n), t) for v, n in ((alpha, "alpha"), (shift, "shift")))
-    return scaled(jax.lax.erf(alpha * t + shift), scale, bias, checks.output_dtype(dtype, x))
+    return scaled(jax.lax.erf(alpha * t + shift), ops.affine.scale, ops.affine.bias, ops)
 
 
 # 1 / the standard deviation of the activation of a standard normal number, by quadrature.

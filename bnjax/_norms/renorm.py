@@ -11,10 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName
-from bnjax._core.affine_map import affine_operands, map_config
 from bnjax._core.moments import Moments, ema, of_features
-from bnjax._core.normalize import normalize_valid
-from bnjax._core.rule import Reduction, pivot_of, standardize
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments, prepare
+from bnjax._core.rule import Reduction, standardize
 from bnjax._norms.measure import at_rank
 from bnjax._norms.spec import RUNNING, Gradient, Measured, Spec, Sync, number
 
@@ -83,26 +83,22 @@ def batch_renorm(
     >>> print(y.ravel())
     [1. 3.]
     """
-    x, mask = masks.read(checks.real_array(x), where)
-    x, zero = masks.zeroed(x, mask, zero_masked)
     checks.choice(tracks, "tracks", ("std", "var"))
-    features = checks.canonical_axes(axis, x.ndim)
-    out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
-    old = at_rank(running, x, features)
+    arguments = Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype)
+    ops = prepare(x, arguments, real=True, round_last=train)
+    old = at_rank(running, ops)
     if not train:
-        return normalize_valid(x, running, scale, bias, zero, axis=features, epsilon=epsilon, dtype=out), running
+        return normalize_prepared(ops, running), running
     _check_limits(r_max, d_max)
-    config = map_config(x, None, arithmetic)
-    affine = affine_operands(config, x, features, scale, bias, None, epsilon, zero)
-    reduction = Reduction(checks.other_axes(features, x.ndim), checks.hashable_name(axis_name))
-    pivot = pivot_of("running", config, reduction, x, mask, old.mean)
-    y, batch = standardize(config, reduction, x, affine._replace(bias=None), pivot, mask)
+    affine = ops.affine
+    reduction = Reduction(ops.others, checks.hashable_name(axis_name))
+    y, batch = standardize(ops.config, reduction, ops.x, affine._replace(bias=None), old.mean, ops.mask)
     r, d = _corrections(old, batch, affine.epsilon, r_max, d_max)
     shift = d if affine.scale is None else d * checks.widened(affine.scale, d)
     y = y * r + (shift if affine.bias is None else shift + checks.widened(affine.bias, d))
     new = of_features(batch, jnp.shape(running.mean))
     state = ema(running, new, momentum) if tracks == "var" else _ema_of_roots(running, new, momentum, epsilon)
-    return masks.valid(zero, y.astype(out)), lax.stop_gradient(state)
+    return masks.valid(ops.zero, y.astype(ops.dtype)), lax.stop_gradient(state)
 
 
 def _ema_of_roots(running: Moments, batch: Moments, momentum: ArrayLike, epsilon: ArrayLike) -> Moments:

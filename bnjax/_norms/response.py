@@ -8,9 +8,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
 from bnjax import _masks as masks
-from bnjax._core.affine_map import affine_operands, map_config
+from bnjax._core.prepare import Arguments, parameter
 from bnjax._core.rule import Reduction, standardize
-from bnjax._norms.measure import in_stat_dtype, one_channel_axis, operands, parameter, per_example, scaled
+from bnjax._norms.measure import in_stat_dtype, per_example, prepare_examples, scaled
 from bnjax._norms.spec import AFFINE, ZEROS, Measured, Spec
 
 
@@ -54,16 +54,13 @@ def filter_response_norm(
     >>> print(filter_response_norm(x, threshold=jnp.zeros(1)).ravel().round(3))
     [1.2 0.  0.  0. ]
     """
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, mask, zero = ops
-    out, arithmetic = checks.output_dtype(dtype, x), checks.stat_dtype(x)
-    config = map_config(x, None, arithmetic)
-    affine = affine_operands(config, x, features, scale, bias, None, epsilon, zero)
+    ops = prepare_examples(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype), round_last=True)
     tau = parameter(threshold, "threshold", ops)
-    reduction = Reduction(checks.other_axes((0, *features), x.ndim), use_mean=False)
-    y, _ = standardize(config, reduction, x, affine, jnp.zeros((1,) * x.ndim, config.compute_dtype), mask)
+    reduction = Reduction(checks.other_axes((0, *ops.features), ops.x.ndim), use_mean=False)
+    about_zero = jnp.zeros((1,) * ops.x.ndim, ops.config.compute_dtype)
+    y, _ = standardize(ops.config, reduction, ops.x, ops.affine, about_zero, ops.mask)
     y = y if tau is None else jnp.maximum(y, tau.astype(y.dtype))
-    return masks.valid(zero, y.astype(out))
+    return masks.valid(ops.zero, y.astype(ops.dtype))
 
 
 def local_response_norm(
@@ -102,16 +99,17 @@ def local_response_norm(
     >>> print(local_response_norm(jnp.ones((1, 4)), size=3, alpha=1.0, beta=1.0, k=1.0).round(3))
     [[0.333 0.25  0.25  0.333]]
     """
-    x, features, mask, zero = operands(x, axis, where, zero_masked)
-    channel = one_channel_axis(features, axis)
+    arguments = Arguments(axis=axis, where=where, zero_masked=zero_masked, dtype=dtype)
+    ops = prepare_examples(x, arguments, one_channel=True)
     number = checks.positive_integer(size)
     if not number:
         raise ValueError(f"`size` must be a positive integer, but it is {size!r}.")
-    square = jnp.square(masks.valid(mask, in_stat_dtype(x)))
-    window = [number if a == channel else 1 for a in range(x.ndim)]
-    padding = [(number // 2, (number - 1) // 2) if a == channel else (0, 0) for a in range(x.ndim)]
-    total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * x.ndim, padding)
-    return masks.valid(zero, (in_stat_dtype(x) * (k + alpha * total) ** -beta).astype(checks.output_dtype(dtype, x)))
+    axes = range(ops.x.ndim)
+    square = jnp.square(masks.valid(ops.mask, in_stat_dtype(ops.x)))
+    window = [number if a in ops.features else 1 for a in axes]
+    padding = [(number // 2, (number - 1) // 2) if a in ops.features else (0, 0) for a in axes]
+    total = lax.reduce_window(square, 0.0, lax.add, window, (1,) * len(axes), padding)
+    return scaled(in_stat_dtype(ops.x) * (k + alpha * total) ** -beta, None, None, ops)
 
 
 def global_response_norm(
@@ -152,17 +150,15 @@ def global_response_norm(
     >>> print(global_response_norm(jnp.array([[[3.0, 0.0], [4.0, 0.0]]]))[0, :, 0].round(1))
     [ 9. 12.]
     """
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, _, zero = ops
-    channel = one_channel_axis(features, axis)
-    scale, bias = parameter(scale, "scale", ops), parameter(bias, "bias", ops)
+    ops = prepare_examples(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype), one_channel=True)
+    gamma = ops.affine.scale
     m = per_example(ops)
     square = m.count * (m.var + m.mean * m.mean)
     length = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    seen = jnp.maximum((m.count > 0).sum(channel, keepdims=True, dtype=length.dtype), 1)
-    share = length / (length.sum(channel, keepdims=True) / seen + epsilon)
-    y = in_stat_dtype(x) * (1 + (share if scale is None else share * checks.widened(scale, share)))
-    return scaled(y, None, bias, checks.output_dtype(dtype, x), zero)
+    seen = jnp.maximum((m.count > 0).sum(ops.features, keepdims=True, dtype=length.dtype), 1)
+    share = length / (length.sum(ops.features, keepdims=True) / seen + epsilon)
+    y = in_stat_dtype(ops.x) * (1 + (share if gamma is None else share * checks.widened(gamma, share)))
+    return scaled(y, None, ops.affine.bias, ops)
 
 
 FILTER_RESPONSE_NORM = Spec(

@@ -11,9 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._core.moments import moments
-from bnjax._core.normalize import normalize_valid
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments, one_channel_axis, prepare
 from bnjax._norms.layer import layer_norm, rms_norm
-from bnjax._norms.measure import in_stat_dtype, mean_square, one_channel_axis, scalar_parameter
+from bnjax._norms.measure import in_stat_dtype, mean_square, scalar_parameter, scaled
 from bnjax._norms.spec import ONES, Measured, Spec, number
 
 
@@ -83,16 +84,14 @@ def partial_rms_norm(
     >>> print(partial_rms_norm(jnp.array([[2.0, 4.0, 6.0, 8.0]]), fraction=0.25).round(1))
     [[1. 2. 3. 4.]]
     """
-    x = checks.real_array(x)
-    channel = one_channel_axis(checks.canonical_axes(axis, x.ndim), axis)
-    n = _part(fraction, x.shape[channel])
-    x, mask = masks.read(x, where)
-    x, zero = masks.zeroed(x, mask, zero_masked)
+    arguments = Arguments(scale, None, axis, epsilon, where, zero_masked, dtype=dtype)
+    ops = prepare(x, arguments, one_channel_axis, real=True, finite=True)
+    (channel,), mask = ops.features, ops.mask
+    n = _part(fraction, ops.x.shape[channel])
     if mask is not None:
-        x = masks.finite(mask, x)
         mask = lax.slice_in_dim(mask, 0, min(n, mask.shape[channel]), axis=channel)
-    m = moments(lax.slice_in_dim(x, 0, n, axis=channel), channel, where=mask, keepdims=True)
-    return normalize_valid(x, mean_square(m), scale, None, zero, axis=channel, epsilon=epsilon, dtype=dtype)
+    m = moments(lax.slice_in_dim(ops.x, 0, n, axis=channel), channel, where=mask, keepdims=True)
+    return normalize_prepared(ops, mean_square(m))
 
 
 def _part(fraction: ArrayLike, features: int) -> int:
@@ -146,19 +145,16 @@ def scale_norm(
     >>> print(scale_norm(jnp.array([[3.0, 4.0]]), 10.0))
     [[6. 8.]]
     """
-    x = checks.real_array(x)
-    checks.non_negative(epsilon, "epsilon")
-    features = checks.canonical_axes(axis, x.ndim)
-    x, mask = masks.read(x, where)
-    x, zero = masks.zeroed(x, mask, zero_masked)
-    t = masks.finite(mask, in_stat_dtype(x))
-    square = jnp.square(masks.valid(mask, t)).sum(features, keepdims=True)
+    gain = None if scale is None else scalar_parameter(scale, "scale")
+    arguments = Arguments(axis=axis, epsilon=epsilon, where=where, zero_masked=zero_masked, dtype=dtype)
+    ops = prepare(x, arguments, real=True)
+    t = masks.finite(ops.mask, in_stat_dtype(ops.x))
+    square = jnp.square(masks.valid(ops.mask, t)).sum(ops.features, keepdims=True)
     # Not `rsqrt`: its derivative divides the root by the square, which underflows where the length is 1e13.
     y = t * (1 / jnp.sqrt(jnp.maximum(square, jnp.asarray(epsilon, t.dtype) ** 2)))
-    if mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
-        y = jnp.where(mask.any(features, keepdims=True), y, 0)
-    y = y if scale is None else y * checks.widened(scalar_parameter(scale, "scale"), y)
-    return masks.valid(zero, y.astype(checks.output_dtype(dtype, x)))
+    if ops.mask is not None:  # nothing valid has no length: the result is zero, as in the other norms without a bias
+        y = jnp.where(ops.mask.any(ops.features, keepdims=True), y, 0)
+    return scaled(y, gain, None, ops)
 
 
 def pixel_norm(

@@ -10,14 +10,15 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax._collectives.psum import AxisName
 from bnjax._core.moments import Moments, ema, of_features
-from bnjax._core.normalize import normalize_valid
+from bnjax._core.normalize import normalize_prepared
+from bnjax._core.prepare import Arguments
 from bnjax._norms.measure import (
     at_rank,
     inf_var_where_empty,
     merged,
     merged_over_batch,
-    operands,
     per_example,
+    prepare_examples,
 )
 from bnjax._norms.spec import AFFINE, RUNNING, Measured, Spec, Sync, Variable
 
@@ -77,19 +78,18 @@ def switchable_norm(
     >>> print(y.ravel().round(3))
     [-1.  1. -1.  1.]
     """
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, _, zero = ops
+    ops = prepare_examples(x, Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype))
     instance = per_example(ops)
-    layer = merged(instance, features)
-    kept = at_rank(running, x, features)
+    layer = merged(instance, ops.features)
+    kept = at_rank(running, ops)
     batch = merged_over_batch(instance, axis_name) if train else kept
     means, variances = ([getattr(m, name) for m in (instance, layer, batch)] for name in ("mean", "var"))
     mean, var = _mixture(means, mean_weight, "mean_weight"), _mixture(variances, var_weight, "var_weight")
     m = inf_var_where_empty(Moments(batch.count, mean, var))
-    y = normalize_valid(x, m, scale, bias, zero, axis=features, epsilon=epsilon, dtype=dtype)
-    return y, lax.stop_gradient(
-        ema(running, of_features(batch, jnp.shape(running.mean)), momentum)
-    ) if train else running
+    y = normalize_prepared(ops, m)
+    if not train:
+        return y, running
+    return y, lax.stop_gradient(ema(running, of_features(batch, jnp.shape(running.mean)), momentum))
 
 
 def _mixture(values: list[Array], weight: ArrayLike | None, name: str) -> Array:

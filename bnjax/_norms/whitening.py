@@ -16,7 +16,8 @@ from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._collectives.psum import AxisName, psum
 from bnjax._core.moments import Moments, all_reduce, at_least_one, ema, moments
-from bnjax._norms.measure import in_stat_dtype, one_channel_axis, operands, parameter, scaled
+from bnjax._core.prepare import Arguments, Prepared
+from bnjax._norms.measure import in_stat_dtype, prepare_examples, scaled
 from bnjax._norms.spec import ZEROS, Mask, Measured, Options, Shape, Spec, Sync, Variable
 
 
@@ -87,8 +88,8 @@ def decorrelated_batch_norm(
     [[1. 0.]
      [0. 1.]]
     """
-    common = (axis, momentum, epsilon, where, zero_masked, axis_name, train, dtype)
-    return _whitened(x, running, scale, bias, inverse_root, group_size, *common)
+    arguments = Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype)
+    return _whitened(x, running, arguments, WhiteningOptions(group_size, momentum, axis_name, train), inverse_root)
 
 
 def iterative_norm(
@@ -135,49 +136,43 @@ def iterative_norm(
     """
     if not checks.positive_integer(steps):
         raise ValueError(f"`steps` must be a positive integer, but it is {steps!r}.")
-    common = (axis, momentum, epsilon, where, zero_masked, axis_name, train, dtype)
-    return _whitened(x, running, scale, bias, partial(_newton, steps), group_size, *common)
+    arguments = Arguments(scale, bias, axis, epsilon, where, zero_masked, dtype=dtype)
+    return _whitened(
+        x, running, arguments, WhiteningOptions(group_size, momentum, axis_name, train), partial(_newton, steps)
+    )
+
+
+class WhiteningOptions(NamedTuple):
+    """What is measured together, and how the running state steps."""
+
+    group_size: int
+    momentum: ArrayLike
+    axis_name: AxisName | None
+    train: bool
 
 
 def _whitened(
-    x: ArrayLike,
-    running: Whitening,
-    scale: ArrayLike | None,
-    bias: ArrayLike | None,
-    root: Callable[[Array], Array],
-    group_size: int,
-    axis: int,
-    momentum: ArrayLike,
-    epsilon: ArrayLike,
-    where: ArrayLike | None,
-    zero_masked: bool,
-    axis_name: AxisName | None,
-    train: bool,
-    dtype: DTypeLike | None,
+    x: ArrayLike, running: Whitening, arguments: Arguments, options: WhiteningOptions, root: Callable[[Array], Array]
 ) -> tuple[Array, Whitening]:
-    ops = operands(x, axis, where, zero_masked, epsilon)
-    x, features, mask, zero = ops
-    channel = one_channel_axis(features, axis)
-    size = group_of(x.shape[channel], group_size)
-    _check(mask, masks.name_for_errors(where), channel, running, x.shape[channel], size)
-    scale, bias = parameter(scale, "scale", ops), parameter(bias, "bias", ops)
-    rows, valid_rows = (
-        jnp.moveaxis(in_stat_dtype(x), channel, -1),
-        None if mask is None else jnp.moveaxis(mask, channel, -1),
-    )
+    ops = prepare_examples(x, arguments, one_channel=True)
+    (channel,), mask = ops.features, ops.mask
+    size = group_of(ops.x.shape[channel], options.group_size)
+    _check(ops, masks.name_for_errors(arguments.where), running, size)
+    rows = jnp.moveaxis(in_stat_dtype(ops.x), channel, -1)
+    valid_rows = None if mask is None else jnp.moveaxis(mask, channel, -1)
     state, m = running, running
-    if train:
-        count, mean, cov = _covariance(rows, valid_rows, size, axis_name)
+    if options.train:
+        count, mean, cov = _covariance(rows, valid_rows, size, options.axis_name)
         eye = jnp.broadcast_to(jnp.eye(size, dtype=cov.dtype), cov.shape)
         # Where nothing is valid the map is constant, the bias: the root of the unit matrix, times zero.
-        cov = jnp.where(count > 0, cov + epsilon * eye, eye)
+        cov = jnp.where(count > 0, cov + arguments.epsilon * eye, eye)
         m = Whitening(mean, jnp.where(count > 0, _of_unit_size(root, cov), 0))
-        kept = ema(Moments(count, *running), Moments(count, *m), momentum)
+        kept = ema(Moments(count, *running), Moments(count, *m), options.momentum)
         state = lax.stop_gradient(Whitening(kept.mean, kept.var))
-    d = rows - m.mean.astype(rows.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    d = rows - m.mean.astype(rows.dtype).reshape((1,) * (ops.x.ndim - 1) + (-1,))
     groups = d.reshape(*d.shape[:-1], d.shape[-1] // size, size)
     y = _dot("...gi,gij->...gj", groups, m.matrix.astype(rows.dtype)).reshape(rows.shape)
-    return scaled(jnp.moveaxis(y, -1, channel), scale, bias, checks.output_dtype(dtype, x), zero), state
+    return scaled(jnp.moveaxis(y, -1, channel), ops.affine.scale, ops.affine.bias, ops), state
 
 
 def _covariance(rows: Any, mask: Array | None, size: int, axis_name: AxisName | None) -> tuple[Array, Array, Array]:
@@ -246,7 +241,10 @@ def group_of(channels: int, group_size: int) -> int:
     return size
 
 
-def _check(mask: Array | None, mask_name: str, channel: int, running: Whitening, channels: int, size: int) -> None:
+def _check(ops: Prepared, mask_name: str, running: Whitening, size: int) -> None:
+    """Raises for a mask that varies along the channels, and for a state of another shape."""
+    (channel,), mask = ops.features, ops.mask
+    channels = ops.x.shape[channel]
     if mask is not None and mask.shape[channel] != 1 and channels != 1:
         raise ValueError(
             f"`{mask_name}` must have length 1 along the channels, axis {channel}, which are measured together, but "

@@ -10,7 +10,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._core.affine_map import Activation
+from bnjax._core.prepare import Arguments
 from bnjax._modules.call import (
     batch_update,
     by_batch_only,
@@ -98,7 +100,8 @@ class BatchNorm(nn.BatchNorm):
             use_running_average = by_batch_only(use_running_average)
         checks.flag(use_running_average, "use_running_average")
         x = jnp.asarray(x)
-        shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
+        features = checks.canonical_axes(self.axis, x.ndim)
+        shape = tuple(x.shape[a] for a in features)
         stats: dict[str, Any] = {}
         if self.track_running_stats:
             dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
@@ -114,11 +117,12 @@ class BatchNorm(nn.BatchNorm):
         own_bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         scale = replaced(own_scale, scale, "scale", self.use_scale)
         bias = replaced(own_bias, bias, "bias", self.use_bias)
+        dtype = result_dtype(x, scale, bias, dtype=self.dtype)
+        where = masks.NamedMask(mask, "mask")
+        arguments = Arguments(scale, bias, features=features, where=where, residual=residual, dtype=dtype)
         y, new, batch = call_batch_norm(
-            self, floating(x), running, scale, bias,
-            train=not use_running_average, local_only=self.is_initializing(), mask=mask, residual=residual,
-            dtype=result_dtype(x, scale, bias, dtype=self.dtype),
-        )  # fmt: skip
+            self, floating(x), running, arguments, train=not use_running_average, local_only=self.is_initializing()
+        )
         if use_running_average or self.is_initializing() or not stats:
             return y
         out = self.is_mutable_collection("batch_moments")

@@ -12,9 +12,11 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from bnjax import _checks as checks
+from bnjax import _masks as masks
 from bnjax._checks import Axes, Pivot
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
+from bnjax._core.prepare import Arguments
 from bnjax._modules.call import (
     batch_update,
     by_batch_only,
@@ -144,7 +146,8 @@ class BatchNorm(nnx.BatchNorm):
             use_running_average = by_batch_only(use_running_average)
         checks.flag(use_running_average, "use_running_average")
         x = jnp.asarray(x)
-        shape = tuple(x.shape[a] for a in checks.canonical_axes(self.axis, x.ndim))
+        features = checks.canonical_axes(self.axis, x.ndim)
+        shape = tuple(x.shape[a] for a in features)
         for variable in (self.mean, self.var, self.scale, self.bias):
             if variable is not None:
                 check_num_features(self, (variable[...].size,), (math.prod(shape),), x)
@@ -160,12 +163,13 @@ class BatchNorm(nnx.BatchNorm):
         )
         x = not_widened(x, promoted)
         running = running_state(shape, stats)
+        dtype = result_dtype(promoted, scale, bias, dtype=self.dtype)
+        where = masks.NamedMask(mask, "mask")
+        arguments = Arguments(scale, bias, features=features, where=where, residual=residual, dtype=dtype)
+        local_only = self.track_running_stats and self.axis_name is None and one_value(x, features)
         y, new, batch = call_batch_norm(
-            self, x, running, scale, bias,
-            train=not use_running_average,
-            local_only=self.track_running_stats and self.axis_name is None and one_value(x, self.axis), mask=mask,
-            residual=residual, dtype=result_dtype(promoted, scale, bias, dtype=self.dtype),
-        )  # fmt: skip
+            self, x, running, arguments, train=not use_running_average, local_only=local_only
+        )
         if stats and not use_running_average:
             for name in stats:
                 _write(getattr(self, name), getattr(new, name))

@@ -7,9 +7,11 @@ from typing import Any, Literal
 from flax import nnx
 from jax.typing import ArrayLike
 
+from bnjax import _masks as masks
 from bnjax import nnx as family
 from bnjax._checks import Axes
 from bnjax._core.affine_map import Activation
+from bnjax._core.prepare import Arguments
 from bnjax._modules.call import not_normalized
 from bnjax._norms.registry import NORMS, NormAlias, NormName, check_arguments, norm_named
 from bnjax._norms.spec import Spec
@@ -69,10 +71,9 @@ class Identity(nnx.Module):
         bias: ArrayLike | None = None,
     ) -> Any:
         """`x`, times `scale`, plus `bias` and `residual`, through the activation: of what there is."""
-        return not_normalized(
-            x, scale, bias, axis=self.axis, mask=mask, zero_masked=self.zero_masked, residual=residual,
-            activation=self.activation,
-        )  # fmt: skip
+        where = masks.NamedMask(mask, "mask")
+        arguments = Arguments(scale, bias, self.axis, 0.0, where, self.zero_masked, residual, self.activation)
+        return not_normalized(x, arguments)
 
 
 def _arguments(row: Spec) -> set[str]:
