@@ -1,6 +1,10 @@
-"""What doctests may name without importing it, and how tests are shared out."""
+"""What doctests may name without importing it, how tests are shared out, and how their processes use memory."""
 
 import pytest
+
+from experiments.cli.memory import keep_freed_memory
+
+keep_freed_memory()  # before any test imports JAX
 
 
 @pytest.hookimpl(optionalhook=True)

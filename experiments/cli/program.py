@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from experiments.cli import memory
 from experiments.cli.errors import UserError, shown
 
 STDOUT = "Standard output cannot be written"
@@ -80,6 +81,9 @@ def _check_surroundings(argv: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"Arguments must be UTF-8, but one is {shown(word)!r}.") from error
+    if (said := os.environ.get(memory.VARIABLE, memory.CHOICES[0])) not in memory.CHOICES:
+        choices = " or ".join(f"`{choice}`" for choice in memory.CHOICES)
+        raise UserError(f"`{memory.VARIABLE}` must be {choices}, but it is {shown(said)!r}.")
 
 
 def _leave(status: int) -> NoReturn:
