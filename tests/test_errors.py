@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bnjax
 from bnjax import Moments, accumulate, all_reduce, batch_norm, ema, moments, normalize, reduce, sync_batch_stats
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 3)), jnp.float32)
@@ -250,3 +251,13 @@ def test_another_unknown_name_is_python_s_error():
 
     with pytest.raises(NameError, match="name 'undefined' is not defined"):
         jax.vmap(lambda x: batch_norm(x, RUNNING, axis_name="d", activation=activation), axis_name="d")(X)
+
+
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [("dynamic_tanh", "scale"), ("filter_response_norm", "threshold"), ("evo_norm_s0", "v")],
+)
+def test_no_imaginary_part_of_a_parameter_is_dropped(norm, name):
+    options = {"num_groups": 2} if norm == "evo_norm_s0" else {}
+    with pytest.raises(ValueError, match=f"`{name}` must be real"):
+        getattr(bnjax, norm)(jnp.ones((2, 3, 4)), **{name: jnp.ones(4, jnp.complex64)}, **options)
