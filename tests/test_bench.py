@@ -187,6 +187,9 @@ def test_a_run_writes_into_the_document_between_its_markers_alone(tiny_run):
     for part in ("model", "import"):
         marker = f"<!-- bench: {part} -->"
         assert after[after.index(marker) :].split("<!-- bench: end -->")[0] in before
+    for part in ("op", "step"):
+        block = after[after.index(f"<!-- bench: {part} -->") :].split("\n\n")[0]
+        assert block.endswith(" 2 rounds, kept buffers.")
     head = before.split("<!-- bench: op -->")[0]
     assert after.startswith(head)
 
@@ -265,7 +268,7 @@ def test_the_program_starts_again_with_the_environment_it_needs(monkeypatch):
         raise SystemExit
 
     monkeypatch.setattr(os, "execve", execve)
-    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--buffers", "kept"])
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick"])
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
     with pytest.raises(SystemExit):
         main(sys.argv[1:])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
+from experiments.cli import memory
 from experiments.cli.errors import UserError, shown
 from experiments.cli.flags import new_folder, parse_flags
 from experiments.measure.targets import target_of
@@ -17,12 +18,12 @@ MOST_ROUNDS = 10_000
 LARGEST = 2**31  # elements
 
 # How the C library hands out large buffers, which must be known before the process starts. Left alone it changes its
-# mind on the way, and the same program takes 14 or 40 ms. Names it does not know it ignores. What is fresh is what has
-# the size of a tensor: XLA's library of sums works in pieces of 128 KiB, and with each of those fresh, too, a sum of
-# 8 MB takes 6 ms in the place of 1.
+# mind on the way, and the same program takes 14 or 40 ms. Names it does not know it ignores. Kept is what a training
+# loop has. What is fresh is what has the size of a tensor: XLA's library of sums works in pieces of 128 KiB, and with
+# each of those fresh, too, a sum of 8 MB takes 6 ms in the place of 1.
 BUFFERS = {
     "fresh": {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)},
-    "kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_ARENA_MAX": "1"},
+    "kept": memory.VARIABLES,
 }
 # Peers on one machine: Keras must run on JAX, and JAX must leave an accelerator's memory to PyTorch, too.
 PEERS = {"KERAS_BACKEND": "jax", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -58,8 +59,8 @@ class Arguments:
     """Only those whose name begins with one of these, such as `bnjax` or `flax.linen`."""
     memory_switch: bool = False
     """Compile the model with the memory switch, `bnjax.linen.remat`, too."""
-    buffers: Literal["fresh", "kept"] = "fresh"
-    """Large CPU buffers: fresh from the system for every output, page faults and all, or kept and used again."""
+    buffers: Literal["fresh", "kept"] = "kept"
+    """Large CPU buffers: kept and used again, or fresh from the system for every output, page faults and all."""
     tpu_python: str = sys.executable
     """The interpreter of an environment with `jax[tpu]`."""
     gpu_python: str = sys.executable

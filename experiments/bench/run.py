@@ -45,7 +45,7 @@ def bench(arguments: Arguments) -> dict[str, Any]:
     total = len(cases) + len(tasks) + ("step" in arguments.parts) + ("import" in arguments.parts)
     with reporting(total) as report:
         results = Results(workdir / "bench.json", arguments, report)
-        report.line(machine.sentence(results.found["machine"]))
+        report.line(conditions(results.found))
         if cases:
             for sentence in op.absent(arguments):
                 results.leave_out(sentence)
@@ -99,15 +99,18 @@ def show(found: dict[str, Any], report: Report) -> None:
 
 def save(found: dict[str, Any], arguments: Arguments, workdir: Path) -> None:
     """The picture, and with `--write` the tables in the document."""
-    words = machine.sentence(found["machine"])
     if found.get("op"):
-        save_bars(workdir / "bench.png", found["op"], words)
+        save_bars(workdir / "bench.png", found["op"], conditions(found))
     if arguments.write:
-        documents.write({part: _block(part, found, words) for part in TABLES if found.get(part)})
+        documents.write({part: _block(part, found) for part in TABLES if found.get(part)})
 
 
-def _block(part: str, found: dict[str, Any], words: str) -> str:
+def conditions(found: dict[str, Any]) -> str:
+    """The machine, and how often and in what memory what is timed was timed."""
     arguments = found["arguments"]
-    how = {"op": f" {arguments['rounds']} rounds, {arguments['buffers']} buffers.",
-           "step": f" {arguments['rounds']} rounds, {arguments['buffers']} buffers."}  # fmt: skip
-    return "\n\n".join([words + how.get(part, ""), *(t.markdown() for t in TABLES[part](found[part]))])
+    return f"{machine.sentence(found['machine'])} {arguments['rounds']} rounds, {arguments['buffers']} buffers."
+
+
+def _block(part: str, found: dict[str, Any]) -> str:
+    how = conditions(found) if part in ("op", "step") else machine.sentence(found["machine"])
+    return "\n\n".join([how, *(t.markdown() for t in TABLES[part](found[part]))])

@@ -14,6 +14,8 @@ VARIABLE, CHOICES = "EXPERIMENTS_MEMORY", ("kept", "fresh")
 # Numbers from <malloc.h>: no array is mapped by itself, nothing is given back (-1), and all threads share one heap,
 # because what one thread frees another one needs.
 SETTINGS = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, -1), "M_ARENA_MAX": (-8, 1)}
+# The same for a program that cannot say it itself.
+VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_ARENA_MAX": "1"}
 
 
 def keep_freed_memory() -> bool:
