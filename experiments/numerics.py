@@ -1,8 +1,8 @@
-"""How exact batch normalization is at large means: the table of the README.
+"""How exact batch normalization is at large means: the table of docs/results/numerics.md.
 
     python -m experiments.numerics [--write | --check]
 
-Prints it; `--write` puts it into README.md, between its markers; `--check` compares what stands there with what this
+Prints it; `--write` puts it into the page, between its markers; `--check` compares what stands there with what this
 machine computes: the same rows and columns, and no number further off than rounding may be on another machine.
 """
 
@@ -26,7 +26,7 @@ from experiments.cli.program import run_main
 from experiments.results.markers import Markers, write_between
 from experiments.results.tables import markdown
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results" / "numerics.md"
 MARKERS = Markers("<!-- numerics -->\n", "<!-- /numerics -->\n")
 MEANS = (0.0, 1e1, 1e2, 1e3, 1e4, 1e5)
 BATCHES, EXAMPLES, FEATURES, STEPS = 8, 1024, 16, 1000
@@ -43,9 +43,9 @@ class Arguments:
     """How exact batch normalization is at large means."""
 
     write: bool = False
-    """Put the table into README.md."""
+    """Put the table into docs/results/numerics.md."""
     check: bool = False
-    """Compare the table in README.md."""
+    """Compare the table in docs/results/numerics.md."""
 
 
 def data(mean: float) -> tuple[Array, Array]:
@@ -97,9 +97,9 @@ def table() -> str:
     return markdown(HEADER, [row(mean) for mean in MEANS]) + "\n"
 
 
-def split(readme: str) -> tuple[str, str, str]:
+def split(page: str) -> tuple[str, str, str]:
     """What stands before, between and after the markers."""
-    return MARKERS.split(readme)
+    return MARKERS.split(page)
 
 
 def differences(written: str, computed: str) -> list[str]:
@@ -131,9 +131,9 @@ def main(argv: Sequence[str]) -> None:
     computed = table()
     print(computed, end="")
     if arguments.write:
-        write_between(README, {MARKERS: computed})
-    if arguments.check and (found := differences(split(README.read_text())[1], computed)):
-        sys.exit(f"{README.name} says something else: " + "; ".join(found))
+        write_between(PAGE, {MARKERS: computed})
+    if arguments.check and (found := differences(split(PAGE.read_text())[1], computed)):
+        sys.exit(f"{PAGE.name} says something else: " + "; ".join(found))
 
 
 if __name__ == "__main__":

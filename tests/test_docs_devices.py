@@ -1,4 +1,4 @@
-"""docs/guide/devices.md: its snippets run in order as they stand, and give what it says."""
+"""docs/guide/devices.md and accumulation.md: their snippets run in order as they stand, and give what they say."""
 
 import re
 from pathlib import Path
@@ -10,20 +10,24 @@ from flax import nnx
 
 from tests import references
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "guide" / "devices.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "guide"
+
+
+def run(page):
+    """What a page has defined at its end, run on four devices."""
+    four = jax.devices()[:4]
+    found = {"__name__": "page"}
+    snippets = re.findall(r"^```python\n(.*?)^```$", (GUIDE / page).read_text(), re.MULTILINE | re.DOTALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "devices", lambda *_: four)
+        for number, code in enumerate(snippets):
+            exec(compile(code, f"docs/guide/{page}, Python block {number}", "exec"), found)
+    return found
 
 
 @pytest.fixture(scope="module")
 def names():
-    """What the page has defined at its end, run on four devices."""
-    four = jax.devices()[:4]
-    found = {"__name__": "devices"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: four)
-        for number, code in enumerate(SNIPPETS):
-            exec(compile(code, f"docs/guide/devices.md, Python block {number}", "exec"), found)
-    return found
+    return run("devices.md")
 
 
 def normalized(x, slices=1):
@@ -51,7 +55,8 @@ def test_the_pool_has_the_variance_between_devices(names):
     np.testing.assert_allclose(names["pooled"]["var"], own.mean(0) + means.var(0), rtol=1e-6)
 
 
-def test_accumulation_steps_once(names):
+def test_accumulation_steps_once():
+    names = run("accumulation.md")
     params = names["variables"]["params"]["layers_0"]
     h = references.wide(names["x"]) @ references.wide(params["kernel"]) + references.wide(params["bias"])
     want = references.moments(h, 0)

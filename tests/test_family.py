@@ -23,8 +23,8 @@ from experiments import docs
 from tests import family
 from tests.family import ROWS, assert_close, wide
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "norms" / "index.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+CONDITIONAL = (Path(__file__).resolve().parents[1] / "docs" / "guide" / "conditional.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", CONDITIONAL, re.MULTILINE | re.DOTALL)
 WEIGHTS = [name for name, norm in NORMS.items() if norm.mask is NORMS["weight"].mask]
 RNGS = partial(nnx.Rngs, 0)
 
@@ -154,11 +154,6 @@ def block(word):
     names = {}
     exec(next(code for code in BLOCKS if word in code), names)
     return names
-
-
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_page_s_python_runs(number):
-    exec(compile(BLOCKS[number], f"docs/norms/index.md, block {number}", "exec"), {})
 
 
 def standardized(x, axes, eps):

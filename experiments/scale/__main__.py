@@ -103,18 +103,18 @@ def document(rows: Sequence[Row], arguments: Arguments, targets: Iterable[str]) 
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
     return f"""# What a training step sends, by the number of devices
 
-One step of {arguments.model} in the training program, 32 examples a device, compiled for
-{", ".join(f"`{t}`" for t in targets)} with no such device there ({versions}).
-The numbers are those of one device: how many collectives its program has, the sizes of their operands together, and
-its temporary memory.
+This is one step of {arguments.model} in the training program, with 32 examples on each device, compiled for
+{", ".join(f"`{t}`" for t in targets)} without such a device ({versions}).
+The numbers are those of one device: how many collectives its program has, the total size of their operands, and its
+temporary memory.
 
 {NEWLINE.join(table(rows))}
 
-Statistics of all devices cost one all-reduce of two vectors for each norm in the forward pass and one in the backward
-pass; statistics of groups the same among fewer devices, and those of each device none. What is left is the gradient,
-once, and with groups their statistics, for the running state.
+Statistics of all devices need one all-reduce of two vectors for each norm in the forward pass, and one in the backward
+pass. Statistics of groups need the same, among fewer devices. Statistics of each device need none. All three send the
+gradient once. With groups, their statistics are sent once more, for the running state.
 
-Made by `python -m experiments.scale --write`, `--tpu_python` naming the interpreter of an environment with `jax[tpu]`.
+`python -m experiments.scale --write` makes this page. `--tpu_python` is the Python of an environment with `jax[tpu]`.
 """
 
 
