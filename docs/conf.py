@@ -35,4 +35,5 @@ intersphinx_mapping: dict[str, tuple[str, str]] = {}
 
 html_theme = "furo"
 html_title = f"bnjax {version}"
+html_show_copyright = False
 html_theme_options = {"top_of_page_buttons": []}

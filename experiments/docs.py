@@ -1,4 +1,4 @@
-"""All that is generated of the norms: lists of names, exports, and the table in docs/norms/index.md.
+"""All that is generated of the norms: lists of names, exports, the table and the pages of norms, and the reference.
 
     python -m experiments.docs [--write | --check]
 
@@ -18,6 +18,7 @@ from bnjax import NORMS
 from experiments.cli.errors import UserError
 from experiments.cli.flags import parse_flags
 from experiments.cli.program import run_main
+from experiments.results import library_pages
 from experiments.results.files import write_text
 from experiments.results.markers import Markers
 from experiments.results.tables import markdown
@@ -25,7 +26,7 @@ from experiments.results.tables import markdown
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Markers("<!-- norms -->\n", "<!-- /norms -->\n")
 COMMAND = "python -m experiments.docs --write"
-HEADER = ("name", "function", "module", "measures", "keeps", "over devices", "mask", "gradient", "paper", "when to use")
+HEADER = ("name", "module", "measures", "keeps", "when to use")  # all else is on the page of each norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,7 @@ class Part(NamedTuple):
 
 def table() -> str:
     """The table of all norms, in Markdown."""
-    rows = [
-        (
-            *(f"`{t}`" for t in (name, n.function.__name__, n.module)),
-            *map(str, (n.axes, n.state, n.sync, n.mask, n.gradient, n.paper, n.use)),
-        )
-        for name, n in NORMS.items()
-    ]
+    rows = [(f"[`{name}`]({name}.md)", f"`{n.module}`", str(n.axes), str(n.state), n.use) for name, n in NORMS.items()]
     return f"{markdown(HEADER, rows)}\n"
 
 
@@ -109,12 +104,18 @@ def classes(api: str) -> dict[str, str]:
     }
 
 
+def whole(text: str) -> Callable[[str], str]:
+    """Makes a file that is generated from its first line to its last."""
+    return lambda _: text
+
+
 PARTS = (
     Part("bnjax/_norms/names.py", names),
     Part("bnjax/family.py", lambda page: exports(page, functions())),
     Part("bnjax/linen/__init__.py", lambda page: exports(page, classes("linen"))),
     Part("bnjax/nnx/__init__.py", lambda page: exports(page, classes("nnx"))),
     Part("docs/norms/index.md", lambda page: TABLE.put(page, table())),
+    *(Part(path, whole(text)) for path, text in library_pages.pages().items()),
 )
 
 
@@ -125,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     stale = []
     for part in PARTS:
         file = ROOT / part.path
-        page = file.read_text(encoding="utf-8")
+        page = file.read_text(encoding="utf-8") if file.exists() else ""
         made = part.made(page)
         if made != page and arguments.write:
             write_text(file, made)

@@ -20,6 +20,7 @@ import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import NORMS, Moments, Whitening
 from experiments import docs
+from experiments.results import library_pages
 from tests import family
 from tests.family import ROWS, assert_close, wide
 
@@ -141,7 +142,7 @@ def test_what_is_generated_is_up_to_date(part):
     page = (docs.ROOT / part.path).read_text()
     assert part.made(page) == page, "run `python -m experiments.docs --write`"
     lines = [line for line in page.splitlines(keepends=True) if "GlobalResponseNorm" in line or "global_resp" in line]
-    assert lines
+    assert lines or part.path in library_pages.pages()
     for line in lines:  # one that is missing comes back, in its place
         assert part.made(page.replace(line, "", 1)) == page, line
 
