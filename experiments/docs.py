@@ -26,7 +26,7 @@ from experiments.results.tables import markdown
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Markers("<!-- norms -->\n", "<!-- /norms -->\n")
 COMMAND = "python -m experiments.docs --write"
-HEADER = ("name", "module", "measures", "keeps", "when to use")  # all else is on the page of each norm
+HEADER = ("name", "when to use", "measures", "keeps", "module")  # all else is on the page of each norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 def table() -> str:
     """The table of all norms, in Markdown."""
-    rows = [(f"[`{name}`]({name}.md)", f"`{n.module}`", str(n.axes), str(n.state), n.use) for name, n in NORMS.items()]
+    rows = [(f"[`{name}`]({name}.md)", n.use, str(n.axes), str(n.state), f"`{n.module}`") for name, n in NORMS.items()]
     return f"{markdown(HEADER, rows)}\n"
 
 

@@ -63,7 +63,7 @@ def partial_rms_norm(
 
     Equivalent, with `n = int(fraction * x.shape[axis])`::
 
-        x / jnp.sqrt((x[..., :n]**2).mean(axis, keepdims=True) + epsilon) * scale
+        x / jnp.sqrt((x[..., :n] ** 2).mean(axis, keepdims=True) + epsilon) * scale
 
     Args:
       x: real. The statistic is float32 or wider.

@@ -146,8 +146,8 @@ def spectral_norm(
 
     `w` is taken as a matrix W of `w.shape[-1]` columns. A step of power iteration, and then sigma, are::
 
-        v = u @ W.conj().T; v = v / norm(v)
-        u = v @ W; u = u / norm(u)
+        v = u @ W.conj().T / norm(u @ W.conj().T)
+        u = v @ W / norm(v @ W)
         sigma = abs(v @ W @ u.conj().T)
 
     u and v are constants to autodiff.
