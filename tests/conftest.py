@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests._unstable import compiler_options
+from tests.kit._unstable import compiler_options
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes and drops objects beside millions that stay; to look for cycles as often as usual takes a sixth of the
@@ -25,13 +25,13 @@ hypothesis.settings.load_profile("busy")
 # These files' programs are compiled as users' are: they look at the program itself, its memory, its rounding or its
 # speed, or train for long. All others run once on a few numbers, and to compile them takes nearly all of the time.
 COMPILED_IN_FULL = {
-    "bench_compiled", "experiments_compare", "experiments_processes", "experiments_train", "hlo", "numerics",
-    "readme", "remat",
+    "core/numerics", "core/remat", "devices/hlo", "documents/readme", "experiments/bench_compiled",
+    "experiments/compare", "experiments/processes", "experiments/train",
 }  # fmt: skip
 # Files whose names begin so say nothing of another release of jax that the rest does not say: training, the benchmark,
 # tools and sentences. `pytest -m "not any_jax"` leaves them out, but for a step in every layout and a run of two
 # processes.
-ANY_JAX = ("bench", "experiments_", "types")
+ANY_JAX = ("experiments/", "source/types")
 BUT = {
     "test_every_layout_computes_the_same_in_float32",
     "test_two_processes_end_with_the_parameters_of_one_that_nothing_disturbed",
@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(items):
 
 
 def short_name(module):
-    return module.__name__.removeprefix("tests.test_")
+    """Folder and name, as in the lists above."""
+    return module.__name__.removeprefix("tests.").replace(".test_", "/")
 
 
 @functools.cache

@@ -5,7 +5,7 @@
 Fetches the source distribution of the installed Flax with pip into a temporary folder and runs its normalization
 tests with pytest: first as they are, then with every class of `bnjax.linen` and `bnjax.nnx` in the place of Flax's
 class of that name. As many must pass, and none may be skipped. Then the ResNet of Flax's ImageNet example is trained
-with either class (`test_dropin_models.py`). Without `-k`, all tests of norms.
+with either class (`modules/test_dropin_models.py`). Without `-k`, all tests of norms.
 
 This module is also the pytest plugin that exchanges the classes (`-p tests.flax_suite`).
 """
@@ -100,7 +100,8 @@ def train_example(source: Path) -> int:
     """Our test of whole models, on the ResNet of Flax's ImageNet example."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "flax_example"]
     environment = os.environ | {"FLAX_EXAMPLE": str(source / EXAMPLE)}
-    return subprocess.run([*command, "tests/test_dropin_models.py"], cwd=ROOT, env=environment, check=False).returncode
+    command += ["tests/modules/test_dropin_models.py"]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def main() -> None:

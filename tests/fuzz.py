@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax import NORMS, Moments, Whitening
-from tests.family import ROWS, batch, mean_var, wide
-from tests.test_battery import formula, inputs, sample
+from tests.kit.family import ROWS, batch, mean_var, wide
+from tests.norms.test_battery import formula, inputs, sample
 
 DRAWS = 5
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)

@@ -18,7 +18,7 @@ size. See `--parts op --works group`.
 on an H100, and 1640 MB without. See `--parts model --target gpu:h100`.
 
 `barriers.pinned` rounds a mean that is used twice in one way on every platform. It is for exact results, not for speed.
-See tests/test_numerics.py.
+See tests/core/test_numerics.py.
 
 `sums.power_sums` takes both sums in one pass over 7 to 32 neighbours on a CPU, which is twice as fast, and sums `c - x`
 on a GPU where `x` is narrower than the sums: 1445 MB rather than 1484 MB. (Of float32 it sums `x - c`: 0.94 of

@@ -1,0 +1,1 @@
+"""The functions, their derivatives and their rounding."""

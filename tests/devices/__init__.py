@@ -1,0 +1,1 @@
+"""One batch over several devices, or over several steps."""

@@ -1,0 +1,1 @@
+"""The README and the pages of the site: what they show runs."""

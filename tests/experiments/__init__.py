@@ -1,0 +1,1 @@
+"""Training, the benchmark and the tools. They say little of a release of JAX."""

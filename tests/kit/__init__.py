@@ -1,0 +1,1 @@
+"""What the tests share: samples, formulas, comparison, devices and programs."""

@@ -1,0 +1,1 @@
+"""The classes for linen and nnx, and Flax's beside them."""

@@ -1,0 +1,1 @@
+"""All norms: each by its formula, in both APIs."""

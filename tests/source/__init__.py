@@ -1,0 +1,1 @@
+"""What holds for the source itself: who imports what, and what a type checker says."""
