@@ -8,10 +8,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.cli.memory import keep_freed_memory
+from experiments import memory as command
+from experiments.cli.errors import UserError
+from experiments.cli.memory import VARIABLES, keep_freed_memory
 from experiments.cli.program import run_main
+from experiments.data.idx import read_pair
 from experiments.measure.compile import records_of
 from experiments.training import launcher
 
@@ -172,3 +176,89 @@ def test_an_array_takes_the_pages_of_the_last_one(monkeypatch):
     """Two arrays of 64 MB are 32768 page faults where their memory is fresh."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     assert int(said(["-c", FAULTS])) < 1000
+
+
+RUN = command.Run(wall=1.0, user=2.0, system=3.0, faults=4000, peak=5_000_000, metrics="{}")
+
+
+@pytest.fixture
+def runs(monkeypatch, tmp_path):
+    """Runs in the place of training: as they are set, each costs more than the last one."""
+    document, made = tmp_path / "cpu.md", []
+    document.write_text(command.DOCUMENT.read_text())
+
+    def train(data, setting):
+        assert {f.name for f in data.iterdir()} >= {"train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"}
+        made.append(setting)
+        return RUN._replace(wall=float(len(made)))
+
+    monkeypatch.setattr(command, "DOCUMENT", document)
+    monkeypatch.setattr(command, "train", train)
+    return made, document
+
+
+def test_the_settings_take_turns_and_their_medians_are_written(runs, capsys):
+    made, document = runs
+    command.main(["--steps=1", "--rounds=3", "--write"])
+    settings = list(command.SETTINGS.values())
+    assert made == 3 * settings
+    between = command.MARKERS.split(document.read_text())[1]
+    assert between in capsys.readouterr().out
+    for number, name in enumerate(command.SETTINGS):
+        assert f"| {name} | {len(settings) + number + 1} | 2.0 | 3.0 | 4 | 5 |" in between
+    assert command.SETTINGS["the three variables"].items() >= VARIABLES.items()
+
+
+def test_runs_that_end_otherwise_are_an_error(runs, monkeypatch):
+    _, document = runs
+    before = document.read_text()
+    metrics = iter("aab" + "a" * 99)
+    monkeypatch.setattr(command, "train", lambda *_: RUN._replace(metrics=next(metrics)))
+    with pytest.raises(SystemExit, match="did not end with the same metrics"):
+        command.main(["--steps=1", "--rounds=1", "--write"])
+    assert document.read_text() == before
+
+
+def test_the_page_names_the_three_variables():
+    line = " ".join(f"{name}={value}" for name, value in VARIABLES.items())
+    assert f"export {line}\n" in command.DOCUMENT.read_text()
+    assert "nothing" in command.MARKERS.split(command.DOCUMENT.read_text())[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its numbers are Linux's")
+def test_a_run_sees_what_is_set_and_nothing_else_and_says_what_it_cost(monkeypatch, tmp_path):
+    """With 64 MB touched, it has used as much, in 16384 page faults of 4 KB; huge ones are fewer."""
+    seen = {}
+
+    def start(arguments, *, env, **how):
+        seen.update(env)
+        (folder,) = (a.removeprefix("--workdir=") for a in arguments if a.startswith("--workdir="))
+        program = f"import os; b'x' * 2**26; os.mkdir({folder!r}); open({folder + '/metrics.jsonl'!r}, 'w').write('m')"
+        return popen([sys.executable, "-c", program], env=env, **how)
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LD_PRELOAD", "EXPERIMENTS_MEMORY"):
+        monkeypatch.setenv(name, "")
+    run = command.train(tmp_path, {"MALLOC_MMAP_MAX_": "7"})
+    settings = {n: v for n, v in seen.items() if n.startswith("MALLOC") or n in ("GLIBC_TUNABLES", "LD_PRELOAD")}
+    assert settings == {"MALLOC_MMAP_MAX_": "7"}
+    assert "EXPERIMENTS_MEMORY" not in seen
+    assert run.metrics == "m"
+    assert run.peak > 2**26
+    assert run.faults > 0
+    assert 0 < run.user + run.system < 60 > run.wall > 0
+
+
+def test_the_images_are_idx_files(tmp_path):
+    command.write_images(tmp_path, "t10k", 3)
+    images, labels = read_pair(tmp_path, "t10k")
+    assert images.shape == (3, 28, 28)
+    assert labels.shape == (3,)
+    assert len(np.unique(images)) > 100
+
+
+def test_training_that_fails_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="ended with status 1"):
+        command.train(tmp_path, {})
