@@ -1,10 +1,17 @@
-"""Where the tables stand in the document."""
+"""Where the tables stand in the documents."""
 
 from pathlib import Path
 
 from experiments.results.markers import Markers, write_between
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "results" / "performance.md"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+DOCUMENT = RESULTS / "performance.md"
+COMPILED = RESULTS / "compiled.md"
+
+
+def page(name: str) -> Path:
+    """The document that holds the tables of a part."""
+    return COMPILED if name == "compiled" else DOCUMENT
 
 
 def markers(name: str) -> Markers:
@@ -23,4 +30,5 @@ def put(text: str, name: str, block: str) -> str:
 
 def write(blocks: dict[str, str]) -> None:
     """Writes every block between its markers."""
-    write_between(DOCUMENT, {markers(name): f"{block}\n" for name, block in blocks.items()})
+    for document in {page(name) for name in blocks}:
+        write_between(document, {markers(n): f"{block}\n" for n, block in blocks.items() if page(n) == document})

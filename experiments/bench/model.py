@@ -1,35 +1,56 @@
-"""A whole model, compiled for machines that need not be there: each in a process of its own, which `compiled` is."""
+"""Programs compiled for machines that need not be there: each in a process of its own, which `compiled` is."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.bench import rows
 from experiments.bench.options import Arguments, environment
+from experiments.cli.errors import UserError
 from experiments.measure.compile import FailedError, records_of
 from experiments.measure.targets import Target, target_of
+from experiments.results.files import write_text
+
+Record = dict[str, Any]
 
 
 def tasks(arguments: Arguments) -> list[tuple[Target, str]]:
-    """The targets, and the dtypes for each. Nobody trains in float32 on an accelerator."""
+    """The targets, and the dtypes for each. Nobody trains a ResNet-50 in float32 on an accelerator."""
     made: list[tuple[Target, str]] = []
     for target in map(target_of, arguments.target):
         for dtype in arguments.dtypes:
-            if (dtype == "bfloat16") if target.platform != "cpu" else (dtype == "float32" or not arguments.quick):
+            wanted = (dtype == "bfloat16") if target.platform != "cpu" else (dtype == "float32" or not arguments.quick)
+            if wanted or "compiled" in arguments.parts:
                 made.append((target, dtype))
     return made
 
 
+def works(arguments: Arguments) -> list[str]:
+    """The names of the rows that are compiled.
+
+    Raises:
+      UserError: none has such a name.
+    """
+    wanted = arguments.works if "compiled" in arguments.parts else (f"{rows.STEP}, batch norm",)
+    names = [row.name for row in rows.chosen(wanted)]
+    if not names:
+        known = ", ".join(f"`{row.name}`" for row in rows.ROWS)
+        raise UserError(f"`--works` must begin a name in {known}; {arguments.works} does not.")
+    return names
+
+
 def measure(
     target: Target, dtype: str, arguments: Arguments, log: Path, left_out: Callable[[str], None]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Record]:
     """The facts of every program, as they are found. What the compiler says goes to `log`."""
     python = {"tpu": arguments.tpu_python, "gpu": arguments.gpu_python}.get(target.platform, sys.executable)
     task = {
-        "target": str(target), "dtype": dtype, "memory_switch": arguments.memory_switch,
-        "contenders": arguments.contenders,
-        "repeats": arguments.repeats if target.platform == "cpu" and not arguments.quick else 1,
+        "target": str(target), "dtype": dtype, "works": works(arguments), "contenders": arguments.contenders,
+        "memory_switch": arguments.memory_switch, "blocks": arguments.blocks, "explain": arguments.explain,
+        "repeats": 1 if arguments.quick else arguments.repeats,
     }  # fmt: skip
     if shutil.which(python) is None:
         left_out(f"{target}: `--{target.platform}-python` must be an interpreter, but it is {python!r}.")
@@ -44,3 +65,19 @@ def measure(
                     yield found
         except FailedError as failed:
             left_out(f"{target}, {dtype}: the compiler's process {failed}; see {log}.")
+
+
+def kept(path: Path) -> list[Record]:
+    """The facts that were found so far, in this run and in others."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def keep(path: Path, record: Record) -> None:
+    """Adds a record to them, in the place of what was found before of the same program."""
+
+    def program(record: Record) -> list[str]:
+        return [record[key] for key in ("what", "contender", "target", "dtype")]
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records = {tuple(program(r)): r for r in [*kept(path), record]}
+    write_text(path, json.dumps(list(records.values()), indent=1) + "\n")

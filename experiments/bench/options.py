@@ -12,7 +12,7 @@ from experiments.cli.errors import UserError, shown
 from experiments.cli.flags import new_folder, parse_flags
 from experiments.measure.targets import target_of
 
-Part = Literal["op", "model", "step", "import"]
+Part = Literal["op", "compiled", "model", "step", "import"]
 DType = Literal["float32", "bfloat16"]
 MOST_ROUNDS = 10_000
 LARGEST = 2**31  # elements
@@ -37,16 +37,17 @@ class Arguments:
     """
 
     parts: tuple[Part, ...] = ("op", "model", "step", "import")
-    """`op`: one norm, timed. `model`: a ResNet-50 step, compiled and not run. `step`: a small ResNet, timed.
-    `import`: the time to import bnjax."""
+    """`op`: one norm, timed. `compiled`: every norm that Flax has, alone and in models, compiled and not run; `model`:
+    of these only the ResNet-50 step with batch norm. `step`: a small ResNet, timed. `import`: the time to import
+    bnjax."""
     target: tuple[str, ...] = ("cpu",)
-    """What `model` is compiled for, with or without such a device: `cpu`, `tpu:v5e:2x2` (any topology), `gpu:h100`."""
+    """What is compiled for, with or without such a device: `cpu`, `tpu:v5e:2x2` (any topology), `gpu:h100`."""
     dtypes: tuple[DType, ...] = ("float32", "bfloat16")
-    """For the accelerators among `target` there is only bfloat16, if it is among these."""
+    """For accelerators, `model` is compiled in bfloat16 alone, if it is among these."""
     rounds: int = 15
     """How often each contender is timed, all in turn."""
     repeats: int = 3
-    """How often each model is traced and compiled for the CPU, all in turn; for another target once."""
+    """How often each program is traced and compiled, all in turn; the least seconds are kept."""
     quick: bool = False
     """Fewer shapes and works, the model in float32 and compiled once: two minutes on two cores."""
     large: bool = False
@@ -54,11 +55,17 @@ class Arguments:
     shapes: tuple[str, ...] = ()
     """Shapes for `op` in place of the built-in ones, such as `32x56x56x64`."""
     works: tuple[str, ...] = ()
-    """Of `op` only those whose name begins with one of these, such as `layer` or `norm + relu`."""
+    """Of `op` and `compiled` only those whose name begins with one of these, such as `layer` or `encoder`."""
     contenders: tuple[str, ...] = ()
     """Only those whose name begins with one of these, such as `bnjax` or `flax.linen`."""
     memory_switch: bool = False
-    """Compile the model with the memory switch, `bnjax.linen.remat`, too."""
+    """Compile the ResNet-50 steps with the memory switch, `bnjax.linen.remat`, too."""
+    blocks: int = 12
+    """Of the encoder in `compiled`."""
+    explain: bool = False
+    """List the kernels of our compiled programs that have no counterpart in Flax's, and what they cost."""
+    found: str = "runs/compiled.json"
+    """Where the facts of compiled programs are kept; `--write` makes its tables of all that stand there."""
     buffers: Literal["fresh", "kept"] = "kept"
     """Large CPU buffers: kept and used again, or fresh from the system for every output, page faults and all."""
     tpu_python: str = sys.executable
@@ -66,7 +73,7 @@ class Arguments:
     gpu_python: str = sys.executable
     """The interpreter of an environment with `jax[cuda12]`."""
     write: bool = False
-    """Put the tables into docs/results/performance.md."""
+    """Put the tables into docs/results."""
     workdir: str = ""
     """The run folder; a new one under `runs/` by default."""
 
@@ -83,7 +90,7 @@ def parse(argv: Sequence[str]) -> Arguments:
       SystemExit: an argument that tyro does not understand (status 2), or `--help` (0).
     """
     arguments = parse_flags(Arguments, argv, "python -m experiments.bench")
-    for name in ("rounds", "repeats"):
+    for name in ("rounds", "repeats", "blocks"):
         if not 1 <= getattr(arguments, name) <= MOST_ROUNDS:
             raise UserError(f"`--{name}` must be from 1 to {MOST_ROUNDS}, but it is {getattr(arguments, name)}.")
     for shape in arguments.shapes:

@@ -9,13 +9,13 @@ from typing import Any
 from experiments.bench import documents, imports, model, op, step
 from experiments.bench.options import Arguments
 from experiments.bench.picture import save_bars
-from experiments.bench.tables import TABLES
+from experiments.bench.tables import STEP, TABLES, fact_tables, overview_tables, ratio_tables
 from experiments.cli.errors import UserError
 from experiments.cli.report import Report, reporting
 from experiments.measure import machine
 from experiments.results.files import write_text
 
-HIDDEN = ("workdir", "tpu_python", "gpu_python", "write")  # where, not what
+HIDDEN = ("workdir", "tpu_python", "gpu_python", "write", "found")  # where, not what
 
 
 class Results:
@@ -25,7 +25,7 @@ class Results:
         self._path, self._report = path, report
         settings = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in HIDDEN}
         self.found: dict[str, Any] = {"machine": machine.machine(), "arguments": settings, "left_out": []}
-        self.found |= {part: [] for part in arguments.parts}
+        self.found |= {"compiled" if part == "model" else part: [] for part in arguments.parts}
 
     def add(self, part: str, record: dict[str, Any]) -> None:
         self.found[part].append(record)
@@ -41,7 +41,8 @@ def bench(arguments: Arguments) -> dict[str, Any]:
     """Measures what `arguments` ask for in this process, shows and saves it, and returns all of it."""
     workdir = claim(arguments)
     cases = op.cases(arguments) if "op" in arguments.parts else []
-    tasks = model.tasks(arguments) if "model" in arguments.parts else []
+    compiles = not {"compiled", "model"}.isdisjoint(arguments.parts)
+    tasks = model.tasks(arguments) if compiles and model.works(arguments) else []
     total = len(cases) + len(tasks) + ("step" in arguments.parts) + ("import" in arguments.parts)
     with reporting(total) as report:
         results = Results(workdir / "bench.json", arguments, report)
@@ -57,7 +58,9 @@ def bench(arguments: Arguments) -> dict[str, Any]:
             report.title(f"compiling for {target}, {dtype}")
             log = workdir / f"{str(target).replace(':', '-')}-{dtype}.log"
             for record in model.measure(target, dtype, arguments, log, results.leave_out):
-                results.add("model", record)
+                results.add("compiled", record)
+                model.keep(Path(arguments.found), record)
+                report.line(f"{record['what']}: {record['contender']}")
             report.advance()
         for part, measure in (("step", _step), ("import", imports.measure)):
             if part in arguments.parts:
@@ -102,7 +105,10 @@ def save(found: dict[str, Any], arguments: Arguments, workdir: Path) -> None:
     if found.get("op"):
         save_bars(workdir / "bench.png", found["op"], conditions(found))
     if arguments.write:
-        documents.write({part: _block(part, found) for part in TABLES if found.get(part)})
+        blocks = {part: _block(part, found) for part in TABLES if part != "compiled" and found.get(part)}
+        if found.get("compiled"):
+            blocks |= _compiled_blocks(model.kept(Path(arguments.found)), machine.sentence(found["machine"]))
+        documents.write(blocks)
 
 
 def conditions(found: dict[str, Any]) -> str:
@@ -114,3 +120,14 @@ def conditions(found: dict[str, Any]) -> str:
 def _block(part: str, found: dict[str, Any]) -> str:
     how = conditions(found) if part in ("op", "step") else machine.sentence(found["machine"])
     return "\n\n".join([how, *(t.markdown() for t in TABLES[part](found[part]))])
+
+
+def _compiled_blocks(records: list[dict[str, Any]], words: str) -> dict[str, str]:
+    """An overview, the long tables on a page of their own, and the ResNet-50 steps beside the other models."""
+    steps = [r for r in records if r["what"].startswith(STEP)]
+    tables = {
+        "summary": overview_tables(records),
+        "compiled": [*ratio_tables(records), *fact_tables(records)],
+        "model": fact_tables(steps),
+    }
+    return {name: "\n\n".join([words, *(t.markdown() for t in made)]) for name, made in tables.items() if made}

@@ -1,9 +1,11 @@
 """The results as tables: on a terminal, in plain text, in the documents."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from experiments.bench.op import geomean
+from experiments.bench.rows import STEP as STEP
 from experiments.bench.work import shape_name
 from experiments.results.tables import Table
 
@@ -50,35 +52,139 @@ def _mean_ratios(cells: Sequence[dict[str, Any] | None]) -> str:
     })  # fmt: skip
 
 
-COLUMNS = {  # of a compiled program: its fact, how it is written
-    "temporary MB": ("temporary_megabytes", ".0f"),
-    "GB moved": ("gigabytes_moved", ".2f"),
+COLUMNS = {  # of a compiled program: its fact, how it is written; left out where it is nothing
+    "estimated cycles": ("estimated_cycles", ",.0f"),
+    "GB moved": ("gigabytes_moved", ".3f"),
+    "temporary MB": ("temporary_megabytes", ".1f"),
+    "collectives": ("collectives", ".0f"),
+    "kernels": ("kernels", ".0f"),
     "Gflop": ("gigaflops", ".1f"),
-    "all-reduces": ("all_reduces", ".0f"),
     "convolutions": ("convolutions", ".0f"),
-    "trace + compile s": ("seconds", ".1f"),
+    "trace + lower s": ("trace_seconds", ".2f"),
+    "compile s": ("compile_seconds", ".2f"),
 }
-BASELINE = "flax.linen"
+BASELINE, DROP_IN = "flax.linen", "bnjax, drop-in"
+SHOWN = 10  # kernels of an explanation
 
 
-def model_tables(records: Records) -> list[Table]:
-    """For every program and target the facts, and in brackets their ratio to Flax's."""
+def compiled_tables(records: Records) -> list[Table]:
+    """All that is known of compiled programs."""
+    return [*ratio_tables(records), *fact_tables(records), *explanation_tables(records)] if records else []
+
+
+def fact_tables(records: Records) -> list[Table]:
+    """For every target and dtype the facts of all programs, and in brackets their ratio to Flax's."""
     made = []
-    for title, group in grouped(records, "what", "target", "dtype", "versions"):
-        facts = {r["contender"]: r | {"seconds": r["trace_seconds"] + r["compile_seconds"]} for r in group}
-        base = facts.get(BASELINE)
-        names = sorted(facts, key=lambda name: name != BASELINE)
-        rows = [[n, *(_fact(facts[n], base, key, form) for key, form in COLUMNS.values())] for n in names]
-        devices = f"{group[0]['devices']} device{'s' * (group[0]['devices'] > 1)}"
-        made.append(Table(f"{title}, {devices}, each", ["", *COLUMNS], rows))
+    for title, group in grouped(records, "target", "dtype", "versions"):
+        bases = _bases(group)
+        columns = {name: (key, form) for name, (key, form) in COLUMNS.items() if any(r[key] for r in group)}
+        lines = [
+            [_program(r), *(_fact(r, bases.get(_compared(r)), key, form) for key, form in columns.values())]
+            for r in group
+        ]
+        made.append(Table(f"{title}; seconds: the least of {min(r['repeats'] for r in group)}", ["", *columns], lines))
     return made
+
+
+def _compared(record: dict[str, Any]) -> tuple[str, str, str]:
+    """What the records of one comparison have in common."""
+    return record["what"], record["target"], record["dtype"]
+
+
+def _bases(records: Records) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Flax's records, by what they are compared with."""
+    return {_compared(r): r for r in records if r["contender"] == BASELINE}
+
+
+def _program(record: dict[str, Any]) -> str:
+    devices = f", {record['devices']} devices" if record["devices"] > 1 else ""
+    return f"{record['what']}{devices}: {record['contender']}"
 
 
 def _fact(facts: dict[str, Any], base: dict[str, Any] | None, key: str, form: str) -> str:
     written = f"{facts[key]:{form}}"
     if base is None or base is facts or not base[key]:
         return written
-    return f"{written} ({facts[key] / base[key]:.2f})"
+    return f"{written} ({facts[key] / base[key]:.3f})"
+
+
+def ratio_tables(records: Records) -> list[Table]:
+    """Ratios to Flax: a row a program, a column a machine and dtype."""
+    return [_against_flax(records, _label)]
+
+
+def overview_tables(records: Records) -> list[Table]:
+    """The same of the classes in Flax's place, all shapes of a norm in one row."""
+    return [_against_flax([r for r in records if r["contender"] in (BASELINE, DROP_IN)], _kind)]
+
+
+def _label(record: dict[str, Any]) -> str:
+    return f"{record['what']}: {record['contender']}"
+
+
+def _kind(record: dict[str, Any]) -> str:
+    return re.sub(r", \d\S*$", "", record["what"])
+
+
+def _against_flax(records: Records, label: Callable[[dict[str, Any]], str]) -> Table:
+    bases = _bases(records)
+    cells: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
+    for r in records:
+        if r["contender"] != BASELINE and (base := bases.get(_compared(r))):
+            machine = f"{r['target']}, {r['dtype']}"
+            cells.setdefault(label(r), {}).setdefault(machine, []).append(_ratio(r, base))
+    machines = list(dict.fromkeys(m for row in cells.values() for m in row))
+    lines = [[name, *(_range(row.get(m, [])) for m in machines)] for name, row in cells.items()]
+    return Table(f"{BASELINE} = 1: estimated cycles on a TPU, bytes moved elsewhere / temporary memory",
+                 ["", *machines], lines)  # fmt: skip
+
+
+def _ratio(record: dict[str, Any], base: dict[str, Any]) -> tuple[float, float | None]:
+    """What it costs, and the memory where there is any to speak of, both against Flax."""
+    cost = "estimated_cycles" if base.get("estimated_cycles") else "gigabytes_moved"
+    memory = record["temporary_megabytes"] / base["temporary_megabytes"] if base["temporary_megabytes"] >= 1 else None
+    return record[cost] / base[cost], memory
+
+
+def _range(ratios: Sequence[tuple[float, float | None]]) -> str:
+    """Both ratios, each from the least to the largest."""
+    both = [[cost for cost, _ in ratios], [memory for _, memory in ratios if memory is not None]]
+    written = [
+        "-".join(dict.fromkeys(f"{value:{form}}" for value in (min(found), max(found))))
+        for found, form in zip(both, (".3f", ".2f"), strict=True)
+        if found
+    ]
+    return " / ".join(written)
+
+
+def explanation_tables(records: Records) -> list[Table]:
+    """For every program that was explained, the kernels that only one of the two has."""
+    return [_explanation(r) for r in records if "explained" in r]
+
+
+def _explanation(record: dict[str, Any]) -> Table:
+    found, names = record["explained"], (record["contender"], BASELINE)
+    both = [_cost(cost, cost / total) for cost, total in zip(found["common"], found["total"], strict=True)]
+    lines = [["in both", "", "", *both]]
+    for side, kernels in enumerate(found["without"]):
+        for k in _dearest(kernels):
+            cells = ["", ""]
+            cells[side] = _cost(k["cost"], k["share"])
+            shapes = " → ".join(", ".join(k[key]) for key in ("operands", "results"))
+            lines.append([f"only {names[side]}", f"{k['count']} {k['kind']}", shapes, *cells])
+    title = f"{_program(record)}, {record['target']}, {record['dtype']}: kernels with and without a counterpart"
+    return Table(title, ["", "kernels", "operands → results", *(f"{found['unit']}, {n}" for n in names)], lines)
+
+
+def _dearest(kernels: Records) -> Records:
+    """The first few, and all others as one."""
+    rest = kernels[SHOWN:]
+    sums = {key: sum(k[key] for k in rest) for key in ("count", "cost", "share")}
+    return [*kernels[:SHOWN], {"kind": "others", "operands": [], "results": [], **sums}] if rest else kernels
+
+
+def _cost(cost: float, share: float) -> str:
+    return f"{cost:,.0f} ({share:.1%})"
 
 
 def step_tables(records: Records) -> list[Table]:
@@ -100,7 +206,7 @@ def import_tables(records: Records) -> list[Table]:
     return [Table("Import, JAX and Flax being there", ["", "least / median time, ms"], rows)] if rows else []
 
 
-TABLES = {"op": op_tables, "model": model_tables, "step": step_tables, "import": import_tables}
+TABLES = {"op": op_tables, "compiled": compiled_tables, "step": step_tables, "import": import_tables}
 
 
 def grouped(records: Records, *keys: str) -> Iterable[tuple[str, Records]]:

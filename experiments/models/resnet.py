@@ -16,6 +16,20 @@ from bnjax import linen as bnn
 FIFTY = (3, 4, 6, 3)  # blocks in every stage
 
 
+def norm_and_relu(make: Callable[..., Callable[..., Array]], inside: bool) -> Callable[..., Array]:
+    """A norm as the blocks call it, made by `make`, with shortcut and relu: `inside` it, or after it."""
+
+    def norm(x: Array, shortcut: Callable[[], Array | None] = lambda: None, relu: bool = True, **more: Any) -> Array:
+        if inside:
+            return make(activation="relu" if relu else None, **more)(x, residual=shortcut())
+        y = make(**more)(x)  # before the shortcut, as in Flax's example: the order decides a per cent of memory
+        residual = shortcut()
+        y = y if residual is None else residual + y
+        return nn.relu(y) if relu else y
+
+    return norm
+
+
 class Bottleneck(nn.Module):
     """Three convolutions beside a shortcut."""
 
@@ -85,19 +99,8 @@ class ResNet(nn.Module):
     def __call__(self, x: Array, train: bool = True) -> Array:
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
 
-        def norm(
-            x: Array, shortcut: Callable[[], Array | None] = lambda: None, relu: bool = True, **more: Any
-        ) -> Array:
-            make = partial(
-                self.norm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, **more
-            )
-            if self.relu_inside:
-                return make(activation="relu" if relu else None)(x, residual=shortcut())
-            y = make()(x)  # before the shortcut, as in Flax's example: the order decides a per cent of memory
-            residual = shortcut()
-            y = y if residual is None else residual + y
-            return nn.relu(y) if relu else y
-
+        make = partial(self.norm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+        norm = norm_and_relu(make, self.relu_inside)
         stem = bnn.remat(Stem) if self.remat else Stem
         stage = bnn.remat(Stage) if self.remat else Stage
         x = stem(self.filters, conv, norm, name="Stem")(x)

@@ -1,5 +1,6 @@
 """The benchmark: that all compute the same, that what it says adds up, and what it says when something is missing."""
 
+import dataclasses
 import doctest
 import importlib
 import json
@@ -24,6 +25,7 @@ from experiments.bench import (
     picture,
     pytorch,
     resnet,
+    rows,
     run,
     step,
     tables,
@@ -195,8 +197,8 @@ def test_a_run_writes_into_the_document_between_its_markers_alone(tiny_run):
 
 
 def test_the_document_has_a_place_for_every_part():
-    text = documents.DOCUMENT.read_text()
-    for part in tables.TABLES:
+    for part in (*tables.TABLES, "summary", "model"):
+        text = documents.page(part).read_text()
         assert f"<!-- bench: {part} -->\nX\n<!-- bench: end -->" in documents.put(text, part, "X")
     with pytest.raises(UserError, match="`<!-- bench: other -->` once"):
         documents.put(text, "other", "X")
@@ -326,11 +328,91 @@ def test_a_compiler_that_fails_is_a_sentence(tmp_path):
     assert "`--tpu-python` must be an interpreter" in said[1]
 
 
-def test_accelerators_are_compiled_for_in_bfloat16_alone():
+def test_accelerators_are_compiled_for_in_bfloat16_alone_where_only_the_model_is():
     arguments = Arguments(target=("cpu", "gpu:h100"))
     assert [(str(t), d) for t, d in model.tasks(arguments)] == [
         ("cpu", "float32"), ("cpu", "bfloat16"), ("gpu:h100", "bfloat16"),
     ]  # fmt: skip
+    assert model.works(arguments) == ["ResNet-50 step, batch norm"]
+    every = dataclasses.replace(arguments, parts=("compiled",))
+    assert len(model.tasks(every)) == 4
+    assert model.works(every) == [row.name for row in rows.ROWS]
+
+
+def test_works_that_no_compiled_program_has_are_refused_before_anything_is_done(tmp_path):
+    with pytest.raises(UserError, match=r"`--works` must begin a name in `layer norm, 8192·1024`.*'weights'"):
+        run.bench(Arguments(parts=("compiled",), works=("weights",), workdir=str(tmp_path / "run")))
+
+
+def facts(what, contender, cycles, megabytes, moved, **more):
+    """A record as the process that compiles prints it."""
+    nothing = dict.fromkeys(("gigaflops", "collectives", "convolutions"), 0)
+    common = {"target": "tpu:v5e:2x2", "dtype": "bfloat16", "versions": "jax 0", "devices": 1, "repeats": 3}
+    times = {"kernels": 4, "trace_seconds": 0.5, "compile_seconds": 2.0}
+    return common | nothing | times | {
+        "what": what, "contender": contender, "estimated_cycles": cycles, "temporary_megabytes": megabytes,
+        "gigabytes_moved": moved,
+    } | more  # fmt: skip
+
+
+def kernel(kind, cost, share):
+    return {"kind": kind, "operands": ["f32[8]"], "results": ["f32[4]"], "count": 1, "cost": cost, "share": share}
+
+
+EXPLAINED = {"unit": "cycles", "total": [98, 100], "common": [49, 50],
+             "without": [[kernel("fusion", 49.0, 0.5)], [kernel("copy", 50.0, 0.5)]]}  # fmt: skip
+FACTS = [
+    facts("layer norm, 8·16", "flax.linen", 100, 0.0, 0.5),
+    facts("layer norm, 8·16", "bnjax, drop-in", 98, 0.0, 0.5, explained=EXPLAINED),
+    facts("layer norm, 8·32", "flax.linen", 200, 0.0, 1.0),
+    facts("layer norm, 8·32", "bnjax, drop-in", 202, 0.0, 1.0),
+    facts("layer norm, 8·16", "flax.linen", 0, 20.0, 0.5, target="gpu:h100"),
+    facts("layer norm, 8·16", "bnjax, drop-in", 0, 5.0, 0.25, target="gpu:h100"),
+    facts("ResNet-50 step, batch norm", "flax.linen", 1000, 40.0, 2.0, devices=4),
+    facts("ResNet-50 step, batch norm", "bnjax, relu inside", 900, 30.0, 2.0, devices=4),
+]
+
+
+def test_ratios_of_compiled_programs_are_of_the_same_machine_and_dtype():
+    (overview,) = tables.overview_tables(FACTS)
+    assert overview.head == ["", "tpu:v5e:2x2, bfloat16", "gpu:h100, bfloat16"]
+    assert overview.rows == [["layer norm", "0.980-1.010", "0.500 / 0.25"]]
+    (ratios,) = tables.ratio_tables(FACTS)
+    assert ratios.rows[0] == ["layer norm, 8·16: bnjax, drop-in", "0.980", "0.500 / 0.25"]
+    assert ratios.rows[-1] == ["ResNet-50 step, batch norm: bnjax, relu inside", "0.900 / 0.75", ""]
+    tpu, gpu = tables.fact_tables(FACTS)
+    assert "estimated cycles" in tpu.head
+    assert "estimated cycles" not in gpu.head
+    assert tpu.rows[1][:3] == ["layer norm, 8·16: bnjax, drop-in", "98 (0.980)", "0.500 (1.000)"]
+    assert tpu.rows[-1][0] == "ResNet-50 step, batch norm, 4 devices: bnjax, relu inside"
+    (explanation,) = tables.explanation_tables(FACTS)
+    assert explanation.rows == [
+        ["in both", "", "", "49 (50.0%)", "50 (50.0%)"],
+        ["only bnjax, drop-in", "1 fusion", "f32[8] → f32[4]", "49 (50.0%)", ""],
+        ["only flax.linen", "1 copy", "f32[8] → f32[4]", "", "50 (50.0%)"],
+    ]
+
+
+def test_facts_of_several_runs_are_kept_and_written_together(tmp_path, monkeypatch):
+    pages = {"DOCUMENT": tmp_path / "performance.md", "COMPILED": tmp_path / "compiled.md"}
+    for name, page in pages.items():
+        page.write_text(getattr(documents, name).read_text())
+        monkeypatch.setattr(documents, name, page)
+    runs = [FACTS[:4], FACTS[4:], [facts("layer norm, 8·32", "bnjax, drop-in", 150, 0.0, 1.0)]]
+    for i, found in enumerate(runs):
+        monkeypatch.setattr(model, "measure", lambda *_, found=found: iter(found))
+        run.bench(Arguments(
+            parts=("compiled",), dtypes=("bfloat16",), write=True, workdir=str(tmp_path / str(i)),
+            found=str(tmp_path / "kept" / "compiled.json"),
+        ))  # fmt: skip
+    kept = [*FACTS[:3], runs[2][0], *FACTS[4:]]  # what was found again takes the place of what was there
+    assert model.kept(tmp_path / "kept" / "compiled.json") == json.loads(json.dumps(kept))
+    written = pages["COMPILED"].read_text()
+    for table in (*tables.ratio_tables(kept), *tables.fact_tables(kept)):
+        assert table.markdown() in written
+    performance = pages["DOCUMENT"].read_text()
+    assert tables.overview_tables(kept)[0].markdown() in performance
+    assert tables.fact_tables(FACTS[6:])[0].markdown() in performance
 
 
 def test_its_examples_are_right():

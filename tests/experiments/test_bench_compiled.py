@@ -1,13 +1,16 @@
 """What is read from compiled programs, against programs whose traffic and communication can be counted by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.bench import compiled
+from experiments.bench import compiled, rows
 from experiments.measure import hlo
 from experiments.measure.explain import explain
 from experiments.measure.targets import Target
@@ -146,9 +149,14 @@ def test_all_reduces_are_counted(sums, split, want):
     assert hlo.all_reduces(jax.jit(f, in_shardings=whole).lower(x).compile().as_text()) == 0
 
 
+def settings(memory_switch=False, devices=1, blocks=1):
+    return rows.Settings("float32", devices, blocks, memory_switch)
+
+
 def steps(memory_switch=False):
     """The step programs of a ResNet of one block, by contender."""
-    return {p.contender: p for p in compiled.step_programs("float32", 16, 32, memory_switch, **TINY)}
+    made = rows.step_programs("batch norm", "step", settings(memory_switch), examples=16, size=32, **TINY)
+    return {p.contender: p for p in made}
 
 
 def test_a_step_is_compiled_for_devices_and_not_run():
@@ -159,12 +167,15 @@ def test_a_step_is_compiled_for_devices_and_not_run():
     records = list(compiled.measure(chosen, CPU, on, repeats=1))
     assert [r["contender"] for r in records] == ["flax.linen", "bnjax, relu inside"]
     for r in records:
+        assert r["devices"] == len(on)
         assert r["convolutions"] >= 3 * 2  # of those that are no matrix products: forward, and two gradients
-        assert r["all_reduces"] > 5  # each of five norms needs one at least
+        assert r["collectives"] == r["all_reduces"] > 5  # each of five norms needs one at least
+        assert r["kernels"] > r["convolutions"]
+        assert r["estimated_cycles"] == 0  # which only a TPU's compiler gives
         assert r["temporary_megabytes"] > 0
         assert r["trace_seconds"] > 0
         assert r["compile_seconds"] > 0
-    alone, _, _ = compiled.compile_once(programs["flax.linen"], CPU, on[:1])
+    alone, _, _ = compiled.compile_once(programs["flax.linen"], on[:1])
     assert compiled.facts(alone, CPU)["all_reduces"] == 0
 
 
@@ -173,13 +184,64 @@ def test_the_memory_switch_computes_no_convolution_again():
     assert [name for name in programs if "remat" in name] == ["bnjax, drop-in, remat", "bnjax, relu inside, remat"]
     counts = []
     for name in ("bnjax, drop-in", "bnjax, drop-in, remat"):
-        made, _, _ = compiled.compile_once(programs[name], CPU, jax.devices()[:1])
+        made, _, _ = compiled.compile_once(programs[name], jax.devices()[:1])
         counts.append(compiled.facts(made, CPU)["convolutions"])
     assert counts[0] == counts[1] > 0  # none is computed again
 
 
+def test_every_norm_of_flax_has_rows():
+    flax = {n for n, c in vars(nn.normalization).items() if isinstance(c, type) and n.endswith("Norm")}
+    assert {name for name, _ in rows.CLASSES.values()} == flax
+    alone = {a.norm for a in rows.ALONE}
+    assert alone == set(rows.CLASSES)
+    assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)
+    assert [row.name for row in rows.chosen(("encoder", "RMS norm, 16"))] == [
+        "RMS norm, 16·512·768", "encoder, layer norm", "encoder, RMS norm",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", ["batch norm", "group norm", "spectral norm"])
+def test_programs_of_a_row_compute_the_same(norm):
+    weights = norm in rows.OF_WEIGHTS
+    alone = rows.Alone(norm, (4, 32) if weights else (2, 2, 2, 32), relu=not weights, residual=not weights)
+    programs = list(alone.programs(alone.name, settings()))
+    assert [p.contender for p in programs] == ["flax.linen", "bnjax, drop-in", "bnjax, relu inside"][: 3 - weights]
+    rng = np.random.default_rng(0)
+    operands = jax.tree.map(lambda t: jnp.asarray(rng.uniform(0.5, 2, t.shape), t.dtype), programs[0].operands)
+    want = jax.jit(programs[0].make())(*operands)
+    for program in programs[1:]:
+        got = jax.jit(program.make())(*operands)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, want)
+
+
+ONE_BLOCK = partial(rows.step_programs, examples=1, size=32, stages=(1,), filters=32)
+
+
+@pytest.mark.parametrize(
+    ("programs", "norms"),
+    [(rows.encoder_programs, ("layer norm", "RMS norm")), (rows.bottleneck_programs, rows.OF_IMAGES),
+     (ONE_BLOCK, rows.OF_IMAGES[1:])],
+    ids=["encoder", "bottlenecks", "step"],
+)  # fmt: skip
+def test_models_take_every_norm_of_theirs(programs, norms):
+    for norm in norms:
+        shapes = [jax.eval_shape(p.make(), *p.operands) for p in programs(norm, "a model", settings())]
+        assert all(made == shapes[0] for made in shapes[1:])
+        assert len(shapes) == (2 if "layer norm" in norms else 3)
+
+
+def test_a_norm_alone_is_compiled_with_a_barrier_and_explained():
+    alone = rows.Alone("layer norm", (8, 16))
+    programs = list(alone.programs(alone.name, settings()))
+    assert "optimization_barrier" in jax.jit(programs[0].make()).lower(*programs[0].operands).as_text()
+    flax, ours = compiled.measure(programs, CPU, jax.devices(), repeats=2, explains=True)
+    assert flax["devices"] == ours["devices"] == 1
+    assert "explained" not in flax
+    assert ours["explained"]["unit"] == "bytes"
+    assert 0 <= sum(row["share"] for row in ours["explained"]["without"][0]) <= 1
+
+
 def test_the_program_of_a_target_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    task = {"target": "gpu:h100", "dtype": "bfloat16", "repeats": 1, "memory_switch": False, "contenders": []}
-    (said,) = compiled.main(task)
+    (said,) = compiled.main({"target": "gpu:h100"})
     assert "pip install 'jax[cuda12]'" in said["skipped"]
