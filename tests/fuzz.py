@@ -21,13 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax import NORMS, Moments, Whitening
-from tests.kit.family import ROWS, batch, mean_var, wide
-from tests.norms.test_battery import formula, inputs, sample
+from tests.kit.comparison import wide
+from tests.kit.formulas import ROWS, batch, mean_var
+from tests.kit.norms import CHANNELS_TOGETHER, MASKED, formula, inputs, sample
 
 DRAWS = 5
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-ONE_MASK_FOR_CHANNELS = ("dbn", "iternorm")
-MASKED = [name for name in ROWS if NORMS[name].mask]
 
 
 class Program(NamedTuple):
@@ -51,7 +50,7 @@ def draw(rng: np.random.Generator) -> Program:
     mask = None
     if name in MASKED and rng.random() < 0.7:
         mask = tuple(s if rng.random() < 0.5 else 1 for s in shape)
-        mask = (*mask[:-1], 1) if name in ONE_MASK_FOR_CHANNELS else mask
+        mask = (*mask[:-1], 1) if name in CHANNELS_TOGETHER else mask
     axis = int(rng.integers(1, len(shape)))
     pivot = [None, "sample", "running"][rng.integers(3)] if name in ("batch", "ghost") else "running"
     return Program(name, shape, mask, axis, DTYPES[rng.integers(3)], pivot, float(rng.choice([0, 1, 10])))
@@ -76,7 +75,7 @@ def call(program: Program, x: Any, params: Any, state: Any, mask: Any) -> Any:
 
 def tolerance(program: Program, x: np.ndarray, n: np.ndarray) -> float:
     rounding = 64 * 1.2e-7
-    if program.name in ONE_MASK_FOR_CHANNELS:
+    if program.name in CHANNELS_TOGETHER:
         rounding *= 1e3
     elif NORMS[program.name].takes_running_average and program.pivot == "running":
         rounding *= 1 + max(ratio(x[part], n[part]) for part in parts(program))

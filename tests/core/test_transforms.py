@@ -13,7 +13,7 @@ import bnjax
 from bnjax import Moments
 from bnjax import linen as bl
 from bnjax import nnx as bx
-from tests.kit.family import assert_close
+from tests.kit.comparison import assert_close
 from tests.kit.references import moments as measured
 
 X = np.random.default_rng(0).normal(size=(4, 3, 2, 10)).astype(np.float32)

@@ -15,26 +15,20 @@ import bnjax
 import bnjax.linen
 import bnjax.nnx
 from bnjax import NORMS, Moments
-from tests.kit import references
-from tests.kit.family import ROWS, assert_close, wide
-from tests.norms import test_battery as battery
+from tests.kit import norms, references
+from tests.kit.comparison import assert_close, wide
+from tests.kit.formulas import ROWS
 
 BAD = np.float32([np.nan, np.inf, -np.inf])
 MASKED = list(ROWS)  # modules of norms without statistics take a mask, too
 each = pytest.mark.parametrize("name", MASKED)
 
 
-def sample(name, shape=battery.SHAPE):
+def poisoned(name, shape=norms.SHAPE):
     """An input with what is not finite where masked out, a cotangent that is not zero there, variables, the mask."""
-    x, g, variables = battery.sample(name, shape)
-    n = np.random.default_rng(1).random(shape) < 0.7
-    n[..., 0] = n[:, 0, 0] = True  # something everywhere
-    n = np.broadcast_to(n[..., 1:2], shape) if name in battery.CHANNELS_TOGETHER else n
+    x, g, variables = norms.sample(name, shape)
+    n = norms.some_valid(name, shape)
     return np.where(n, x, BAD[np.arange(x.size).reshape(shape) % 3]), g, variables, n
-
-
-def modes(name):
-    return [battery.when(name, train) for train in ((True, False) if NORMS[name].takes_running_average else (True,))]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -42,7 +36,7 @@ def linen(name, x, g, variables, mask, more):
     """In training and at evaluation: output, gradients to the input and the parameters, and what bfloat16 gives."""
 
     def loss(x, params, call):
-        layer = battery.module(name, zero_masked=True, dtype=x.dtype)
+        layer = norms.module(name, zero_masked=True, dtype=x.dtype)
         y, new = layer.apply(variables | {"params": params}, x, mask=mask, **call, **more, mutable="batch_stats")
         return (y * g.astype(y.dtype)).sum(), (y, new.get("batch_stats", {}))
 
@@ -50,9 +44,9 @@ def linen(name, x, g, variables, mask, more):
         dx, (y, new) = jax.grad(partial(loss, call=call), has_aux=True)(x, variables["params"])
         return y, dx, new
 
-    dparams = [jax.grad(loss, 1, has_aux=True)(x, variables["params"], call)[0] for call in modes(name)]
-    return [(*both(x, call), d) for call, d in zip(modes(name), dparams, strict=True)], both(
-        x.astype(jnp.bfloat16), modes(name)[0]
+    dparams = [jax.grad(loss, 1, has_aux=True)(x, variables["params"], call)[0] for call in norms.modes(name)]
+    return [(*both(x, call), d) for call, d in zip(norms.modes(name), dparams, strict=True)], both(
+        x.astype(jnp.bfloat16), norms.modes(name)[0]
     )
 
 
@@ -61,7 +55,7 @@ def at_evaluation(name, x, g, variables, n):
     x, g, variables, n = wide((x, g, variables, n))
 
     def loss(x, params):
-        y = battery.formula(name, x, variables | {"params": params}, n, train=False)[0]
+        y = norms.formula(name, x, variables | {"params": params}, n, train=False)[0]
         return (y * g).sum(), y
 
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
@@ -73,10 +67,10 @@ def at_evaluation(name, x, g, variables, n):
 @each
 def test_output_and_gradients_are_those_without_the_masked(name):
     """Zeros there, in training and at evaluation; elsewhere the formula, and its derivatives for a loss that masks."""
-    x, g, variables, n = sample(name)
-    mask, more, clean = battery.mask_of(name, n), battery.inputs(name, x), np.where(n, x, 0)
+    x, g, variables, n = poisoned(name)
+    mask, more, clean = norms.mask_of(name, n), norms.inputs(name, x), np.where(n, x, 0)
     got, (short, dshort, _) = linen(name, x, g, variables, mask, more)
-    (y, state, dx, dparams), _ = battery.expected(name, clean, g * n, variables, n.astype(float))
+    (y, state, dx, dparams), _ = norms.expected(name, clean, g * n, variables, n.astype(float))
     wanted = [(y * n, dx, state, dparams)]
     if len(got) > 1:
         y, dx, dparams = at_evaluation(name, clean, g * n, variables, n)
@@ -88,18 +82,18 @@ def test_output_and_gradients_are_those_without_the_masked(name):
         assert np.isfinite(np.asarray(t, np.float32)).all()
     assert short.dtype == dshort.dtype == jnp.bfloat16
     rounded = wide(clean.astype(jnp.bfloat16))
-    want = np.where(n, battery.formula(name, rounded, wide(variables), n.astype(float))[0], 0)
+    want = np.where(n, norms.formula(name, rounded, wide(variables), n.astype(float))[0], 0)
     np.testing.assert_allclose(wide(short), want, rtol=0.51 * float(jnp.finfo(jnp.bfloat16).eps), atol=1e-5)
 
 
 @each
 def test_nnx_is_linen(name):
-    x, g, variables, n = sample(name)
-    layer = battery.nnx_module(name, zero_masked=True)
+    x, g, variables, n = poisoned(name)
+    layer = norms.nnx_module(name, zero_masked=True)
     nnx.update(layer, jax.tree.map(jnp.asarray, variables["params"] | variables["batch_stats"]))
-    mask, more = battery.mask_of(name, n), battery.inputs(name, x)
+    mask, more = norms.mask_of(name, n), norms.inputs(name, x)
     want = linen(name, x, g, variables, mask, more)[0]
-    f = nnx.jit(lambda layer, x, mask: [layer(x, mask=mask, **call, **more) for call in reversed(modes(name))])
+    f = nnx.jit(lambda layer, x, mask: [layer(x, mask=mask, **call, **more) for call in reversed(norms.modes(name))])
     for y, (other, *_) in zip(reversed(f(layer, x, mask)), want, strict=True):
         assert_close(y, wide(other), 1e-6)
         assert not y[~n].any()
@@ -107,12 +101,12 @@ def test_nnx_is_linen(name):
 
 @pytest.mark.parametrize("name", ["batch", "bcn", "iternorm"])
 def test_eight_devices_are_one(name):
-    x, _, variables, n = sample(name, (16, 3, 6))
-    mask = battery.mask_of(name, n)
+    x, _, variables, n = poisoned(name, (16, 3, 6))
+    mask = norms.mask_of(name, n)
 
     def f(x, mask, axis_name="d"):
-        layer = battery.module(name, axis_name=axis_name, zero_masked=True)
-        return layer.apply(variables, x, **battery.when(name, True), mask=mask, mutable="batch_stats")
+        layer = norms.module(name, axis_name=axis_name, zero_masked=True)
+        return layer.apply(variables, x, **norms.when(name, True), mask=mask, mutable="batch_stats")
 
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
     spread = jax.shard_map(f, mesh=mesh, in_specs=(P("d"), P("d")), out_specs=(P("d"), P()))

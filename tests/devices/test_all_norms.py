@@ -11,18 +11,18 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnjax.linen
-from bnjax import NORMS
-from tests.kit.family import ROWS, assert_close
+from tests.kit.comparison import assert_close
+from tests.kit.formulas import ROWS
+from tests.kit.norms import CHANNELS_TOGETHER, SYNCED, variables_of, when
 
 DEVICES, SHAPE = 8, (16, 3, 6)
-SYNCED = [name for name in ROWS if NORMS[name].sync]
 
 
 def sample(name):
     """An input whose mean differs over devices, a cotangent, and a mask: of the last device nothing is valid."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=SHAPE) + np.linspace(0, 2, SHAPE[0])[:, None, None]
-    n = rng.random((*SHAPE[:-1], 1 if name in ("dbn", "iternorm") else SHAPE[-1])) < 0.7
+    n = rng.random((*SHAPE[:-1], 1 if name in CHANNELS_TOGETHER else SHAPE[-1])) < 0.7
     n[-SHAPE[0] // DEVICES :] = False
     domain = {"domain": np.arange(SHAPE[0]) % 3 // 2} if name in ("domain", "split") else {}
     return x, rng.normal(size=SHAPE), n, domain
@@ -32,11 +32,7 @@ def sample(name):
 def test_gradients_over_eight_devices_are_those_of_one(name, x64):
     x, g, n, domain = sample(name)
     make = partial(bnjax.linen.make_norm(name, **ROWS[name].options), use_running_average=False)
-    rng = np.random.default_rng(1)
-    variables = jax.tree.map(
-        lambda t: np.asarray(rng.random(t.shape) + 0.5, t.dtype if t.dtype == np.int32 else float),
-        jax.eval_shape(make().init, jax.random.key(0), x),
-    )
+    variables = variables_of(make(), np.random.default_rng(1), x, np.float64)
 
     def gradients(axis_name, total, params, x, g, n, domain):
         """To the parameters and the input, and the output and the state."""
@@ -60,7 +56,7 @@ def test_gradients_over_eight_devices_are_those_of_one(name, x64):
 
         return gradients(None, False, *args), over_devices(True), over_devices(False)
 
-    args = variables.get("params", {}), x, g, n, domain
+    args = variables["params"], x, g, n, domain
     alone, *together = jax.tree.map(np.asarray, everything(*jax.tree.map(jnp.asarray, args)))
     for got in together:
         assert_close(got, alone, 1e-9)
@@ -72,7 +68,7 @@ def test_on_an_explicit_mesh_of_the_batch(name):
     """All norms but two run, gradients and all, and those two say that JAX cannot; types are enough to know."""
     mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
     layer = bnjax.linen.make_norm(name, **ROWS[name].options)()
-    call = {"use_running_average": False} if NORMS[name].takes_running_average else {}
+    call = when(name, True)
     variables = jax.eval_shape(partial(layer.init, **call), jax.random.key(0), jnp.ones((16, 4, 4, 6)))
 
     def gradients(variables, x):
@@ -83,7 +79,7 @@ def test_on_an_explicit_mesh_of_the_batch(name):
 
     with jax.set_mesh(mesh):
         x = jax.ShapeDtypeStruct((16, 4, 4, 6), jnp.float32, sharding=NamedSharding(mesh, P("d", None, None, None)))
-        if name in ("dbn", "iternorm"):
+        if name in CHANNELS_TOGETHER:
             with pytest.raises(Exception, match="reshape is not supported"):  # JAX's ShardingTypeError, which it hides
                 jax.eval_shape(gradients, variables, x)
         else:

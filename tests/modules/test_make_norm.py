@@ -15,7 +15,7 @@ import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import NORMS
 from bnjax._norms.registry import ALIASES, NormAlias
-from tests.kit.family import ROWS
+from tests.kit.formulas import ROWS
 
 RNGS = partial(nnx.Rngs, 0)
 X = np.random.default_rng(0).normal(size=(4, 2, 2, 6)).astype(np.float32)

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
-from tests.kit.family import assert_close
+from tests.kit.comparison import assert_close
 
 WRAPPERS = ("WeightNorm", "WeightStandardization", "ScaledWeightStandardization", "SpectralNorm")
 each = pytest.mark.parametrize("name", WRAPPERS)

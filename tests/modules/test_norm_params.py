@@ -13,7 +13,7 @@ from flax import nnx
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import NORMS
-from tests.kit.family import ROWS
+from tests.kit.formulas import ROWS
 
 RNGS = partial(nnx.Rngs, 0)
 

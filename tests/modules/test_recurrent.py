@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import resize_steps
-from tests.kit.family import assert_close, differences, wide
+from tests.kit.comparison import assert_close, differences, wide
 
 BATCH, TIME, INPUTS, FEATURES = 4, 3, 2, 3
 LENGTHS = np.array([3, 1, 2, 3])

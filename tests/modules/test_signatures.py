@@ -13,7 +13,7 @@ import pytest
 import bnjax.linen
 import bnjax.nnx
 from bnjax import NORMS
-from tests.kit.family import ROWS
+from tests.kit.formulas import ROWS
 
 APIS = {"linen": (bnjax.linen, flax.linen), "nnx": (bnjax.nnx, flax.nnx)}
 OF_THE_CALL = {"where", "residual", "train", "domain"}

@@ -12,7 +12,9 @@ from flax import nnx
 import bnjax.linen
 import bnjax.nnx
 from bnjax import NORMS, Moments, Whitening
-from tests.kit.family import ROWS, assert_close, wide
+from tests.kit.comparison import assert_close, wide
+from tests.kit.formulas import ROWS
+from tests.kit.norms import CHANNELS_TOGETHER, formula, inputs, modes, variables_of, when
 
 each = pytest.mark.parametrize("name", ROWS)
 
@@ -23,27 +25,22 @@ def options(name, examples):
 
 def both(name, x, train=True):
     """Output and new state by linen, the same by nnx, and the variables, none at its start."""
-    more, call = ROWS[name].inputs(len(x)), {}
-    if NORMS[name].takes_running_average:
-        call = {"use_running_average": not train}
+    more, call = inputs(name, x), when(name, train)
     linen = bnjax.linen.make_norm(name, **options(name, len(x)))()
-    rng = np.random.default_rng(1)
-    variables = jax.tree.map(
-        lambda t: np.asarray(rng.random(t.shape) + 0.5, t.dtype),
-        jax.eval_shape(partial(linen.init, **call), jax.random.key(0), x),
-    )
+    variables = variables_of(linen, np.random.default_rng(1), x, **call)
     y, new = jax.jit(lambda v, x: linen.apply(v, x, **call, **more, mutable="batch_stats"))(variables, x)
     model = bnjax.nnx.make_norm(name, x.shape[-1], **options(name, len(x)), rngs=nnx.Rngs(0))
     nnx.update(model, jax.tree.map(jnp.asarray, {k: v for part in variables.values() for k, v in part.items()}))
     again = nnx.jit(lambda model, x: model(x, **call, **more))(model, x)
     state = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-    return (y, new.get("batch_stats", {})), (again, state), {"params": {}, "batch_stats": {}} | variables
+    return (y, new.get("batch_stats", {})), (again, state), variables
 
 
-def formula(name, x, variables, train):
-    more = options(name, len(x)) | ROWS[name].inputs(len(x))
-    x, p, kept = wide((x, variables["params"], variables["batch_stats"]))
-    y, new = ROWS[name].formula(x, p, np.ones(x.shape), kept, train, **more)
+def after(name, x, variables, train):
+    """Output and state, by the formula."""
+    x, variables = wide((x, variables))
+    y, new = formula(name, x, variables, train=train, **options(name, len(x)))
+    kept = variables["batch_stats"]
     return y, {k: 0.9 * kept[k] + 0.1 * np.asarray(new[k]) for k in kept if k in new}
 
 
@@ -51,9 +48,9 @@ def formula(name, x, variables, train):
 def test_one_example(name):
     """Is a batch, where a feature has more than one value."""
     x = np.random.default_rng(0).normal(size=(1, 3, 2, 6)).astype(np.float32)
-    for train in (True, False) if NORMS[name].takes_running_average else (True,):
+    for train in (True, False)[: len(modes(name))]:
         linen, model, variables = both(name, x, train)
-        y, state = formula(name, x, variables, train)
+        y, state = after(name, x, variables, train)
         assert_close(linen[0], y)
         if train and name not in ("renorm", "domain", "split"):  # which average roots, or see no example of a domain
             assert_close(linen[1], state)
@@ -65,7 +62,7 @@ def test_one_example(name):
 def test_no_example_or_no_position(name, shape):
     """Is an empty result, as in Flax, and leaves the state as it is."""
     x = np.zeros(shape, np.float32)
-    for train in (True, False) if NORMS[name].takes_running_average else (True,):
+    for train in (True, False)[: len(modes(name))]:
         linen, model, variables = both(name, x, train)
         assert linen[0].shape == model[0].shape == x.shape
         kept = {k: v for k, v in variables["batch_stats"].items() if k != "step"}
@@ -126,11 +123,11 @@ def test_a_state_of_another_kind_is_named(name):
         ((zeros, ones), "of type tuple"),
         (
             Whitening(zeros.astype(int), ones),
-            r"`running\.mean`.* int32" if name in ("dbn", "iternorm") else "Whitening",
+            r"`running\.mean`.* int32" if name in CHANNELS_TOGETHER else "Whitening",
         ),
         (
             Moments(zeros, zeros, ones.astype(int)),
-            "Moments" if name in ("dbn", "iternorm") else r"`running\.var`.* int32",
+            "Moments" if name in CHANNELS_TOGETHER else r"`running\.var`.* int32",
         ),
     ):
         with pytest.raises(ValueError, match=message):

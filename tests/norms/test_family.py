@@ -21,8 +21,10 @@ import bnjax.nnx as bnnx
 from bnjax import NORMS, Moments, Whitening
 from experiments import docs
 from experiments.results import library_pages
-from tests.kit import family
-from tests.kit.family import ROWS, assert_close, wide
+from tests.kit import formulas
+from tests.kit.comparison import assert_close, differences, wide
+from tests.kit.formulas import ROWS
+from tests.kit.norms import CHANNELS_TOGETHER
 
 CONDITIONAL = (Path(__file__).resolve().parents[2] / "docs" / "guide" / "conditional.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", CONDITIONAL, re.MULTILINE | re.DOTALL)
@@ -103,7 +105,7 @@ def test_the_axes_of_the_statistics_are_those_of_the_formula(name):
     )
     moved = np.argwhere(y != changed)
     axes = {axis for axis, places in zip("NHWC", moved.T, strict=True) if places.any()}
-    if name in ("dbn", "iternorm"):
+    if name in CHANNELS_TOGETHER:
         axes.remove("C")  # one statistic is of several channels, not over them
     assert axes == {axis for statistic in NORMS[name].statistics for axis in statistic.axes}
 
@@ -269,7 +271,7 @@ def test_gradients_of_weight_standardization(name):
     rng = np.random.default_rng(0)
     w, g, scale = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 2, 3), (2, 2, 3), 3))
     got = jax.grad(lambda w, s: (NORMS[name].function(w, s) * g).sum(), (0, 1))(w, scale)
-    assert_close(got, family.differences(lambda w, s: (weight_formula(name, w, s) * g).sum(), wide((w, scale))))
+    assert_close(got, differences(lambda w, s: (weight_formula(name, w, s) * g).sum(), wide((w, scale))))
 
 
 def test_scaled_activations_keep_the_variance():
@@ -341,13 +343,13 @@ def test_whitening_is_differentiable_where_eigenvalues_are_equal():
     g = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     running = Whitening(jnp.zeros(3), jnp.eye(3)[None])
     got = jax.grad(lambda x: (bnjax.decorrelated_batch_norm(x, running)[0] * g).sum())(x)
-    options = {"root": family.zca, "group_size": 3}
+    options = {"root": formulas.zca, "group_size": 3}
     state = {"mean": 0, "matrix": 0}
 
     def loss(x):
-        return (family.whitened(x, {}, np.ones_like(x), state, True, **options)[0] * g).sum()
+        return (formulas.whitened(x, {}, np.ones_like(x), state, True, **options)[0] * g).sum()
 
-    assert_close((got,), family.differences(loss, (wide(x),)))
+    assert_close((got,), differences(loss, (wide(x),)))
 
 
 X = jnp.ones((4, 6))

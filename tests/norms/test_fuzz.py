@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests import fuzz
-from tests.kit.family import ROWS
+from tests.kit.formulas import ROWS
 
 
 @pytest.mark.parametrize("part", range(3))

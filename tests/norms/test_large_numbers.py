@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bnjax import NORMS
-from tests.kit.family import ROWS
-from tests.norms.test_battery import expected, gradients, inputs, sample
+from tests.kit.formulas import ROWS
+from tests.kit.norms import expected, gradients, inputs, sample
 
 POINTWISE = ["lrn", *(name for name in ROWS if not NORMS[name].statistics)]  # no division by a deviation
 

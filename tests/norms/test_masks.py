@@ -11,43 +11,11 @@ from flax import nnx
 import bnjax.linen
 import bnjax.nnx
 from bnjax import NORMS, layer_norm
-from tests.kit.family import ROWS, assert_close, wide
+from tests.kit.comparison import assert_close, wide
+from tests.kit.formulas import ROWS
+from tests.kit.norms import MASKED, SHAPE, formula, mask_of, modes, module, sample, some_valid
 
-SHAPE = (4, 3, 2, 6)
-MASKED = [name for name in ROWS if NORMS[name].mask]
-TOGETHER = ("dbn", "iternorm")  # masks may not vary over channels
 each = pytest.mark.parametrize("name", MASKED)
-
-
-def module(name, **more):
-    return bnjax.linen.make_norm(name, **ROWS[name].options, **more)()
-
-
-def modes(name):
-    """What the call of a module is told: in training, and at evaluation where there is one."""
-    return [{"use_running_average": a} for a in (False, True)] if NORMS[name].takes_running_average else [{}]
-
-
-def sample(name, seed=0):
-    """An input, and variables, none at its start."""
-    rng = np.random.default_rng(seed)
-    x = (rng.normal(size=SHAPE) + 0.5).astype(np.float32)
-    shapes = jax.eval_shape(partial(module(name).init, **modes(name)[0]), jax.random.key(0), x)
-    variables = jax.tree.map(lambda t: np.asarray(rng.random(t.shape) + 0.5, t.dtype), shapes)
-    return x, {"params": {}, "batch_stats": {}} | variables
-
-
-def mask_of(name, seed=1):
-    mask = np.random.default_rng(seed).random(SHAPE) < 0.7
-    mask[..., 0] = mask[:, 0, 0] = True  # something everywhere
-    return mask[..., 1:2] if name in TOGETHER else mask
-
-
-def formula(name, x, variables, mask, train=True):
-    row, n = ROWS[name], np.broadcast_to(mask, x.shape).astype(np.float64)
-    x, variables = wide((x, variables))
-    p, state = variables["params"], variables["batch_stats"]
-    return row.formula(x, p, n, state, train, **row.options, **row.inputs(len(x)))[0]
 
 
 # Which masks are refused
@@ -76,7 +44,7 @@ def assert_says(call, words, name):
 @pytest.mark.parametrize("name", ROWS)
 def test_a_mask_is_refused_in_training_and_at_evaluation(name):
     """In the caller's word, before any work is done. What has no statistics (DyT) looks at its mask, too."""
-    linen, variables = module(name), sample(name)[1]
+    linen, variables = module(name), sample(name)[2]
     layer = bnjax.nnx.make_norm(name, 6, **ROWS[name].options, rngs=nnx.Rngs(0))
     for shape, mask, words in REFUSED.values():
         x, more = np.ones(shape, np.float32), ROWS[name].inputs(shape[0])
@@ -107,8 +75,8 @@ def test_masks_may_be_mapped_over_and_a_negative_entry_makes_nan(name):
 
     What is masked out is made zero here, but not that.
     """
-    x, variables = sample(name)
-    masks = [mask_of(name, seed) for seed in (1, 2)]
+    x, _, variables = sample(name)
+    masks = [mask_of(name, some_valid(name, seed=seed)) for seed in (1, 2)]
     added = np.where(masks[0], 0, -1e9)  # to logits
 
     @jax.jit
@@ -120,7 +88,9 @@ def test_masks_may_be_mapped_over_and_a_negative_entry_makes_nan(name):
 
     for train, (y, new) in zip((True, False), f(np.float32([*masks, added])), strict=False):
         for i, mask in enumerate(masks):
-            assert_close(y[i], np.where(mask, formula(name, x, variables, mask, train), 0), 1e-5)
+            n = np.broadcast_to(mask, SHAPE).astype(np.float64)
+            want, _ = formula(name, *wide((x, variables)), n, train)
+            assert_close(y[i], np.where(mask, want, 0), 1e-5)
         assert np.isnan(y[2]).all()
         if train:
             stats = {k: v[2] for k, v in new.get("batch_stats", {}).items() if k != "step"}

@@ -12,8 +12,7 @@ import bnjax
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import Moments
-from tests.kit import family
-from tests.kit.family import assert_close, wide
+from tests.kit.comparison import assert_close, differences, wide
 
 X = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32) * [0.5, 1, 2] + [0.5, 0, 1]
 X = X.astype(np.float32)
@@ -130,7 +129,7 @@ def test_epsilon_may_be_added_to_the_deviation(options):
         return (bnjax.weight_standardize(w, scale, **more) * G).sum()
 
     assert_close(bnjax.weight_standardize(W, SCALE, **more), want)
-    slopes = family.differences(lambda w, s: (by_deviation(w, s, eps) * G).sum(), wide((W, SCALE)), h=1e-9)
+    slopes = differences(lambda w, s: (by_deviation(w, s, eps) * G).sum(), wide((W, SCALE)), h=1e-9)
     for got, slope in zip(jax.grad(loss, (0, 1))(W, SCALE), slopes, strict=True):
         assert_close(got, slope, 1e-5)  # differences with a step of 1e-9 are good to 1e-6
     x = np.ones((1, 5), np.float32) * np.arange(5, dtype=np.float32)

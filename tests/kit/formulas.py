@@ -1,4 +1,4 @@
-"""The norms by their formulas, in numpy or `jax.numpy`; and how results are compared with them.
+"""The norms by their formulas, in numpy or `jax.numpy`.
 
 A new norm adds its formula to `FORMULAS`; its row comes from its `Spec`.
 
@@ -25,10 +25,6 @@ class Row(NamedTuple):
     inputs: Callable[[int], dict]  # of a call, besides the input
 
 
-def wide(tree):
-    return jax.tree.map(lambda t: np.asarray(t, np.float64), tree)
-
-
 class Arrays:
     """The functions of numpy, or those of `jax.numpy` if an argument is JAX's: so that formulas have derivatives."""
 
@@ -47,28 +43,6 @@ class Arrays:
 
 
 xp = Arrays()
-
-
-def differences(loss, arguments, h=1e-5):
-    """The gradients of `loss`, good to 1e-9, by central differences."""
-    gradients = jax.tree.map(np.zeros_like, arguments)
-    for t, slope in zip(jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True):
-        for i in np.ndindex(t.shape):
-            here, ends = t[i], []
-            for t[i] in (here - h, here + h):
-                ends.append(loss(*arguments))
-            t[i], slope[i] = here, (ends[1] - ends[0]) / (2 * h)
-    return gradients
-
-
-def assert_close(got, want, tolerance=5e-6):
-    """Each relative to its largest entry."""
-    got, want = dict(jax.tree_util.tree_leaves_with_path(got)), dict(jax.tree_util.tree_leaves_with_path(want))
-    for path, w in want.items():
-        t = np.asarray(got[path], np.float64)
-        np.testing.assert_allclose(
-            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
-        )
 
 
 def mean_var(x, n, axes):

@@ -1,0 +1,33 @@
+"""How results are compared: with what tolerance, and relative to what."""
+
+import jax
+import numpy as np
+
+from tests.kit import references
+
+
+def wide(tree):
+    """The arrays of a tree in float64 or complex128."""
+    return jax.tree.map(references.wide, tree)
+
+
+def differences(loss, arguments, h=1e-5):
+    """The gradients of `loss`, good to 1e-9, by central differences."""
+    gradients = jax.tree.map(np.zeros_like, arguments)
+    for t, slope in zip(jax.tree.leaves(arguments), jax.tree.leaves(gradients), strict=True):
+        for i in np.ndindex(t.shape):
+            here, ends = t[i], []
+            for t[i] in (here - h, here + h):
+                ends.append(loss(*arguments))
+            t[i], slope[i] = here, (ends[1] - ends[0]) / (2 * h)
+    return gradients
+
+
+def assert_close(got, want, tolerance=5e-6):
+    """Each relative to its largest entry."""
+    got, want = dict(jax.tree_util.tree_leaves_with_path(got)), dict(jax.tree_util.tree_leaves_with_path(want))
+    for path, w in want.items():
+        t = np.asarray(got[path], np.float64)
+        np.testing.assert_allclose(
+            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
+        )
