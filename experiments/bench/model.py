@@ -15,6 +15,7 @@ from experiments.measure.targets import Target, target_of
 from experiments.results.files import write_text
 
 Record = dict[str, Any]
+PROGRAM = ("what", "contender", "target", "dtype")  # the keys of a record that say of which program it is
 
 
 def tasks(arguments: Arguments) -> list[tuple[Target, str]]:
@@ -68,16 +69,24 @@ def measure(
 
 
 def kept(path: Path) -> list[Record]:
-    """The facts that were found so far, in this run and in others."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    """The facts that were found so far, in this run and in others.
+
+    Raises:
+      UserError: the file holds something else.
+    """
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(r, dict) and set(PROGRAM) <= set(r) for r in found):
+        raise UserError(f"`--found` must be a file of this benchmark, or a new one, but {path} holds something else.")
+    return found
 
 
 def keep(path: Path, record: Record) -> None:
     """Adds a record to them, in the place of what was found before of the same program."""
-
-    def program(record: Record) -> list[str]:
-        return [record[key] for key in ("what", "contender", "target", "dtype")]
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    records = {tuple(program(r)): r for r in [*kept(path), record]}
+    records = {tuple(r[key] for key in PROGRAM): r for r in [*kept(path), record]}
     write_text(path, json.dumps(list(records.values()), indent=1) + "\n")

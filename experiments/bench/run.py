@@ -43,6 +43,8 @@ def bench(arguments: Arguments) -> dict[str, Any]:
     cases = op.cases(arguments) if "op" in arguments.parts else []
     compiles = not {"compiled", "model"}.isdisjoint(arguments.parts)
     tasks = model.tasks(arguments) if compiles and model.works(arguments) else []
+    if tasks:
+        model.kept(Path(arguments.found))  # refuses what is no such file, before anything is compiled
     total = len(cases) + len(tasks) + ("step" in arguments.parts) + ("import" in arguments.parts)
     with reporting(total) as report:
         results = Results(workdir / "bench.json", arguments, report)

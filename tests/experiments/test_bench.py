@@ -344,6 +344,16 @@ def test_works_that_no_compiled_program_has_are_refused_before_anything_is_done(
         run.bench(Arguments(parts=("compiled",), works=("weights",), workdir=str(tmp_path / "run")))
 
 
+@pytest.mark.parametrize("text", ["not JSON", '{"op": []}', '[{"what": "another file"}]'])
+def test_facts_are_not_kept_in_a_file_of_something_else(text, tmp_path):
+    (tmp_path / "found.json").write_text(text)
+    with pytest.raises(UserError, match=r"`--found` must be a file of this benchmark, .*found\.json holds something"):
+        run.bench(Arguments(
+            parts=("compiled",), works=("layer",), found=str(tmp_path / "found.json"), workdir=str(tmp_path / "run"),
+        ))  # fmt: skip
+    assert (tmp_path / "found.json").read_text() == text
+
+
 def facts(what, contender, cycles, megabytes, moved, **more):
     """A record as the process that compiles prints it."""
     nothing = dict.fromkeys(("gigaflops", "collectives", "convolutions"), 0)
