@@ -86,7 +86,8 @@ def kept(path: Path) -> list[Record]:
 
 
 def keep(path: Path, record: Record) -> None:
-    """Adds a record to them, in the place of what was found before of the same program."""
+    """Adds a record to them, in the place of what was found before of the same program; machines in order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     records = {tuple(r[key] for key in PROGRAM): r for r in [*kept(path), record]}
-    write_text(path, json.dumps(list(records.values()), indent=1) + "\n")
+    ordered = sorted(records.values(), key=lambda r: (r["target"], r["dtype"]))
+    write_text(path, json.dumps(ordered, indent=1) + "\n")
