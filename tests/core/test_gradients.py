@@ -10,6 +10,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from bnjax import Moments, batch_norm, moments, normalize
+from tests.kit.comparison import assert_trees_close
 
 SHAPE = (6, 4, 3)
 
@@ -79,9 +80,8 @@ def both(case):
     return functions, tuple(map(jnp.asarray, arrays(features=features)))
 
 
-def assert_close(got, want, atol=1e-12):
-    """To float64 rounding; second derivatives are of the order of 10."""
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-10, atol=atol), got, want)
+# To float64 rounding; second derivatives are of the order of 10.
+assert_close = partial(assert_trees_close, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnjax import Moments, all_reduce, ema, merge, moments, reduce
-from tests.kit import references
+from tests.kit import references, samples
 
 examples = settings(max_examples=25, deadline=None, derandomize=True)
 numbers = st.floats(-1e3, 1e3).map(lambda v: round(v, 3))
@@ -19,8 +19,7 @@ seeds = st.integers(0, 2**31)
 
 def sample(shape=(6, 5, 4), seed=0, dtype=np.float32):
     """Numbers whose mean and spread differ from feature to feature."""
-    rng = np.random.default_rng(seed)
-    return (rng.normal(size=shape) * rng.uniform(0.5, 2, shape[-1]) + rng.normal(size=shape[-1])).astype(dtype)
+    return samples.sample(shape, uneven=True, dtype=dtype, seed=seed)[0]
 
 
 def assert_moments(got: Moments, want, rtol=1e-6, atol=1e-6):

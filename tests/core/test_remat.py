@@ -1,8 +1,9 @@
 """The memory switch: the same numbers, of which less is kept."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -12,6 +13,7 @@ import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from bnjax._core.remat import together
+from tests.kit.comparison import assert_trees_close
 
 X = jax.random.normal(jax.random.key(0), (16, 6))
 
@@ -50,8 +52,7 @@ def value_and_grads(net, variables, x, mask=None):
     return jax.value_and_grad(of_params, (0, 1), has_aux=True)(variables["params"], x)
 
 
-def assert_same(a, b):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), a, b)
+assert_same = partial(assert_trees_close, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import bnjax
 from bnjax import linen as bl
 from bnjax import nnx as bx
-from tests.kit import references
+from tests.kit import comparison, references
 from tests.kit.programs import compiled, operations
 
 K, EXAMPLES, FEATURES = 3, 12, 4
@@ -100,8 +100,7 @@ def as_dict(tree):
     return nnx.to_pure_dict(tree) if isinstance(tree, nnx.State) else tree
 
 
-def assert_trees_close(got, want, rtol=2e-5, atol=2e-6):
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=rtol, atol=atol), got, want)
+assert_trees_close = partial(comparison.assert_trees_close, rtol=2e-5, atol=2e-6)
 
 
 def stepped(seen, momentum, unbiased=False, virtual_batch_size=None):

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax import Moments, batch_norm, data_mesh
-from tests.kit import references
+from tests.kit import references, samples
 from tests.kit.apis import APIS
 from tests.kit.programs import Collective, collectives, compiled, operations
 
@@ -19,16 +19,13 @@ DEVICES, EXAMPLES, C = 4, 16, 8
 EVERYONE = ((0, 1, 2, 3),)
 
 
-def sample(shape=(EXAMPLES, 3, C)):
-    """x, a cotangent, scale and bias; the means of devices and of features differ."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=shape) + np.linspace(0, 2, shape[0])[:, None, None] + np.arange(C) / C
-    arrays = x, rng.normal(size=shape), rng.uniform(0.5, 2, C), rng.normal(size=C)
-    return tuple(t.astype(np.float32) for t in arrays)
+def sample():
+    """The means of devices and of features differ."""
+    return samples.sample((EXAMPLES, 3, C), mean=np.linspace(0, 2, EXAMPLES)[:, None, None] + np.arange(C) / C)
 
 
 def fresh():
-    return Moments(jnp.zeros(()), jnp.zeros(C), jnp.ones(C))
+    return samples.running(C)
 
 
 def mesh(kind, *shape):

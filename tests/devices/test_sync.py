@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from bnjax import Moments, all_reduce, batch_norm, batch_renorm, moments
 from bnjax._collectives.psum import _fingerprint
-from tests.kit import references
+from tests.kit import references, samples
 from tests.kit.apis import APIS
+from tests.kit.comparison import assert_each_close, errors
 
 DEVICES, SHAPE = 4, (16, 5, 3)
 
@@ -146,27 +147,13 @@ MASKS = {
 }
 
 
-def sample(dtype, mean=1.0, features=(3,)):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=SHAPE) + mean + np.arange(16)[:, None, None] / 8  # devices differ in their means
-    arrays = x, rng.normal(size=SHAPE), rng.uniform(0.5, 2, features), rng.normal(size=features)
-    return tuple(t.astype(dtype) for t in arrays)
+def sample(dtype, mean=1.0):
+    """Devices differ in their means."""
+    return samples.sample(SHAPE, mean=mean + np.arange(16)[:, None, None] / 8, dtype=dtype)
 
 
 def state(dtype, mean=0.5):
-    return Moments(jnp.full(3, 10, dtype), jnp.full(3, mean, dtype), jnp.ones(3, dtype))
-
-
-def assert_close(got, want, rtol, atol):
-    for g, w in zip(got, want, strict=True):
-        np.testing.assert_allclose(g, w, rtol, atol)
-
-
-def errors(got, want):
-    """Of output and gradients and of the new state, as fractions of each one's largest entry."""
-    *own, new = got
-    pairs = zip([*own, new.mean, new.var], [*want[:4], *want.batch[1:]], strict=True)
-    return [references.relative(g, w) for g, w in pairs]
+    return samples.running(3, dtype, count=np.full(3, 10), mean=mean)
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +191,8 @@ def tabulate(layout, precision, table):
                 continue
             seen.add(cell)
             want = references.batch_norm(*arrays, where=MASKS[masks[kind]], relu=True)
-            off = errors(result, want)
+            *own, new = result
+            off = errors([*own, new.mean, new.var], [*want[:4], *want.batch[1:]])
             table(layout, *cell, precision.__name__, *off)
             if not max(off) < (2e-5 if precision is np.float32 else 1e-12):
                 wrong.append((*cell, off))
@@ -227,7 +215,7 @@ def test_every_pivot_is_right_at_large_means(layout):
     running = Moments(jnp.zeros(3), jnp.zeros(3), jnp.ones(3))
     for cell, (*got, new) in program(layout, OTHER_PIVOTS)(masks, arrays, running).items():
         want = references.batch_norm(*arrays, where=masks[cell], relu=True)
-        assert_close(got, want[:4], rtol=1e-5, atol=4e-6)
+        assert_each_close(got, want[:4], rtol=1e-5, atol=4e-6)
         np.testing.assert_allclose(new.mean, want.batch.mean, rtol=2e-7)
         np.testing.assert_allclose(new.var, want.batch.var * (80 / 79 if cell == "two passes" else 1), rtol=1e-5)
         np.testing.assert_array_equal(new.count, 80 if cell == "sample" else 0)
@@ -246,8 +234,8 @@ def test_ghost_batches_stay_on_their_device_and_the_state_is_of_all(layout):
             parts.append(references.batch_norm(x[i : i + 2], g[i : i + 2], scale, bias, where=mask, relu=True))
         want = [np.concatenate([getattr(p, k) for p in parts]) for k in ("y", "dx")]
         want += [sum(getattr(p, k) for p in parts) for k in ("dscale", "dbias")]
-        assert_close(got, want, rtol=1e-4, atol=1e-5)  # ten numbers a slice: worst measured 2e-5
-        assert_close((new.mean, new.var), references.moments(x, (0, 1), where)[1:], rtol=1e-5, atol=1e-6)
+        assert_each_close(got, want, rtol=1e-4, atol=1e-5)  # ten numbers a slice: worst measured 2e-5
+        assert_each_close((new.mean, new.var), references.moments(x, (0, 1), where)[1:], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["shard_map", "shard_map, check_vma=False", "vmap", "shard_map, mean"])
@@ -281,7 +269,7 @@ def test_unequal_devices_weigh_by_count_where_flax_averages():
         both = jax.jit(jax.vmap(lambda x, w: all_reduce(moments(x, 0, where=w), "d"), axis_name="d"))(x, w)
         want = references.moments(x, (0, 1), w)
         for i in range(DEVICES):
-            assert_close((both.count[i], both.mean[i], both.var[i]), want, rtol=1e-5, atol=1e-6)
+            assert_each_close((both.count[i], both.mean[i], both.var[i]), want, rtol=1e-5, atol=1e-6)
         averaged = np.mean([references.moments(x[i], 0, w[i]).mean for i in range(DEVICES)], 0)
         assert (np.abs(averaged - want.mean) > 0.05).any()
 
@@ -336,9 +324,9 @@ def test_groups_of_devices(layout, options):
         rows = np.concatenate([blocks[i] for i in group])
         want = references.batch_norm(x[rows], g[rows], scale, bias)
         for i in group:
-            assert_close((mean[i], var[i]), want.batch[1:], rtol=1e-5, atol=1e-6)
+            assert_each_close((mean[i], var[i]), want.batch[1:], rtol=1e-5, atol=1e-6)
         if "virtual_batch_size" not in options:
-            assert_close((y[rows], dx[rows]), (want.y, want.dx), rtol=1e-5, atol=4e-6)
+            assert_each_close((y[rows], dx[rows]), (want.y, want.dx), rtol=1e-5, atol=4e-6)
 
 
 def test_features_may_be_sharded_too():
@@ -383,7 +371,7 @@ def test_second_derivatives_go_through_the_devices(x64):
 
     want = curvature(alone)
     together = jax.shard_map(local, mesh=mesh(), in_specs=(P("d"), P("d"), P()), out_specs=P())
-    assert_close(curvature(lambda x, s: together(x, g, s)), want, rtol=1e-10, atol=1e-11)
+    assert_each_close(curvature(lambda x, s: together(x, g, s)), want, rtol=1e-10, atol=1e-11)
 
 
 def test_under_vmap_it_is_many_syncs():

@@ -16,6 +16,7 @@ from experiments.models import make_network
 from experiments.tasks.classification import measure
 from experiments.training.layouts import make_layout
 from experiments.training.steps import eval_step, init_state, make_optimizer, train_step
+from tests.kit.comparison import assert_trees_close
 
 SHAPE, CLASSES, BATCH = (8, 12, 2), 5, 6
 
@@ -90,8 +91,7 @@ def step(api, norm):
     return run
 
 
-def assert_close(a, b):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11), a, b)
+assert_close = functools.partial(assert_trees_close, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])

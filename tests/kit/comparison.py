@@ -31,3 +31,20 @@ def assert_close(got, want, tolerance=5e-6):
         np.testing.assert_allclose(
             t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
         )
+
+
+def assert_each_close(got, want, rtol=1e-5, atol=3e-6):
+    """Arrays, one by one."""
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_allclose(g, w, rtol, atol)
+
+
+def assert_trees_close(got, want, rtol, atol):
+    """The same tree, and close arrays."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol, atol), got, want)
+
+
+def errors(got, want):
+    """Of each array, relative to its largest entry."""
+    return np.array([references.relative(g, w) for g, w in zip(got, want, strict=True)])

@@ -1,5 +1,7 @@
 """BatchNorm under Flax's lifted transforms: output, gradients and state are those of the plain module."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from flax import nnx
 import bnjax.nnx
 from bnjax.linen import BatchNorm as LinenBatchNorm
 from bnjax.nnx import BatchNorm as NnxBatchNorm
+from tests.kit.comparison import assert_trees_close
 from tests.kit.dropin import random
 
 C, LAYERS = 5, 3
@@ -19,10 +22,8 @@ POOLED = {"momentum": None, "activation": "relu"}
 OPTIONS = [{}, POOLED]
 
 
-def assert_close(got, wanted):
-    """Within a few roundings of float32: the compiler fuses what is under a transform differently."""
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, wanted)
+# Within a few roundings of float32: the compiler fuses what is under a transform differently.
+assert_close = partial(assert_trees_close, rtol=1e-5, atol=1e-5)
 
 
 def at(tree, i):

@@ -12,6 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax import group_norm, instance_norm, layer_norm, rms_norm
+from tests.kit import samples
+from tests.kit.comparison import errors
 
 SHAPE = (3, 4, 5, 6)
 
@@ -62,10 +64,8 @@ def plain(xp, norm, x, scale, bias, where=True, residual=0, relu=False, epsilon=
 
 def sample(name, mean=0.0, dtype=np.float32, seed=0, per_example=False):
     """x of standard deviation one, a cotangent, scale and bias."""
-    rng = np.random.default_rng(seed)
     features = (3, 1, 5, 6) if per_example else tuple(SHAPE[a] for a in NORMS[name].features)
-    arrays = rng.normal(size=SHAPE) + mean, rng.normal(size=SHAPE), 1 + rng.random(features), rng.normal(size=features)
-    return tuple(t.astype(dtype) for t in arrays)
+    return samples.sample(SHAPE, features, mean=mean, scale=(1, 2), dtype=dtype, seed=seed)
 
 
 def with_gradients(f, x, g, scale, bias):
@@ -91,12 +91,6 @@ def expected(name, x, g, scale, bias, **options):
         x, g, scale, bias = (np.asarray(t, np.float64) for t in (x, g, scale, bias))
         y = plain(np, NORMS[name], x, scale, bias, **options)
         return y, *map(np.asarray, autodiff(name, x, g, scale, bias, **options)[1:])
-
-
-def errors(got, want):
-    """Of y, dx, dscale and dbias, each relative to the largest entry."""
-    pairs = zip(got, want, strict=True)
-    return np.array([np.abs(np.asarray(g, np.float64) - w).max() / np.abs(w).max() for g, w in pairs])
 
 
 @each_norm
