@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax._lowering.barriers import materialized, unshared
+from tests.kit import devices
 
 BARRIERS = {"cpu": unshared, "cuda": materialized}
 
@@ -53,12 +54,12 @@ def test_one_exported_program_serves_all_platforms():
 
 @pytest.mark.parametrize("name", BARRIERS)
 def test_the_type_of_an_array_is_kept(name):
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,))
+    mesh = devices.mesh(4, kind=AxisType.Explicit)
     x = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, P("d")))
     with jax.sharding.set_mesh(mesh):
         assert jax.typeof(jax.jit(BARRIERS[name])(x)).sharding.spec == P("d")
         g = jax.jit(jax.grad(lambda x: BARRIERS[name](x).sum()))(x)
     assert jax.typeof(g).sharding.spec == P("d")
-    auto = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    auto = devices.mesh(4)
     f = jax.shard_map(lambda x: jax.lax.psum(BARRIERS[name](x), "d"), mesh=auto, in_specs=P("d"), out_specs=P())
     np.testing.assert_array_equal(jax.jit(f)(jnp.arange(8.0)), [12, 16])

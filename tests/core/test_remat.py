@@ -13,6 +13,7 @@ import bnjax
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from bnjax._core.remat import together
+from tests.kit import devices
 from tests.kit.comparison import assert_trees_close
 
 X = jax.random.normal(jax.random.key(0), (16, 6))
@@ -133,7 +134,7 @@ def test_moments_are_not_measured_again():
 
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_synchronised_under_shard_map(check_vma, compile_quickly):
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = devices.mesh(4)
     plain, switched = Net(Unit), Net(bnn.remat(Unit), axis_name="d")
     variables = jax.jit(plain.init)(jax.random.key(1), X)
 

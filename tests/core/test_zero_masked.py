@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import bnjax
 import bnjax.linen
 import bnjax.nnx
 from bnjax import NORMS, Moments
-from tests.kit import norms, references
+from tests.kit import devices, norms, references
 from tests.kit.comparison import assert_close, wide
 from tests.kit.formulas import ROWS
 
@@ -108,9 +107,7 @@ def test_eight_devices_are_one(name):
         layer = norms.module(name, axis_name=axis_name, zero_masked=True)
         return layer.apply(variables, x, **norms.when(name, True), mask=mask, mutable="batch_stats")
 
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
-    spread = jax.shard_map(f, mesh=mesh, in_specs=(P("d"), P("d")), out_specs=(P("d"), P()))
-    y, new = jax.jit(spread)(x, mask)
+    y, new = devices.sharded(f, 8, out_specs=(P("d"), P()))(x, mask)
     assert not y[~n].any()
     assert_close((y, new), wide(jax.jit(partial(f, axis_name=None))(x, mask)))
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import bnjax
 from bnjax import linen as bl
 from bnjax import nnx as bx
-from tests.kit import comparison, references
+from tests.kit import comparison, devices, references
 from tests.kit.programs import compiled, operations
 
 K, EXAMPLES, FEATURES = 3, 12, 4
@@ -166,7 +166,7 @@ def test_over_devices(layout):
     data = {"x": x, "mask": mask}
     f, want = alone()
     kind = AxisType.Explicit if "Explicit" in layout else AxisType.Auto
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(kind,), devices=jax.devices()[:2])
+    mesh = devices.mesh(2, kind=kind)
     if "shard_map" in layout:
         check = "False" not in layout
         net = LinenNet(*({**options, "axis_name": "d"} for options in PLAIN))
@@ -355,7 +355,7 @@ def test_bad_input():
         bnjax.accumulate(lambda b: b["x"].sum(), {"x": x, "mask": MASK[:6]}, 2)
     with pytest.raises(ValueError, match=r"`weight` must return a number.*\(4, 4\)"):
         bnjax.accumulate(jnp.sum, x, 3, weight=lambda part: part)
-    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:4])
+    mesh = devices.mesh(4, kind=AxisType.Explicit)
     sharded = jax.device_put(x, NamedSharding(mesh, P("d")))
     with pytest.raises(ValueError, match="`k` must leave each of the 4 shards"):
         bnjax.micro_batches(sharded, 6)

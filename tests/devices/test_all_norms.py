@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import bnjax.linen
+from tests.kit import devices
 from tests.kit.comparison import assert_close
 from tests.kit.formulas import ROWS
 from tests.kit.norms import CHANNELS_TOGETHER, SYNCED, variables_of, when
@@ -45,7 +46,7 @@ def test_gradients_over_eight_devices_are_those_of_one(name, x64):
         (dparams, dx), (y, new) = jax.grad(loss, (0, 1), has_aux=True)(params, x)
         return (lax.psum(dparams, "d") if total else dparams, new), (dx, y)
 
-    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Auto,))
+    mesh = devices.mesh(DEVICES)
 
     @jax.jit
     def everything(*args):
@@ -66,7 +67,7 @@ def test_gradients_over_eight_devices_are_those_of_one(name, x64):
 @pytest.mark.parametrize("name", ROWS)
 def test_on_an_explicit_mesh_of_the_batch(name):
     """All norms but two run, gradients and all, and those two say that JAX cannot; types are enough to know."""
-    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
+    mesh = devices.mesh(DEVICES, kind=AxisType.Explicit)
     layer = bnjax.linen.make_norm(name, **ROWS[name].options)()
     call = when(name, True)
     variables = jax.eval_shape(partial(layer.init, **call), jax.random.key(0), jnp.ones((16, 4, 4, 6)))

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax import Moments, batch_norm, data_mesh
-from tests.kit import references, samples
+from tests.kit import devices, references, samples
 from tests.kit.apis import APIS
 from tests.kit.programs import Collective, collectives, compiled, operations
 
@@ -30,7 +30,7 @@ def fresh():
 
 def mesh(kind, *shape):
     names = ("data", "model")[: len(shape)]
-    return jax.make_mesh(shape, names, axis_types=(kind,) * len(shape), devices=jax.devices()[:DEVICES])
+    return devices.mesh(*shape, names=names, kind=kind)
 
 
 MASKS = {"no mask": None, "over examples": (EXAMPLES, 1, 1), "over features": (EXAMPLES, 1, C)}
@@ -202,7 +202,7 @@ def test_ghost_batches_may_span_shards_of_an_auto_mesh_and_not_of_an_explicit_on
 def test_groups_by_a_mesh_of_two_axes_talk_among_themselves(check_vma):
     x, *_ = sample()
     local = lambda x: batch_norm(x, fresh(), axis_name="member")[0]  # noqa: E731
-    two = jax.make_mesh((2, 2), ("group", "member"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:DEVICES])
+    two = devices.mesh(2, 2, names=("group", "member"))
     both = P(("group", "member"))
     f = jax.jit(jax.shard_map(local, mesh=two, in_specs=both, out_specs=both, check_vma=check_vma))
     [c] = collectives(compiled(f, x))

@@ -14,15 +14,13 @@ from jax.sharding import PartitionSpec as P
 import bnjax
 from bnjax import linen as bl
 from bnjax import nnx as bx
-from tests.kit import references
+from tests.kit import devices, references
 from tests.kit.programs import compiled, operations
 
 DEVICES = 4
 
 
-def on_mesh(f, check_vma, **specs):
-    mesh = bnjax.data_mesh(DEVICES, "d")
-    return jax.jit(jax.shard_map(f, mesh=mesh, **{"in_specs": P("d"), "out_specs": P(), **specs}, check_vma=check_vma))
+on_mesh = partial(devices.sharded, devices=DEVICES, out_specs=P())
 
 
 def pooled(layout, stats, counts=None):
@@ -32,14 +30,13 @@ def pooled(layout, stats, counts=None):
     if layout in ("pmap", "vmap"):
         transform = {"pmap": partial(jax.pmap, devices=jax.devices()[:DEVICES]), "vmap": jax.vmap}[layout]
         out = transform(lambda s, n=None: sync(s, counts=n), axis_name="d")(*args)
-        jax.tree.map(lambda t: np.testing.assert_array_equal(t, np.broadcast_to(t[0], t.shape)), out)
-        return jax.tree.map(lambda t: t[0], out)
+        return devices.same_on_all(out)
 
     def local(s, n=None):
         mine = jax.tree.map(lambda t: t[0], s)
         return sync(mine, counts=None if n is None else n[0])
 
-    return on_mesh(local, layout == "shard_map")(*args)
+    return on_mesh(local, check_vma=layout == "shard_map")(*args)
 
 
 LAYOUTS = ["pmap", "vmap", "shard_map", "shard_map, check_vma=False"]
@@ -167,7 +164,7 @@ def test_two_all_reduces_for_a_whole_model(check_vma):
         _, new = net.apply(variables, x, mutable="batch_stats")
         return bnjax.sync_batch_stats({**new["batch_stats"], "sigma": jnp.ones(2)}, "d")
 
-    f = on_mesh(local, check_vma, in_specs=(P(), P("d")))
+    f = on_mesh(local, check_vma=check_vma, in_specs=(P(), P("d")))
     assert operations(compiled(f, variables, x)) == ["all-reduce"] * 2
 
 
@@ -184,11 +181,11 @@ def test_a_run_of_its_own_statistics_may_be_resumed_synchronised():
     specs = {"in_specs": (P(), P("d")), "out_specs": P("d")}
     want, _ = jax.jit(partial(alone.apply, mutable="batch_stats"))(variables, x)
     for check_vma in (True, False):
-        got = on_mesh(partial(local, pool=True), check_vma, **specs)(variables, x)
+        got = on_mesh(partial(local, pool=True), check_vma=check_vma, **specs)(variables, x)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"running.mean.*differs.*Pool"):
-        on_mesh(partial(local, pool=False), True, **specs)(variables, x)
-    assert np.isnan(on_mesh(partial(local, pool=False), False, **specs)(variables, x)).all()
+        on_mesh(partial(local, pool=False), check_vma=True, **specs)(variables, x)
+    assert np.isnan(on_mesh(partial(local, pool=False), check_vma=False, **specs)(variables, x)).all()
 
 
 def test_nnx_states_and_pure_dicts():

@@ -12,15 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from bnjax import Moments, all_reduce, batch_norm, batch_renorm, moments
 from bnjax._collectives.psum import _fingerprint
-from tests.kit import references, samples
+from tests.kit import devices, references, samples
 from tests.kit.apis import APIS
 from tests.kit.comparison import assert_each_close, errors
 
 DEVICES, SHAPE = 4, (16, 5, 3)
-
-
-def mesh(kind=AxisType.Auto):
-    return jax.make_mesh((DEVICES,), ("d",), axis_types=(kind,), devices=jax.devices()[:DEVICES])
 
 
 def train(x, g, where, scale, bias, running, name=None, total=True, api=APIS["core"], **options):
@@ -41,17 +37,15 @@ ALL = P("d"), P("d"), P("d"), P(), P(), P()
 
 def mapped(transform, names, step):
     """Under `pmap`, `vmap` or one in the other: leading axes of devices."""
-    devices = (DEVICES,) if len(names) == 1 else (2, 2)
+    axes = (DEVICES,) if len(names) == 1 else (2, 2)
     f = partial(step, name=names if len(names) > 1 else names[0])
     for name, t in zip(names[::-1], transform[::-1], strict=True):
         f = t(f, axis_name=name, in_axes=(0, 0, 0, None, None, None))
 
     def call(*arrays):
-        batch = jax.tree.map(lambda t: t.reshape(*devices, -1, *t.shape[1:]), arrays[:3])
+        batch = jax.tree.map(lambda t: t.reshape(*axes, -1, *t.shape[1:]), arrays[:3])
         of_batch, same = f(*batch, *arrays[3:])
-        first = (0,) * len(devices)
-        jax.tree.map(lambda t: np.testing.assert_array_equal(t, np.broadcast_to(t[first], t.shape)), same)
-        return jax.tree.map(lambda t: t.reshape(SHAPE), of_batch), jax.tree.map(lambda t: t[first], same)
+        return jax.tree.map(lambda t: t.reshape(SHAPE), of_batch), devices.same_on_all(same, len(axes))
 
     return call
 
@@ -59,7 +53,7 @@ def mapped(transform, names, step):
 def sharded(check_vma, step):
     """Under `shard_map`: with the check, JAX adds up the gradients of what is the same everywhere by itself."""
     f = partial(step, name="d", total=not check_vma)
-    return jax.jit(jax.shard_map(f, mesh=mesh(), in_specs=ALL, out_specs=(P("d"), P()), check_vma=check_vma))
+    return devices.sharded(f, DEVICES, ALL, (P("d"), P()), check_vma)
 
 
 def vmap_in_shard_map(step):
@@ -71,12 +65,12 @@ def vmap_in_shard_map(step):
         of_batch, same = f(*halves, *arrays[3:])
         return jax.tree.map(lambda t: t.reshape(-1, *SHAPE[1:]), of_batch), jax.tree.map(lambda t: t[0], same)
 
-    return jax.jit(jax.shard_map(local, mesh=mesh(), in_specs=ALL, out_specs=(P("d"), P()), check_vma=False))
+    return devices.sharded(local, DEVICES, ALL, (P("d"), P()), check_vma=False)
 
 
 def compiled(kind, step):
     """Under plain `jit` a batch that is sharded over devices is one batch."""
-    on, f = mesh(kind), jax.jit(step)
+    on, f = devices.mesh(DEVICES, kind=kind), jax.jit(step)
 
     def call(x, g, masks, *params):
         with jax.set_mesh(on):
@@ -224,10 +218,10 @@ def test_every_pivot_is_right_at_large_means(layout):
 @pytest.mark.parametrize("layout", NAMED)
 def test_ghost_batches_stay_on_their_device_and_the_state_is_of_all(layout):
     arrays = x, g, scale, bias = sample(np.float32)
-    masks = {devices: MASKS[devices] for devices in ("no mask", "a device fully masked")}
+    masks = {case: MASKS[case] for case in ("no mask", "a device fully masked")}
     f = program(layout, {key: {"momentum": 0.0, "virtual_batch_size": 2} for key in masks})
-    for devices, (*got, new) in f(masks, arrays, state(np.float32)).items():
-        where = masks[devices]
+    for case, (*got, new) in f(masks, arrays, state(np.float32)).items():
+        where = masks[case]
         parts = []
         for i in range(0, 16, 2):
             mask = None if where is None else where[i : i + 2]
@@ -251,12 +245,12 @@ def test_what_is_left_to_do_for_the_gradient_of_a_parameter(layout):
     elif "mean" in layout:  # taken inside, of the mean over devices
         mean = lambda x, g, s: lax.pmean(local(x, g, s), "d")  # noqa: E731
         got = DEVICES * jax.jit(
-            jax.shard_map(jax.grad(mean, 2), mesh=mesh(), in_specs=(P("d"), P("d"), P()), out_specs=P())
+            jax.shard_map(jax.grad(mean, 2), mesh=devices.mesh(DEVICES), in_specs=(P("d"), P("d"), P()), out_specs=P())
         )(x, g, scale)
     else:  # taken outside
         each = lambda x, g, s: local(x, g, s)[None]  # noqa: E731
         specs = {"in_specs": (P("d"), P("d"), P()), "out_specs": P("d"), "check_vma": "False" not in layout}
-        losses = jax.shard_map(each, mesh=mesh(), **specs)
+        losses = jax.shard_map(each, mesh=devices.mesh(DEVICES), **specs)
         got = jax.jit(jax.grad(lambda s: losses(x, g, s).sum()))(scale)
     assert references.relative(got, want) < 2e-5
 
@@ -286,7 +280,7 @@ def test_one_value_a_device_is_enough_when_devices_add_up():
 def test_a_mesh_of_two_axes_syncs_along_those_named(names, check_vma):
     """The inner axis named gives groups of devices, in every layout."""
     x, _, scale, bias = sample(np.float32)
-    two = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:DEVICES])
+    two = devices.mesh(2, 2, names=("a", "b"))
     options = {"in_specs": P(("a", "b")), "out_specs": P(("a", "b")), "check_vma": check_vma}
     f = jax.shard_map(lambda x: batch_norm(x, state(np.float32), scale, bias, axis_name=names)[0], mesh=two, **options)
     blocks = np.split(np.arange(16), DEVICES)  # device (a, b) has block 2 a + b
@@ -318,7 +312,7 @@ def test_groups_of_devices(layout, options):
         got = jax.pmap(local, axis_name="d")(*(t.reshape(DEVICES, -1, *SHAPE[1:]) for t in (x, g)))
         y, dx, mean, var = (t.reshape(-1, *t.shape[2:]) for t in got)
     else:
-        f = jax.shard_map(local, mesh=mesh(), in_specs=P("d"), out_specs=P("d"), check_vma=False)
+        f = jax.shard_map(local, mesh=devices.mesh(DEVICES), in_specs=P("d"), out_specs=P("d"), check_vma=False)
         y, dx, mean, var = jax.jit(f)(x, g)
     for group in groups:
         rows = np.concatenate([blocks[i] for i in group])
@@ -331,7 +325,7 @@ def test_groups_of_devices(layout, options):
 
 def test_features_may_be_sharded_too():
     x, g, scale, bias = (np.tile(t, 2) for t in sample(np.float32))
-    two = jax.make_mesh((2, 2), ("d", "m"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:DEVICES])
+    two = devices.mesh(2, 2, names=("d", "m"))
     running = Moments(jnp.zeros(()), jnp.zeros(6), jnp.ones(6))
     want = references.batch_norm(x, g, scale, bias)
     local = lambda x, s, b, m, v: batch_norm(x, Moments(running.count, m, v), s, b, axis_name="d")[0]  # noqa: E731
@@ -370,7 +364,7 @@ def test_second_derivatives_go_through_the_devices(x64):
         return lax.psum(((y + 0.1) ** 3 * g).sum(), "d")
 
     want = curvature(alone)
-    together = jax.shard_map(local, mesh=mesh(), in_specs=(P("d"), P("d"), P()), out_specs=P())
+    together = jax.shard_map(local, mesh=devices.mesh(DEVICES), in_specs=(P("d"), P("d"), P()), out_specs=P())
     assert_each_close(curvature(lambda x, s: together(x, g, s)), want, rtol=1e-10, atol=1e-11)
 
 
@@ -379,7 +373,7 @@ def test_under_vmap_it_is_many_syncs():
     x, _, scale, bias = sample(np.float32)
     xs = jnp.stack([x, 2 * x + 1])
     local = lambda x: batch_norm(x, state(np.float32), scale, bias, axis_name="d")[0]  # noqa: E731
-    f = jax.vmap(jax.shard_map(local, mesh=mesh(), in_specs=P("d"), out_specs=P("d")))
+    f = jax.vmap(jax.shard_map(local, mesh=devices.mesh(DEVICES), in_specs=P("d"), out_specs=P("d")))
     for got, one in zip(jax.jit(f)(xs), xs, strict=True):
         np.testing.assert_allclose(got, references.batch_norm(one, one, scale, bias).y, rtol=1e-5, atol=4e-6)
 
@@ -387,7 +381,7 @@ def test_under_vmap_it_is_many_syncs():
 @pytest.mark.parametrize("pivot", ["running", "sample", None])
 def test_features_may_be_sharded_over_an_explicit_mesh(pivot):
     x, g, scale, bias = (np.tile(t, 2) for t in sample(np.float32))
-    two = jax.make_mesh((2, 2), ("d", "m"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:4])
+    two = devices.mesh(2, 2, names=("d", "m"), kind=AxisType.Explicit)
     with jax.set_mesh(two):
         put = lambda t, *spec: jax.device_put(t, NamedSharding(two, P(*spec)))  # noqa: E731
         running = Moments(jnp.zeros(()), put(jnp.zeros(6), "m"), put(jnp.ones(6), "m"))
@@ -413,7 +407,7 @@ def differing(layout, **options):
         return jitted_vmap(local, axis_name="d")(x.reshape(DEVICES, -1, 5, 3), means).reshape(SHAPE)
     f = lambda x, mean: local(x, mean[0])  # noqa: E731
     check = layout == "shard_map"
-    return jax.jit(jax.shard_map(f, mesh=mesh(), in_specs=P("d"), out_specs=P("d"), check_vma=check))(x, means)
+    return devices.sharded(f, DEVICES, check_vma=check)(x, means)
 
 
 @pytest.mark.parametrize("layout", NAMED)
@@ -436,7 +430,7 @@ def test_norms_that_take_no_pivot_are_not_told_to_change_it():
     def local(x, mean):
         return batch_renorm(x, Moments(jnp.zeros(()), mean[0], jnp.ones(3)), axis_name="d")[0]
 
-    f = jax.shard_map(local, mesh=mesh(), in_specs=P("d"), out_specs=P("d"))
+    f = jax.shard_map(local, mesh=devices.mesh(DEVICES), in_specs=P("d"), out_specs=P("d"))
     with pytest.raises(ValueError, match=r"Pool .*`sync_batch_stats`.* where a norm takes a `pivot`, `pivot=None`"):
         jax.eval_shape(f, jnp.ones(SHAPE), jnp.ones((DEVICES, 3)))
 
@@ -466,14 +460,14 @@ def test_no_difference_of_running_means_is_overlooked(means):
     c = jnp.asarray([first, second, first, second], jnp.float32)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(DEVICES * 2, c.shape[1])), jnp.float32)
     local = lambda x, c: batch_norm(x, Moments(jnp.zeros(()), c[0], jnp.ones(c[0].shape)), axis_name="d")[0]  # noqa: E731
-    f = jax.jit(jax.shard_map(local, mesh=mesh(), in_specs=P("d"), out_specs=P("d"), check_vma=False))
+    f = devices.sharded(local, DEVICES, check_vma=False)
     assert np.isnan(f(x, c)).all()
 
 
-@pytest.mark.parametrize("devices", [2, 4096])
-def test_a_difference_passes_by_chance_only(devices):
+@pytest.mark.parametrize("n", [2, 4096])
+def test_a_difference_passes_by_chance_only(n):
     """Of many pairs of pivots, some in one feature, as few have one mark as bits allow; and marks add up exactly."""
-    bits = 24 - (devices - 1).bit_length()
+    bits = 24 - (n - 1).bit_length()
     pairs, rng = 20_000, np.random.default_rng(0)
     a = rng.normal(size=(pairs, 3)).astype(np.float32)
     b = a.copy()
@@ -481,7 +475,7 @@ def test_a_difference_passes_by_chance_only(devices):
     b[1::2] += 1
     marks = jax.jit(jax.vmap(partial(_fingerprint, bits=bits)))
     one, other = np.asarray(marks(a)), np.asarray(marks(b))
-    assert one.max() * devices <= 2**24
+    assert one.max() * n <= 2**24
     assert len(np.unique(np.round(one))) > 0.9 * min(pairs, 2**bits) * (1 - np.exp(-1))
     assert (one == other).sum() <= 5 + 2 * pairs / 2**bits
 

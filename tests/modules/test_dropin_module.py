@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 from flax.nnx.nn import dtypes
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 import bnjax.linen
 import bnjax.nnx
 from bnjax import Moments
+from tests.kit import devices
 from tests.kit.dropin import APIS, FLAX, OURS, RUN, assert_same, random, start
 
 C = 5
@@ -144,7 +145,7 @@ def test_partitioning_is_kept():
 
 
 def test_nnx_metadata_is_kept():
-    mesh = jax.make_mesh((1,), ("model",), axis_types=(AxisType.Auto,))
+    mesh = devices.mesh(1, names=("model",))
     with jax.set_mesh(mesh):
         layer = OURS["nnx"](C, rngs=nnx.Rngs(0), scale_metadata={"out_sharding": ("model",)}, bias_metadata={"mine": 3})
         layer.mean.set_metadata(note="running")

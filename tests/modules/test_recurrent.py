@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import resize_steps
+from tests.kit import devices
 from tests.kit.comparison import assert_close, differences, wide
 
 BATCH, TIME, INPUTS, FEATURES = 4, 3, 2, 3
@@ -210,7 +210,7 @@ def test_over_devices_with_types_checked(name, api):
             return layer(x, initial_carry=carry)
         return layer.apply(variables, x, initial_carry=carry, mutable="batch_stats")[0]
 
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    mesh = devices.mesh(2)
     f = jax.shard_map(f, mesh=mesh, in_specs=P("d"), out_specs=P("d"))
     assert jax.eval_shape(f, x).shape == (BATCH, TIME, FEATURES)
 

@@ -12,9 +12,9 @@ from flax import nnx, serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from tests.kit import devices
 from tests.kit.comparison import assert_close, differences, wide
 from tests.kit.formulas import ROWS
 from tests.kit.norms import (
@@ -185,7 +185,6 @@ def test_eight_devices_are_one(name):
         n = np.broadcast_to(n[..., :1], x.shape)
     # The parts are of each device's batch, so they are named.
     more = inputs(name, x) | ({"domain": np.arange(16) // 8} if name == "split" else {})
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
 
     def f(x, n, more):
         layer = module(name, axis_name="d")
@@ -193,7 +192,7 @@ def test_eight_devices_are_one(name):
         return y, new["batch_stats"]
 
     specs = (P("d"), P("d"), P("d"))
-    got = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=(P("d"), P())))(x, mask_of(name, n), more)
+    got = devices.sharded(f, 8, specs, (P("d"), P()))(x, mask_of(name, n), more)
     assert_close(got, stepped(name, x, variables, n))
 
 

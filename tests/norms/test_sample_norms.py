@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax import group_norm, instance_norm, layer_norm, rms_norm
-from tests.kit import samples
+from tests.kit import devices, samples
 from tests.kit.comparison import errors
 
 SHAPE = (3, 4, 5, 6)
@@ -358,7 +358,6 @@ def test_spread_over_devices_as_on_one(name, masked):
     where[(slice(None),) * axis + (slice(0, 2),)] = False  # whole devices
     where = where if masked else None
     spec = P(*(None,) * axis, "d")
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))
 
     def local(x, g, where):
         return jax.vjp(lambda x: function(x, where=where, axis_name="d", **options), x)[1](g)[0]
@@ -366,8 +365,8 @@ def test_spread_over_devices_as_on_one(name, masked):
     def forward(x, where):
         return function(x, where=where, axis_name="d", **options)
 
-    y = jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=(spec, spec), out_specs=spec))(x, where)
-    dx = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec))(x, g, where)
+    y = devices.sharded(forward, 8, spec, spec)(x, where)
+    dx = devices.sharded(local, 8, spec, spec)(x, g, where)
     want, pull = jax.vjp(lambda x: function(x, where=where, **whole), x)
     np.testing.assert_allclose(y, want, rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(dx, pull(g)[0], rtol=1e-5, atol=2e-6)
@@ -390,7 +389,7 @@ def test_a_sharded_batch_under_jit(name, kind):
     rng = np.random.default_rng(0)
     x, g = (rng.normal(size=(8, 4, 6)).astype(np.float32) for _ in range(2))
     options = {"num_groups": 2} if name == "group" else {}
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(kind,))
+    mesh = devices.mesh(8, kind=kind)
 
     def run(x, g):
         y, pull = jax.vjp(lambda x: NORMS[name].function(x, **options), x)
