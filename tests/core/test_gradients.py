@@ -10,6 +10,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from bnjax import Moments, batch_norm, moments, normalize
+from tests.kit import formulas
 from tests.kit.comparison import assert_trees_close
 
 SHAPE = (6, 4, 3)
@@ -21,9 +22,8 @@ def plain(x, scale, bias, residual=None, where=None, size=None, relu=False, epsi
     if size is not None:
         x = x.reshape(-1, size, *x.shape[1:])
         axes = (1, 2)
-    mean = x.mean(axes, keepdims=True, where=where)
-    var = jnp.square(jnp.abs(x - mean)).mean(axes, keepdims=True, where=where)
-    y = ((x - mean) / jnp.sqrt(var + epsilon)).reshape(-1, *SHAPE[1:])
+    valid = jnp.ones(x.shape) if where is None else jnp.broadcast_to(where, x.shape)
+    y = formulas.standardized(x, valid, axes, epsilon).reshape(-1, *SHAPE[1:])
     y = y * scale.reshape((1,) * (3 - scale.ndim) + scale.shape) + bias.reshape((1,) * (3 - bias.ndim) + bias.shape)
     y = y if residual is None else y + residual
     return jnp.maximum(y, 0) if relu else y

@@ -46,13 +46,22 @@ xp = Arrays()
 
 
 def mean_var(x, n, axes):
-    k = xp.maximum(n.sum(axes, keepdims=True), 1)
+    """Whatever stands where nothing is valid."""
+    k, x = xp.maximum(n.sum(axes, keepdims=True), 1), xp.where(n != 0, x, 0)
     mean = (x * n).sum(axes, keepdims=True) / k
-    return mean, ((x - mean) ** 2 * n).sum(axes, keepdims=True) / k
+    return mean, (xp.abs(x - mean) ** 2 * n).sum(axes, keepdims=True) / k
 
 
 def mean_square(x, n, axes):
-    return (x**2 * n).sum(axes, keepdims=True) / xp.maximum(n.sum(axes, keepdims=True), 1)
+    x = xp.where(n != 0, x, 0)
+    return (xp.abs(x) ** 2 * n).sum(axes, keepdims=True) / xp.maximum(n.sum(axes, keepdims=True), 1)
+
+
+def standardized(x, n, axes, eps, groups=0, centred=True):
+    """Less its mean over these axes, once the channels are split into groups, and divided by its deviation."""
+    t, n = (grouped(a, groups) for a in (x, n)) if groups else (x, n)
+    mean, var = mean_var(t, n, axes) if centred else (0, mean_square(t, n, axes))
+    return ((t - mean) / xp.sqrt(var + eps)).reshape(x.shape)
 
 
 def batch(x):
@@ -107,12 +116,11 @@ def renorm(x, p, n, state, train, r_max, d_max, eps=1e-3, **_):
 
 
 def layer_norm(x, p, n, *_, eps=1e-6, **__):
-    mean, var = mean_var(x, n, -1)
-    return affine((x - mean) / xp.sqrt(var + eps), p), {}
+    return affine(standardized(x, n, -1, eps), p), {}
 
 
 def rms_norm(x, p, n, *_, eps=1e-6, **__):
-    return affine(x / xp.sqrt(mean_square(x, n, -1) + eps), p), {}
+    return affine(standardized(x, n, -1, eps, centred=False), p), {}
 
 
 def grouped(x, groups):
@@ -126,13 +134,11 @@ def group_var(x, n, groups):
 
 
 def group_norm(x, p, n, *_, num_groups, **__):
-    mean, var = group_var(x, n, num_groups)
-    return affine((x - mean) / xp.sqrt(var + 1e-6), p), {}
+    return affine(standardized(x, n, (*space(x), x.ndim), 1e-6, num_groups), p), {}
 
 
 def instance_norm(x, p, n, *_, **__):
-    mean, var = mean_var(x, n, space(x))
-    return affine((x - mean) / xp.sqrt(var + 1e-6), p), {}
+    return affine(standardized(x, n, space(x), 1e-6), p), {}
 
 
 def filter_response(x, p, n, *_, **__):
@@ -220,9 +226,8 @@ def switchable(x, p, n, state, train, **_):
 
 def batch_channel(x, p, n, state, train, num_groups, **_):
     z, new = batch_norm(x, p, n, state, train)
-    mean, var = group_var(z, n, num_groups)
     gamma, beta = (xp.repeat(p[k], x.shape[-1] // num_groups) for k in ("channel_scale", "channel_bias"))
-    return (z - mean) / xp.sqrt(var + 1e-5) * gamma + beta, new
+    return standardized(z, n, (*space(x), x.ndim), 1e-5, num_groups) * gamma + beta, new
 
 
 def whitened(x, p, n, state, train, root, group_size, **_):
@@ -250,6 +255,17 @@ def newton(cov):
     for _ in range(3):
         root = 1.5 * root - 0.5 * root @ root @ root @ (cov / trace)
     return root / xp.sqrt(trace)
+
+
+def weight(name, w, scale):
+    """The norms of weights, of the last axis's features."""
+    axes, inputs = tuple(range(w.ndim - 1)), w[..., 0].size
+    if name == "weight":
+        return w / np.sqrt((w**2).sum(axes) + 1e-12) * scale
+    if name == "spectral":
+        return w / np.linalg.svd(w.reshape(inputs, -1))[1][0]
+    d, var = w - w.mean(axes), w.var(axes)
+    return d / np.sqrt(var + 1e-6 if name == "ws" else np.maximum(inputs * var, 1e-4)) * scale
 
 
 def halves(n):

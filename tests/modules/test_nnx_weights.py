@@ -13,9 +13,13 @@ from flax import linen as nn
 
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
-from tests.kit.comparison import assert_close
+from tests.kit import formulas
+from tests.kit.comparison import assert_close, wide
 
-WRAPPERS = ("WeightNorm", "WeightStandardization", "ScaledWeightStandardization", "SpectralNorm")
+WRAPPERS = {
+    "WeightNorm": "weight", "WeightStandardization": "ws", "ScaledWeightStandardization": "scaled_ws",
+    "SpectralNorm": "spectral",
+}  # fmt: skip
 each = pytest.mark.parametrize("name", WRAPPERS)
 X = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
 
@@ -27,13 +31,7 @@ def wrapped(name, layer):
 
 def normalized(name, w):
     """In float64, by numpy; scales are ones."""
-    w = np.asarray(w, np.float64)
-    if name == "SpectralNorm":
-        return w / np.linalg.svd(w)[1][0]
-    if name == "WeightNorm":
-        return w / np.linalg.norm(w, axis=0)
-    d, var = w - w.mean(0), w.var(0)
-    return d / np.sqrt(var + 1e-6 if name == "WeightStandardization" else np.maximum(len(w) * var, 1e-4))
+    return formulas.weight(WRAPPERS[name], wide(w), 1.0)
 
 
 class Block(nnx.Module):
@@ -150,7 +148,7 @@ CLOSED_OVER = {
 CLOSED = (
     [("WeightNorm", t) for t in CLOSED_OVER]
     + [("SpectralNorm", t) for t in CLOSED_OVER]
-    + [(n, "jit") for n in WRAPPERS[1:3]]
+    + [(n, "jit") for n in [*WRAPPERS][1:3]]
 )
 
 

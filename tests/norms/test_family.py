@@ -160,7 +160,7 @@ def block(word):
 
 
 def standardized(x, axes, eps):
-    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+    return formulas.standardized(x, np.ones(x.shape), axes, eps)
 
 
 def away(variables, seed=0):
@@ -220,16 +220,6 @@ def test_ada_ln_zero():
 # Weights
 
 
-def weight_formula(name, w, scale):
-    axes, inputs = tuple(range(w.ndim - 1)), w[..., 0].size
-    if name == "weight":
-        return w / np.sqrt((w**2).sum(axes) + 1e-12) * scale
-    if name == "spectral":
-        return w / np.linalg.svd(w.reshape(inputs, -1))[1][0]
-    d, var = w - w.mean(axes), w.var(axes)
-    return d / np.sqrt(var + 1e-6 if name == "ws" else np.maximum(inputs * var, 1e-4)) * scale
-
-
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_norms_of_weights(name, dtype):
@@ -237,7 +227,7 @@ def test_norms_of_weights(name, dtype):
     rng = np.random.default_rng(0)
     w, scale, x = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 3), 3, (2, 5)))
     w = np.asarray(jnp.asarray(w, dtype), np.float32)
-    want = weight_formula(name, *wide((w, scale)))
+    want = formulas.weight(name, *wide((w, scale)))
     ulp = float(jnp.finfo(dtype).eps)
     if name == "spectral":
         got = bnjax.spectral_norm(jnp.asarray(w, dtype), jnp.ones(3), n_steps=100)[0]
@@ -271,7 +261,7 @@ def test_gradients_of_weight_standardization(name):
     rng = np.random.default_rng(0)
     w, g, scale = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 2, 3), (2, 2, 3), 3))
     got = jax.grad(lambda w, s: (NORMS[name].function(w, s) * g).sum(), (0, 1))(w, scale)
-    assert_close(got, differences(lambda w, s: (weight_formula(name, w, s) * g).sum(), wide((w, scale))))
+    assert_close(got, differences(lambda w, s: (formulas.weight(name, w, s) * g).sum(), wide((w, scale))))
 
 
 def test_scaled_activations_keep_the_variance():

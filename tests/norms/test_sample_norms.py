@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax import group_norm, instance_norm, layer_norm, rms_norm
-from tests.kit import devices, samples
+from tests.kit import devices, formulas, samples
 from tests.kit.comparison import errors
 
 SHAPE = (3, 4, 5, 6)
@@ -48,14 +48,8 @@ def call(norm, x, *affine, **options):
 
 def plain(xp, norm, x, scale, bias, where=True, residual=0, relu=False, epsilon=1e-6):
     """The formula, channels split in groups; numpy or JAX, in the dtype of `x`."""
-    shape, where = x.shape, xp.asarray(where) != 0
-    t, n = xp.where(where, x, 0), xp.broadcast_to(where, shape)
-    if norm.groups:
-        x, t, n = (a.reshape(*shape[:-1], norm.groups, -1) for a in (x, t, n))
-    k = n.sum(norm.axes, keepdims=True)
-    mean = t.sum(norm.axes, keepdims=True) / k if norm.centred else xp.zeros((1,) * x.ndim)
-    var = (abs(xp.where(n, t - mean, 0)) ** 2).sum(norm.axes, keepdims=True) / k
-    y = ((x - mean) / xp.sqrt(var + epsilon)).reshape(shape)
+    shape, n = x.shape, xp.broadcast_to(xp.asarray(where) != 0, x.shape)
+    y = formulas.standardized(x, n, norm.axes, epsilon, norm.groups, norm.centred)
     flat = [s if a in norm.features else 1 for a, s in enumerate(shape)]
     scale, bias = (v if v.ndim == len(shape) else v.reshape(flat) for v in (scale, bias))
     y = y * scale + bias + residual
