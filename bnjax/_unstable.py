@@ -4,8 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.extend.core import Primitive as Primitive
+from jax.extend.core import jaxpr_as_fun
+from jax.interpreters import ad as ad
+from jax.interpreters import batching as batching
+from jax.interpreters.mlir import lower_fun as lower_fun
+from jax.interpreters.mlir import register_lowering as register_lowering
+
+as_function = jaxpr_as_fun
+Zero, is_undefined = ad.Zero, ad.is_undefined_primal
 
 
 def is_traced(value: Any) -> bool:
@@ -31,6 +38,6 @@ def identity_but_on(platform: str, lowered: Callable[[jax.Array], jax.Array]) ->
     primitive.def_abstract_eval(lambda x: x)
     ad.deflinear2(primitive, lambda ct, _: [primitive.bind(ct)])
     batching.defvectorized(primitive)
-    mlir.register_lowering(primitive, lambda _, x: [x])
-    mlir.register_lowering(primitive, mlir.lower_fun(lowered, multiple_results=False), platform=platform)
+    register_lowering(primitive, lambda _, x: [x])
+    register_lowering(primitive, lower_fun(lowered, multiple_results=False), platform=platform)
     return primitive.bind

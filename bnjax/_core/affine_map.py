@@ -17,8 +17,8 @@ from jax import Array, lax
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._lowering.barriers import materialized, unshared
-from bnjax._lowering.checkpoint import rematerialized
-from bnjax._lowering.sums import summed_as_complex, summed_rows_first
+from bnjax._lowering.linear import linear
+from bnjax._lowering.sums import ways_to_sum
 
 Activation = Literal["relu", "gelu", "silu"] | Callable[[Array], Array] | None
 BY_AUTODIFF = {"gelu": jax.nn.gelu, "silu": jax.nn.silu}  # the rule itself has relu
@@ -74,20 +74,31 @@ def _apply_map_jvp(config: MapConfig, primals: Any, tangents: Any) -> Any:
 def tangent(config: MapConfig, primals: Any, tangents: Any, mask: Array | None) -> Array:
     """The tangent of `finish(affine_map(...))` at `(x, affine, c, delta, var)`."""
     f = partial(_tangent, config)
-    per_platform = {"cpu": partial(f, spread=summed_rows_first), "cuda": partial(f, spread=summed_as_complex)}
-    return rematerialized(config.own_checkpoint, f, primals, tangents, mask, **per_platform)
+    if not config.own_checkpoint:
+        return f((primals, mask), tangents)
+    x, affine, *moments = primals
+    if not config.relu:
+        affine = affine._replace(residual=None)  # what is not needed would be kept, too
+    small = moments[-1].shape  # of the factor and the shift
+    ways = ways_to_sum(small, x.shape) if _is_per_feature(affine, moments[-1]) else {}
+    per_platform = {platform: partial(f, spread=spread) for platform, spread in ways.items()}
+    return linear(f, ((x, affine, *moments), mask), tangents, **per_platform)
 
 
-def _tangent(
-    config: MapConfig, primals: Any, tangents: Any, mask: Array | None, *, spread: Callable[..., Any] | None = None
-) -> Array:
+def _is_per_feature(affine: AffineOperands, var: Array) -> bool:
+    """Whether a scale does not vary over what is measured, so that the map has one factor for each variance."""
+    return affine.scale is None or all(s <= v for s, v in zip(affine.scale.shape, var.shape, strict=True))
+
+
+def _tangent(config: MapConfig, residuals: Any, tangents: Any, *, spread: Callable[..., Any] | None = None) -> Array:
+    primals, mask = residuals
     x, affine, c, delta, var = primals
     affine, daffine = _widened(affine, var), _widened(tangents[1], var)
     primals, tangents = (x, affine, c, delta, var), (tangents[0], daffine, *tangents[2:])
-    if affine.scale is not None and any(s > v for s, v in zip(affine.scale.shape, var.shape, strict=True)):
-        dz = _tangent_per_element(config, primals, tangents, mask)
-    else:
+    if _is_per_feature(affine, var):
         dz = _tangent_per_feature(config, primals, tangents, mask, spread)
+    else:
+        dz = _tangent_per_element(config, primals, tangents, mask)
     # Where `x` is masked out and not finite the transpose drops the cotangent, which may not be finite either.
     dz = masks.finite(mask, dz, source=x)
     if daffine.residual is not None:

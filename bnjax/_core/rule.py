@@ -78,7 +78,7 @@ from bnjax._core.moments import (
     at_least_one,
 )
 from bnjax._lowering.barriers import isolated, pinned
-from bnjax._lowering.checkpoint import rematerialized
+from bnjax._lowering.linear import linear
 from bnjax._lowering.sums import power_sums
 from bnjax._masks import count_valid, inf_where_empty, valid
 
@@ -103,12 +103,13 @@ def standardize(
     """Measures `x` about `pivot`, combines over devices, normalizes: the output, and the moments.
 
     `pivot` broadcasts to `x` with length one along the measured axes, and is a constant to autodiff; it must
-    be equal on all devices that are combined. Moments keep the measured axes.
+    be equal on all devices that are combined. Moments keep the measured axes, and are constants to autodiff.
     """
     c = lax.stop_gradient(pivot).astype(config.compute_dtype)
     x = checkpoint_name(x, INPUT)
     with groups_explained(reduction.groups):
-        y, delta, var, count = _traced_once(config, reduction, x, affine, c, mask)
+        y, *moments = _traced_once(config, reduction, x, affine, c, mask)
+    delta, var, count = lax.stop_gradient(moments)  # here, or the step of a running state would be differentiated
     return y, Moments(count, c + delta, jnp.maximum(var, 0))
 
 
@@ -197,9 +198,9 @@ def _measured_tangent(
     config: MapConfig, reduction: Reduction, primals: Any, dx: Array, moments: Any
 ) -> tuple[Array, Array]:
     """The tangents of the mean and the variance."""
-    x, c, mask = primals
     delta, var, count = moments
-    sums = rematerialized(config.own_checkpoint, partial(_sums, config, reduction), x, c, dx, mask)
+    f = partial(_sums, config, reduction)
+    sums = linear(f, primals, dx) if config.own_checkpoint else f(primals, dx)
     t1, t2 = _combine(reduction, sums if reduction.pools is None else isolated(sums, var))
     k = at_least_one(count)
     ddelta = t1 / k if reduction.use_mean else jnp.zeros_like(t1)
@@ -211,10 +212,9 @@ def _about_mean(count: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
     return jnp.zeros_like(s1), s2 / at_least_one(count)
 
 
-def _sums(
-    config: MapConfig, reduction: Reduction, x: Array, c: Array, dx: Array, mask: Array | None
-) -> tuple[Array, Array]:
+def _sums(config: MapConfig, reduction: Reduction, primals: Any, dx: Array) -> tuple[Array, Array]:
     """The sums of dx and of (x - c) dx, from which the tangents of the moments follow."""
+    x, c, mask = primals
     dx = valid(mask, dx.astype(config.compute_dtype))
     d = centered(config, x, c, mask)
     return dx.sum(reduction.axes, keepdims=True), dot(d, dx).sum(reduction.axes, keepdims=True)

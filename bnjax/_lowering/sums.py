@@ -1,6 +1,6 @@
 """Sums over a whole tensor, written as each compiler handles them best."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,10 @@ from jax import Array, lax
 
 from bnjax._complex import abs_sq
 from bnjax._lowering.barriers import unshared
+from bnjax._lowering.platforms import by_platform
 from bnjax._masks import valid
+
+Spread = Callable[[Array, Array, tuple[int, ...]], tuple[Array, Array]]
 
 
 def power_sums(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -23,7 +26,7 @@ def power_sums(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Arra
     two = partial(_two_reductions, dtype, axes)
     if rows is None or jnp.issubdtype(dtype, jnp.complexfloating):
         return two(x, c, mask)
-    return lax.platform_dependent(x, c, mask, cpu=partial(_one_reduction, dtype, axes, rows), default=two)
+    return by_platform(two, x, c, mask, cpu=partial(_one_reduction, dtype, axes, rows))
 
 
 def _two_reductions(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -48,34 +51,41 @@ def _one_reduction(
     return s1.sum(axes, keepdims=True), s2.sum(axes, keepdims=True)
 
 
+def ways_to_sum(small: tuple[int, ...], shape: tuple[int, ...]) -> dict[str, Spread]:
+    """For each compiler that has a way of its own: how to broadcast two arrays of the shape `small` to `shape`.
+
+    The transpose is how the gradients of the two are summed.
+    """
+    ways: dict[str, Spread] = {}
+    if small[-1:] == shape[-1:]:  # features are innermost
+        ways["cuda"] = summed_as_complex
+    rows = neighbours(shape, [a for a in range(len(shape)) if small[a] == 1], most=16)
+    if rows is not None and small[0] == shape[0]:
+        ways["cpu"] = partial(summed_rows_first, rows)
+    return ways
+
+
 def summed_as_complex(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Both broadcast to the shape of the input, as the two parts of one complex array.
 
     The transpose is one sum of complex numbers for both gradients. XLA's GPU compiler fuses what comes before (relu's
     mask, say) into a single sum and into what follows. Before two sums it writes it to memory: 15 % of the traffic of a
-    ResNet's step. Only where features are innermost.
+    ResNet's step.
     """
-    return _as_complex(shift, da, shape) if da.shape[-1:] == shape[-1:] else (shift, da)
+    both = lax.complex(shift, da)
+    both = both + jnp.zeros(shape, both.dtype)
+    return both.real, both.imag
 
 
-def summed_rows_first(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+def summed_rows_first(rows: "Rows", shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """For one gradient an example, as in group norm: broadcast first along a few neighbours, as complex numbers.
 
     The transpose sums in two steps. The CPU's library would do it in one step, but writes the products of all examples
     to memory first. It leaves complex numbers to XLA.
     """
-    rows = neighbours(shape, [a for a in range(len(shape)) if da.shape[a] == 1], most=16)
-    if rows is None or da.shape[0] != shape[0]:
-        return shift, da
     few, many = rows.split(shape)
     shift, da = (jnp.broadcast_to(jnp.expand_dims(t, rows.axis + 1), few) for t in (shift, da))
-    return jax.tree.map(lambda t: t.reshape(shape), _as_complex(shift, da, many))
-
-
-def _as_complex(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    both = lax.complex(shift, da)
-    both = both + jnp.zeros(shape, both.dtype)
-    return both.real, both.imag
+    return jax.tree.map(lambda t: t.reshape(shape), summed_as_complex(shift, da, many))
 
 
 class Rows(NamedTuple):

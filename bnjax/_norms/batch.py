@@ -117,6 +117,7 @@ def normalize_and_step(ops: Prepared, running: Moments, options: BatchOptions) -
     """`batch_norm` of a prepared call: the output, the new running state, and the moments of the batch."""
     # Check.
     options = _checked_options(options, ops, running)
+    running = lax.stop_gradient(running)
     mean = checks.feature_array(running.mean, "running.mean", ops.x.shape, ops.features)
     if options.virtual_batch_size is None:
         # Measure, combine, normalize. One rule does the three, because its derivative needs them together.
@@ -131,7 +132,7 @@ def normalize_and_step(ops: Prepared, running: Moments, options: BatchOptions) -
     batch = of_features(batch, jnp.shape(running.mean))
     # Step.
     state = next_state(running, batch, options.momentum, options.unbiased) if options.keeps_state else running
-    return y, *lax.stop_gradient((state, batch))
+    return y, state, batch
 
 
 def _normalized_slices(ops: Prepared, mean: Array, size: int, pivot: checks.Pivot) -> tuple[Array, Moments]:

@@ -1,4 +1,4 @@
-"""Identities that one compiler sees as barriers: in every transformation and layout, and in exported programs."""
+"""What compilers are told, as primitives: in every transformation and layout, and in exported programs."""
 
 import jax
 import jax.export
@@ -9,6 +9,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from bnjax._lowering.barriers import materialized, unshared
+from bnjax._lowering.linear import linear
+from bnjax._lowering.platforms import by_platform
 from tests.kit import devices
 
 BARRIERS = {"cpu": unshared, "cuda": materialized}
@@ -63,3 +65,70 @@ def test_the_type_of_an_array_is_kept(name):
     auto = devices.mesh(4)
     f = jax.shard_map(lambda x: jax.lax.psum(BARRIERS[name](x), "d"), mesh=auto, in_specs=P("d"), out_specs=P())
     np.testing.assert_array_equal(jax.jit(f)(jnp.arange(8.0)), [12, 16])
+
+
+def switched(x, y):
+    return by_platform(lambda x, y: jnp.sin(x) * y, x, y, cpu=lambda x, y: y * jnp.sin(x), cuda=lambda x, y: x)
+
+
+def test_a_platform_gets_its_own_way_and_derivatives_are_of_the_common_one():
+    x, y = jnp.arange(3.0), jnp.ones(3)
+    for platform, sine in (("cpu", 1), ("cuda", 0), ("tpu", 1)):
+        assert jax.jit(switched).trace(x, y).lower(lowering_platforms=(platform,)).as_text().count("sine") == sine
+    np.testing.assert_allclose(switched(x, y), jnp.sin(x))
+    np.testing.assert_allclose(jax.jit(switched)(x, y), jnp.sin(x), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(switched))(x, y), jnp.cos(x), rtol=1e-6)
+    np.testing.assert_allclose(jax.vmap(switched, (0, None))(x[:, None], y).shape, (3, 3))
+    exported = jax.export.export(jax.jit(switched), platforms=("cpu", "cuda", "tpu"))(x, y)
+    np.testing.assert_allclose(jax.export.deserialize(exported.serialize()).call(x, y), jnp.sin(x), rtol=1e-6)
+
+
+def tangent(x, scale, dx, dscale):
+    """Linear in the last two; on a CPU the transpose is written in another way."""
+
+    def f(residuals, tangents):
+        x, scale = residuals
+        return ((jnp.cos(x) + scale) * tangents[0] + x * tangents[1]).sum(0)
+
+    return linear(f, (x, scale), (dx, dscale), cpu=lambda residuals, tangents: f(residuals, tangents) + 0)
+
+
+@jax.custom_jvp
+def g(x, scale):
+    return (jnp.sin(x) + x * scale).sum(0)
+
+
+@g.defjvp
+def g_jvp(primals, dots):
+    return g(*primals), tangent(*primals, *dots)
+
+
+def derivatives(f, x, scale):
+    """First and second derivatives, forwards and backwards."""
+
+    def slope(x):
+        return jax.grad(lambda x: (f(x, scale) ** 2).sum())(x)
+
+    first = jax.jacrev(f, (0, 1))(x, scale), jax.jacfwd(f, (0, 1))(x, scale)
+    each = jax.vmap(jax.grad(lambda x, s: f(x, s).sum()), (0, None))(x[:, None], scale)
+    return first, jax.jacfwd(slope)(x), jax.jacrev(slope)(x), each
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
+def test_a_linear_primitive_has_the_derivatives_of_its_formula(wrap):
+    x, scale = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, (3, 2))), jnp.asarray([[0.5, 2.0]])
+    found, want = derivatives(wrap(g), x, scale), derivatives(g.fun, x, scale)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, want)
+
+
+def test_a_linear_primitive_keeps_its_residuals_and_has_one_barrier_on_a_cpu():
+    x, scale = jnp.ones((3, 2)), jnp.ones((1, 2))
+    kept = jax.tree.leaves(jax.vjp(jax.jit(g), x, scale)[1])
+    assert sorted(t.shape for t in kept if t.ndim) == [(1, 2), (3, 2)]
+
+    def both(x, scale):
+        y, back = jax.vjp(g, x, scale)
+        return back(y)
+
+    assert barriers(both, x, scale, platform="cpu") == 1
+    assert barriers(both, x, scale, platform="tpu") == 0

@@ -1,0 +1,90 @@
+"""A function that compilers want written in different ways, as one primitive.
+
+JAX's own switch, `lax.platform_dependent`, is a `cond`: each transformation goes through all of its branches. Here the
+function is traced once, and what a platform has of its own is traced when a program is compiled for that platform.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from bnjax._unstable import Primitive, Zero, ad, as_function, batching, lower_fun, register_lowering
+
+Flat = Callable[..., Any]  # of flat arguments; its results are flat, too
+PLATFORMS = ("cpu", "cuda")  # that have something of their own
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ways:
+    """A function, traced already, and the same as platforms want it. Static: equal to itself only."""
+
+    default: Any
+    own: dict[str, Flat]
+
+    def of(self, platform: str) -> Flat:
+        return self.own.get(platform, as_function(self.default))
+
+    def mapped(self, args: Sequence[Any], dims: Sequence[Any]) -> "Ways":
+        """The ways of `vmap` of the function; the results are mapped along their first axes."""
+        mapped = partial(jax.vmap, in_axes=tuple(dims))
+        default = jax.make_jaxpr(mapped(as_function(self.default)))(*args)
+        return Ways(default, {platform: mapped(f) for platform, f in self.own.items()})
+
+
+def traced(f: Callable[..., Any], args: Any, own: dict[str, Callable[..., Any]]) -> tuple[Ways, Any]:
+    """The ways of `f(*args)` and of what platforms have of their own; and the tree of its results."""
+    flat, tree = jax.tree.flatten(args)
+
+    def flattened(f: Callable[..., Any]) -> Flat:
+        return lambda *flat: jax.tree.leaves(f(*jax.tree.unflatten(tree, flat)))
+
+    default, shape = jax.make_jaxpr(lambda *flat: f(*jax.tree.unflatten(tree, flat)), return_shape=True)(*flat)
+    return Ways(default, {platform: flattened(g) for platform, g in own.items()}), jax.tree.structure(shape)
+
+
+def by_platform(f: Callable[..., Any], *args: Any, **own: Callable[..., Any]) -> Any:
+    """`f(*args)`; in a program that is compiled for a platform which has its own `f`, what that makes of it.
+
+    Differentiated it is `f` on all platforms.
+    """
+    ways, tree = traced(f, args, own)
+    return jax.tree.unflatten(tree, by_platform_p.bind(*jax.tree.leaves(args), ways=ways))
+
+
+def tangent_of(f: Flat, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
+    """The tangent of a function's results, where only some of its arguments move."""
+    moving = [i for i, t in enumerate(tangents) if type(t) is not Zero]
+
+    def of(*some: Any) -> Any:
+        args = list(primals)
+        for i, value in zip(moving, some, strict=True):
+            args[i] = value
+        return f(*args)
+
+    return list(jax.jvp(of, [primals[i] for i in moving], [tangents[i] for i in moving])[1])
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, ways: Ways) -> tuple[Any, Any]:
+    return by_platform_p.bind(*primals, ways=ways), tangent_of(as_function(ways.default), primals, tangents)
+
+
+def _batch(args: Sequence[Any], dims: Sequence[Any], *, ways: Ways) -> tuple[Any, Any]:
+    y = by_platform_p.bind(*args, ways=ways.mapped(args, dims))
+    return y, [0] * len(y)
+
+
+by_platform_p = Primitive("by_platform")
+by_platform_p.multiple_results = True
+by_platform_p.def_impl(lambda *args, ways: as_function(ways.default)(*args))
+by_platform_p.def_abstract_eval(lambda *_, ways: ways.default.out_avals)
+ad.primitive_jvps[by_platform_p] = _jvp
+batching.primitive_batchers[by_platform_p] = _batch
+for _platform in (None, *PLATFORMS):
+    register_lowering(
+        by_platform_p,
+        lower_fun(lambda *args, ways, on=_platform or "": ways.of(on)(*args), multiple_results=True),
+        platform=_platform,
+    )
