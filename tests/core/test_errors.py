@@ -7,6 +7,7 @@ import pytest
 
 import bnjax
 from bnjax import Moments, accumulate, all_reduce, batch_norm, ema, moments, normalize, reduce, sync_batch_stats
+from tests.kit.comparison import assert_says
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4, 3)), jnp.float32)
 RUNNING = Moments(jnp.zeros(()), jnp.zeros(3), jnp.ones(3))
@@ -170,13 +171,6 @@ OTHERS = {
     "normalize: no moments": (lambda: normalize(X, (1, 2)), ["`m`", "tuple", "Moments"]),
     "normalize: dtype": (lambda: normalize(X, RUNNING, dtype=bool), ["`dtype`", "bool", "floating-point"]),
 }
-
-
-def assert_says(call, words):
-    with pytest.raises(ValueError, match="`") as raised:
-        call()
-    for word in words:
-        assert word in str(raised.value), f"{word!r} is not in: {raised.value}"
 
 
 @pytest.mark.parametrize("case", BATCH_NORM)

@@ -23,13 +23,13 @@ def differences(loss, arguments, h=1e-5):
     return gradients
 
 
-def assert_close(got, want, tolerance=5e-6):
-    """Each relative to its largest entry."""
+def assert_close(got, want, tolerance=5e-6, floor=1e-3):
+    """Each array of `want`, relative to its largest entry, or to the floor."""
     got, want = dict(jax.tree_util.tree_leaves_with_path(got)), dict(jax.tree_util.tree_leaves_with_path(want))
     for path, w in want.items():
         t = np.asarray(got[path], np.float64)
         np.testing.assert_allclose(
-            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), 1e-3), err_msg=str(path)
+            t, w, rtol=0, atol=tolerance * max(np.abs(w).max(initial=0), floor), err_msg=str(path)
         )
 
 
@@ -43,6 +43,24 @@ def assert_trees_close(got, want, rtol, atol):
     """The same tree, and close arrays."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol, atol), got, want)
+
+
+def assert_alike(got, want):
+    """The same tree, shapes and dtypes."""
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for (path, g), w in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        assert (g.shape, g.dtype) == (w.shape, w.dtype), jax.tree_util.keystr(path)
+
+
+def assert_says(call, words):
+    """The call is refused, with a `ValueError` that names an argument and has these words."""
+    said = ""
+    try:
+        call()
+    except ValueError as error:
+        said = str(error)
+    for word in ("`", *words):
+        assert word in said, f"{word!r} is not in: {said or 'nothing'}"
 
 
 def errors(got, want):

@@ -7,6 +7,7 @@ from flax import linen, nnx
 
 import bnjax.linen
 import bnjax.nnx
+from tests.kit.comparison import assert_alike
 
 APIS = ("linen", "nnx")
 FLAX = {"linen": linen.BatchNorm, "nnx": nnx.BatchNorm}
@@ -81,10 +82,9 @@ def assert_same(ours, flax, rounding=10):
     the largest entry, and where its dtype is shorter by one unit in its last place. Gradients are made of several
     terms of the output's or their own dtype (of x's, twice, in Flax): one unit of that, of the largest entry.
     """
-    assert jax.tree.structure(ours) == jax.tree.structure(flax)
+    assert_alike(ours, flax)
     for (path, a), b in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(flax), strict=True):
         where = jax.tree_util.keystr(path)
-        assert (a.shape, a.dtype) == (b.shape, b.dtype), where
         inner = jnp.finfo(jnp.promote_types(a.dtype, jnp.float32)).eps
         own, worst = jnp.finfo(a.dtype).eps, np.abs(b).max(initial=0).astype(np.float64)
         a, b = (np.asarray(t, np.promote_types(t.dtype, np.float64)) for t in (a, b))

@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx, serialization
 
+from tests.kit import comparison
 from tests.kit.dropin import FLAX, OURS, random
 
 STEPS, BATCH, CLASSES = 5, 8, 4
@@ -26,11 +27,8 @@ ROUNDING = {"own": 2e-5, "flax_example": 1e-4, "nnx": 2e-5}
 
 
 def assert_close(got, wanted, rounding):
-    assert jax.tree.structure(got) == jax.tree.structure(wanted)
-    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
-        assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        atol = rounding * np.abs(b).max()
-        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
+    comparison.assert_alike(got, wanted)
+    comparison.assert_close(got, wanted, rounding, floor=0)
 
 
 def initialized(shapes):

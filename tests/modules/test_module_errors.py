@@ -14,6 +14,7 @@ import bnjax
 import bnjax.linen as bnn
 import bnjax.nnx as bnnx
 from bnjax import NORMS
+from tests.kit.comparison import assert_says
 from tests.kit.formulas import ROWS
 
 RNGS = partial(nnx.Rngs, 0)
@@ -135,13 +136,6 @@ MEANINGLESS = {
     f"use_running_average a string: {name}": (name, {"use_running_average": "train"}, ["`use_running_average`"])
     for name in STATEFUL
 }  # fmt: skip
-
-
-def assert_says(call, words):
-    with pytest.raises(ValueError, match="`") as raised:
-        call()
-    for word in words:
-        assert word in str(raised.value), f"{word!r} is not in: {raised.value}"
 
 
 @pytest.mark.parametrize("case", MEANINGLESS)

@@ -273,6 +273,13 @@ def test_what_is_said_of_files_of_tests_is_said_of_files_that_exist():
     assert all(sum(f"def {name}(" in text for text in left_out) == 1 for name in conftest.BUT)
 
 
+def test_every_file_of_tests_stands_in_a_folder():
+    """Where it stands says what it is about, and which compilation and release of JAX it gets (tests/conftest.py)."""
+    files = [*(ROOT / "tests").rglob("test_*.py")]
+    assert len(files) > 50
+    assert [f.name for f in files if f.parent == ROOT / "tests"] == []
+
+
 def argument_lists(modules: dict[str, str], public: set[str]) -> dict[str, int]:
     """How many arguments each function of the library takes, but for those that users call."""
     found = {}
