@@ -31,7 +31,7 @@ def identity_but_on(platform: str, lowered: Callable[[jax.Array], jax.Array]) ->
     """The identity, of an array and of its derivatives; where a program is compiled for `platform`, `lowered`.
 
     `lowered` must be the identity, too. It is a primitive, because JAX's own switch between platforms is a `cond`, and
-    each transformation goes through all of its branches: that is two thirds of the time to trace a norm.
+    each transformation goes through all of its branches: with it, two thirds of the time to trace a norm went there.
     """
     primitive = Primitive(f"{lowered.__name__}_on_{platform}")
     primitive.def_impl(lambda x: x)

@@ -40,10 +40,10 @@ neither in the statistics nor in the map nor in its derivatives. Of x, only d is
 Shapes: x, y, g and w are of the input's shape. n, s1, s2, delta, var, r, G1 and G2 have length one along the measured
 axes. scale and bias broadcast to the input. All arithmetic is float32 or wider.
 
-Three `custom_jvp` rules nest here. Each cuts the derivative at another place:
+Three `custom_jvp` rules nest here. Each gives the derivative of another part:
 
 - `_rule` is all of it. Its tangent is written from x, c, delta and var, so these are what is kept. The arithmetic of
-  the tangent is in `affine_map.tangent`, within a `jax.checkpoint`.
+  the tangent is in `affine_map.tangent`, and is one primitive, `bnjax._lowering.linear`.
 - `_measured` is the first two steps. The moments are in the tangent of `_rule`; a second derivative comes here.
 - `affine_map.apply_map` is the third step, with moments from elsewhere. `normalize` calls it, and so does a second
   derivative.
@@ -200,7 +200,7 @@ def _measured_tangent(
     """The tangents of the mean and the variance."""
     delta, var, count = moments
     f = partial(_sums, config, reduction)
-    sums = linear(f, primals, dx) if config.own_checkpoint else f(primals, dx)
+    sums = linear(f, primals, dx) if config.chooses_residuals else f(primals, dx)
     t1, t2 = _combine(reduction, sums if reduction.pools is None else isolated(sums, var))
     k = at_least_one(count)
     ddelta = t1 / k if reduction.use_mean else jnp.zeros_like(t1)

@@ -1,4 +1,4 @@
-"""Identities that stop a compiler from fusing or sharing what it should not."""
+"""Operations, identities or nearly so, that stop a compiler from fusing or sharing what it should not."""
 
 from functools import partial
 from typing import Any
@@ -18,11 +18,11 @@ def unshared(tree: Any) -> Any:
 
     It would write that to memory for the two sums, at full size and in float32.
     """
-    return jax.tree.map(_on_cpu, tree)  # one each: together they would vary together
+    return jax.tree.map(_on_cpu, tree)  # one each: a joint one would vary as all do
 
 
 def isolated(sums: Any, guard: Array) -> Any:
-    """The same sums; `guard` is no NaN. On the CPU, a select that XLA does not fuse past.
+    """The same sums (NaN where `guard` is, as they are then). On the CPU, a select that XLA does not fuse past.
 
     XLA hands sums to a library there, and what follows along with them, up to the gradient of the input, which then
     costs several arrays of its size. A choice between two numbers it keeps.
@@ -42,7 +42,7 @@ def materialized(y: Array) -> Array:
 
 
 def pinned(c: Array) -> Array:
-    """`c` with one bit less, so that it is the same number wherever it is used.
+    """`c`, rounded to one bit less by an operation that compilers keep: every use sees the same number.
 
     Compilers copy `total / n` to every use and fuse it there with what follows (`x - total * (1 / n)` rounds once):
     what is measured about one number would then be normalized about another.

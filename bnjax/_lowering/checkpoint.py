@@ -1,4 +1,4 @@
-"""Whether a norm decides for itself what its backward pass keeps."""
+"""Whether a norm chooses what its backward pass keeps (by `linear`), or a `jax.checkpoint` around it does."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +17,6 @@ def within_remat() -> Iterator[None]:
         _within_remat.reset(token)
 
 
-def own_checkpoint() -> bool:
-    """Whether a norm that is called here has its own `jax.checkpoint`; within `remat` it has not."""
+def chooses_residuals() -> bool:
+    """Whether a norm that is called here chooses what its backward pass keeps; within `remat` it does not."""
     return not _within_remat.get()

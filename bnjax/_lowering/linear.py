@@ -18,8 +18,8 @@ def linear(f: Callable[..., Any], residuals: Any, tangents: Any, **own: Callable
     """`f(residuals, tangents)`, linear in the tangents, of which the backward pass keeps the residuals only.
 
     The transpose computes again from the residuals what it needs. On a CPU it does so behind a barrier, together with
-    the cotangent: without it the forward pass keeps `x - c` in float32, half as much memory again. Elsewhere there is
-    no barrier: it would separate the sums from the fusions around them, and cost traffic.
+    the cotangent: without this barrier XLA would keep `x - c` in float32 from the forward pass, half as much memory
+    again. Elsewhere there is no barrier: it would separate the sums from the fusions around them, and cost traffic.
 
     Args:
       f: the function, of two trees of arrays. It closes over no array.
@@ -44,7 +44,7 @@ def _jvp(primals: Sequence[Any], dots: Sequence[Any], *, ways: Ways, residuals: 
 
 
 def _transpose(cts: Sequence[Any], *args: Any, ways: Ways, residuals: int) -> list[Any]:
-    """What is linear may be given: as a zero, from where a tangent is none."""
+    """A tangent that is known here is a zero, of an argument that does not move. Only the others get a cotangent."""
     types = [jax.typeof(t) if not is_undefined(t) else t.aval for t in args[residuals:]]
     free = [i for i, t in enumerate(args[residuals:]) if is_undefined(t)]
 
@@ -84,7 +84,7 @@ ad.primitive_transposes[linear_p] = _transpose
 batching.primitive_batchers[linear_p] = _batch
 register_lowering(linear_p, lower_fun(_impl, multiple_results=True))
 
-# The same arrays; on a CPU behind one barrier, so that none is there before all are.
+# The same arrays; on a CPU behind one barrier, so that no residual is used before the cotangent is there.
 together_p = Primitive("together_on_cpu")
 together_p.multiple_results = True
 together_p.def_impl(lambda *args: list(args))

@@ -19,7 +19,7 @@ PLATFORMS = ("cpu", "cuda")  # that have something of their own
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ways:
-    """A function, traced already, and the same as platforms want it. Static: equal to itself only."""
+    """A traced function, and for some platforms another way to write it. A static parameter, compared by identity."""
 
     default: Any
     own: dict[str, Flat]
@@ -36,6 +36,8 @@ class Ways:
 
 def traced(f: Callable[..., Any], args: Any, own: dict[str, Callable[..., Any]]) -> tuple[Ways, Any]:
     """The ways of `f(*args)` and of what platforms have of their own; and the tree of its results."""
+    if unknown := set(own) - set(PLATFORMS):  # or they would be passed over in silence
+        raise ValueError(f"{sorted(unknown)} have no lowering of their own yet; add them to `PLATFORMS`.")
     flat, tree = jax.tree.flatten(args)
 
     def flattened(f: Callable[..., Any]) -> Flat:
@@ -46,9 +48,9 @@ def traced(f: Callable[..., Any], args: Any, own: dict[str, Callable[..., Any]])
 
 
 def by_platform(f: Callable[..., Any], *args: Any, **own: Callable[..., Any]) -> Any:
-    """`f(*args)`; in a program that is compiled for a platform which has its own `f`, what that makes of it.
+    """`f(*args)`; on a platform that is named in `own`, `own[platform](*args)`, which must compute the same.
 
-    Differentiated it is `f` on all platforms.
+    Its tangent is that of `f` on every platform, and so is what runs eagerly.
     """
     ways, tree = traced(f, args, own)
     return jax.tree.unflatten(tree, by_platform_p.bind(*jax.tree.leaves(args), ways=ways))

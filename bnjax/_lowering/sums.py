@@ -1,4 +1,4 @@
-"""Sums over a whole tensor, written as each compiler handles them best."""
+"""The sums of the norms, written as each compiler handles them best."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,9 +34,8 @@ def _two_reductions(dtype: Any, axes: tuple[int, ...], x: Array, c: Array, mask:
     if x.dtype == dtype:
         d, d_again = (valid(mask, x - c) for x, c in pairs)
         return d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
-    # `c - x`; everywhere else it is `x - c`. For few rows XLA's GPU compiler writes this difference to memory;
-    # written as `x - c` it would keep it, wider than `x`, for all that follows, the backward pass included. Where it is
-    # no wider, that is what it should do.
+    # XLA's GPU compiler stores a difference that sums of few rows read. Stored as `x - c` it would be read, wider than
+    # `x`, by all that follows, the backward pass included. `c - x` nobody else reads.
     d, d_again = (valid(mask, c - x.astype(dtype)) for x, c in pairs)
     return -d.sum(axes, keepdims=True), abs_sq(d_again).sum(axes, keepdims=True)
 
@@ -69,8 +68,8 @@ def summed_as_complex(shift: Array, da: Array, shape: tuple[int, ...]) -> tuple[
     """Both broadcast to the shape of the input, as the two parts of one complex array.
 
     The transpose is one sum of complex numbers for both gradients. XLA's GPU compiler fuses what comes before (relu's
-    mask, say) into a single sum and into what follows. Before two sums it writes it to memory: 15 % of the traffic of a
-    ResNet's step.
+    mask, say) into a single sum and into what follows. Before two sums it writes it to memory: a tenth of the traffic
+    of a ResNet's step.
     """
     both = lax.complex(shift, da)
     both = both + jnp.zeros(shape, both.dtype)
@@ -105,7 +104,7 @@ def neighbours(shape: tuple[int, ...], axes: Sequence[int], most: int = 32) -> R
     """One of `axes` along which seven to `most` neighbours can be summed first; `None` if there is none.
 
     Fewer neighbours gain nothing, more do not fit the registers of a CPU. It is not the first of `axes`, which is the
-    batch's and may be split over devices, and not the innermost axis of the array.
+    batch's in batch norm, and may be split over devices, and not the innermost axis of the array.
     """
     for axis in axes[1:]:
         number = max((k for k in range(7, most + 1) if shape[axis] % k == 0), default=0)

@@ -83,6 +83,11 @@ def test_a_platform_gets_its_own_way_and_derivatives_are_of_the_common_one():
     np.testing.assert_allclose(jax.export.deserialize(exported.serialize()).call(x, y), jnp.sin(x), rtol=1e-6)
 
 
+def test_a_platform_without_a_lowering_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="'tpu'"):
+        by_platform(lambda x: x, 1.0, tpu=lambda x: x)
+
+
 def tangent(x, scale, dx, dscale):
     """Linear in the last two; on a CPU the transpose is written in another way."""
 
