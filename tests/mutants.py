@@ -263,8 +263,8 @@ MUTANTS = [
         "core/test_moments.py::test_reduce_along_any_axes_with_any_count",
     ),
     Mutant(
-        "renorm: the correction has a gradient", "_norms/renorm.py",
-        "old, batch = lax.stop_gradient((old, batch))", "old = lax.stop_gradient(old)",
+        "renorm: the correction has a gradient", "_core/rule.py",
+        "delta, var, count = lax.stop_gradient(moments)", "delta, var, count = moments",
         "norms/test_battery.py::test_output_state_and_gradients[renorm]",
     ),
     Mutant(

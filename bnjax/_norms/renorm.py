@@ -115,7 +115,7 @@ def _corrections(
     old: Moments, batch: Moments, epsilon: Array, r_max: ArrayLike, d_max: ArrayLike
 ) -> tuple[Array, Array]:
     """r and d, constants to autodiff."""
-    old, batch = lax.stop_gradient((old, batch))
+    old = lax.stop_gradient(old)  # the moments of the batch are constants already
     s, root = jnp.sqrt(old.var + epsilon), jnp.sqrt(batch.var + epsilon)
     seen = batch.count > 0
     r = jnp.where(seen, jnp.clip(root / s, 1 / jnp.asarray(r_max, s.dtype), r_max), 1)
