@@ -72,7 +72,7 @@ def _batch(args: Sequence[Any], dims: Sequence[Any], *, ways: Ways, residuals: i
 
 
 def _impl(*args: Any, ways: Ways, residuals: int) -> Any:
-    return as_function(ways.default)(*args)
+    return ways.of("")(*args)
 
 
 linear_p = Primitive("norm_tangent")

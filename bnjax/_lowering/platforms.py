@@ -23,9 +23,17 @@ class Ways:
 
     default: Any
     own: dict[str, Flat]
+    x64: bool = dataclasses.field(default_factory=lambda: bool(jax.config.read("jax_enable_x64")))
 
     def of(self, platform: str) -> Flat:
-        return self.own.get(platform, as_function(self.default))
+        """What a platform is given. It is traced with or without x64 as the function was, whatever is set by then."""
+        f = self.own.get(platform, as_function(self.default))
+
+        def as_traced(*args: Any) -> Any:
+            with jax.enable_x64(self.x64):
+                return f(*args)
+
+        return as_traced
 
     def mapped(self, args: Sequence[Any], dims: Sequence[Any]) -> "Ways":
         """The ways of `vmap` of the function; the results are mapped along their first axes."""

@@ -46,8 +46,13 @@ def _one_reduction(
     """For a CPU, in one pass: XLA's own loop for two sums is fast over a few neighbours, and slow over all."""
     d = valid(mask, x.astype(dtype) - c).reshape(rows.split(x.shape)[1])
     zero = jnp.zeros((), d.dtype)
-    s1, s2 = lax.reduce((d, d * d), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (rows.axis + 1,))
+    s1, s2 = lax.reduce((d, d * d), (zero, zero), _added, (rows.axis + 1,))
     return s1.sum(axes, keepdims=True), s2.sum(axes, keepdims=True)
+
+
+def _added(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    """A function of the module, because JAX keeps what it traced for each function that it is given."""
+    return a[0] + b[0], a[1] + b[1]
 
 
 def ways_to_sum(small: tuple[int, ...], shape: tuple[int, ...]) -> dict[str, Spread]:

@@ -1,5 +1,8 @@
 """What compilers are told, as primitives: in every transformation and layout, and in exported programs."""
 
+import gc
+from types import FunctionType
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bnjax import instance_norm
 from bnjax._lowering.barriers import materialized, unshared
 from bnjax._lowering.linear import linear
 from bnjax._lowering.platforms import by_platform
@@ -137,3 +141,28 @@ def test_a_linear_primitive_keeps_its_residuals_and_has_one_barrier_on_a_cpu():
 
     assert barriers(both, x, scale, platform="cpu") == 1
     assert barriers(both, x, scale, platform="tpu") == 0
+
+
+def test_what_is_lowered_later_has_the_widths_it_was_traced_with():
+    with jax.enable_x64(True):
+        x = jnp.arange(56.0).reshape(1, 2, 7, 4)
+        traced = jax.jit(jax.grad(lambda x: instance_norm(x)[0, 0, 0, 0])).trace(x)
+    text = traced.lower().as_text()
+    assert "f64" in text
+    assert "f32" not in text
+
+
+def kept_functions():
+    """How many functions of the library are alive."""
+    gc.collect()
+    return sum(isinstance(f, FunctionType) and str(f.__module__).startswith("bnjax") for f in gc.get_objects())
+
+
+def test_a_program_that_is_gone_leaves_no_function_behind():
+    def lower():  # JAX may keep a function that is made anew for each program, and what it traced of it
+        jax.jit(lambda x: instance_norm(x)).trace(jnp.ones((1, 2, 7, 4))).lower(lowering_platforms=("cpu",))
+
+    lower()
+    before = kept_functions()
+    lower()
+    assert kept_functions() == before
