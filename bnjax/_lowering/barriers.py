@@ -1,5 +1,6 @@
 """Operations, identities or nearly so, that stop a compiler from fusing or sharing what it should not."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from bnjax._unstable import identity_but_on
+from bnjax._unstable import Primitive, ad, batching, lower_fun, register_lowering
+
+
+def identity_but_on(platform: str, lowered: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The identity, of an array and of its derivatives; where a program is compiled for `platform`, `lowered`.
+
+    `lowered` must be the identity, too. It is a primitive, because JAX's own switch between platforms is a `cond`, and
+    each transformation goes through all of its branches: with it, two thirds of the time to trace a norm went there.
+    """
+    primitive = Primitive(f"{lowered.__name__}_on_{platform}")
+    primitive.def_impl(lambda x: x)
+    primitive.def_abstract_eval(lambda x: x)
+    ad.deflinear2(primitive, lambda ct, _: [primitive.bind(ct)])
+    batching.defvectorized(primitive)
+    register_lowering(primitive, lambda _, x: [x])
+    register_lowering(primitive, lower_fun(lowered, multiple_results=False), platform=platform)
+    return primitive.bind
+
 
 _on_cpu = identity_but_on("cpu", lax.optimization_barrier)
 _on_cuda = identity_but_on("cuda", lax.optimization_barrier)

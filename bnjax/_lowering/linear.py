@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from bnjax._lowering.platforms import Flat, Ways, by_platform, tangent_of, traced
+from bnjax._lowering.platforms import Flat, Ways, by_platform, of_some, tangent_of, traced
 from bnjax._unstable import Primitive, Zero, ad, as_function, batching, is_undefined, lower_fun, register_lowering
 
 
@@ -50,13 +50,7 @@ def _transpose(cts: Sequence[Any], *args: Any, ways: Ways, residuals: int) -> li
 
     def back(f: Flat, kept: Any, cts: Any) -> Any:  # closes over no array: it may be traced again later
         zeros = [ad.instantiate_zeros(Zero(t)) for t in types]
-
-        def of(*some: Any) -> Any:
-            given = list(zeros)
-            for i, value in zip(free, some, strict=True):
-                given[i] = value
-            return f(*kept, *given)
-
+        of = of_some(partial(f, *kept), zeros, free)
         return jax.linear_transpose(of, *(zeros[i] for i in free))(list(cts))
 
     tied = together_p.bind(*args[:residuals], *map(ad.instantiate_zeros, cts))

@@ -64,16 +64,20 @@ def by_platform(f: Callable[..., Any], *args: Any, **own: Callable[..., Any]) ->
     return jax.tree.unflatten(tree, by_platform_p.bind(*jax.tree.leaves(args), ways=ways))
 
 
+def of_some(f: Flat, args: Sequence[Any], places: Sequence[int]) -> Flat:
+    """`f` as a function of its arguments at `places`; the others are those of `args`."""
+
+    def of(*some: Any) -> Any:
+        given = dict(zip(places, some, strict=True))
+        return f(*(given.get(i, value) for i, value in enumerate(args)))
+
+    return of
+
+
 def tangent_of(f: Flat, primals: Sequence[Any], tangents: Sequence[Any]) -> list[Any]:
     """The tangent of a function's results, where only some of its arguments move."""
     moving = [i for i, t in enumerate(tangents) if type(t) is not Zero]
-
-    def of(*some: Any) -> Any:
-        args = list(primals)
-        for i, value in zip(moving, some, strict=True):
-            args[i] = value
-        return f(*args)
-
+    of = of_some(f, primals, moving)
     return list(jax.jvp(of, [primals[i] for i in moving], [tangents[i] for i in moving])[1])
 
 
