@@ -145,3 +145,9 @@ def _scrambled(h: Array) -> Array:
     h = (h ^ h >> 16) * np.uint32(0x85EBCA6B)
     h = (h ^ h >> 13) * np.uint32(0xC2B2AE35)
     return h ^ h >> 16
+
+
+def bound(axis_name: AxisName | None) -> AxisName | None:
+    """Those of the names that are bound here; `None` without any."""
+    names = () if axis_name is None else tuple(name for name in _names(axis_name) if _is_bound(name))
+    return names or None

@@ -86,8 +86,8 @@ def update_batch_stats(batch_stats: Any, batch_moments: Any) -> Any:
     >>> print(update_batch_stats(old, {"norm": {"batch": (batch,)}})["norm"]["mean"])
     [0.5 1. ]
     """
-    named, structure = _named_leaves(batch_stats)
-    given = _named_leaves(batch_moments)[0]
+    named, structure = named_leaves(batch_stats)
+    given = named_leaves(batch_moments)[0]
     pairs = [path[:-1] for path in named if path and path[-1] == "mean" and (*path[:-1], "var") in named]
     if pairs and not given:
         raise ValueError(
@@ -158,7 +158,7 @@ def sync_batch_stats(batch_stats: Any, axis_name: AxisName, counts: ArrayLike | 
             "plain `jit` running statistics are one set, and nothing is to be pooled."
         )
     weight = jnp.asarray(1.0) if counts is None else jnp.maximum(jnp.asarray(counts, float), TINY_WEIGHT)
-    named, structure = _named_leaves(batch_stats)
+    named, structure = named_leaves(batch_stats)
     axis_name = checks.hashable_name(axis_name)
     for path, leaf in named.items():
         if jnp.issubdtype(jnp.result_type(leaf), jnp.integer):
@@ -240,7 +240,7 @@ def _leading(count: Array, ndim: int) -> Array:
     return count.reshape(count.shape + (1,) * (ndim - count.ndim)) if count.ndim else count
 
 
-def _named_leaves(tree: Any) -> tuple[dict[Path, Any], Any]:
+def named_leaves(tree: Any) -> tuple[dict[Path, Any], Any]:
     """The leaves by the names on their paths, and the structure. An `Update` is one leaf; boxes have no name."""
     leaves, structure = tree_flatten_with_path(tree, is_leaf=lambda t: isinstance(t, Update))
     boxed = GetAttrKey("value")

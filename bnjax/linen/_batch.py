@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._core.affine_map import Activation
+from bnjax._core.moments import Moments
 from bnjax._core.prepare import Arguments
 from bnjax._modules.call import (
     batch_update,
@@ -120,10 +121,8 @@ class BatchNorm(nn.BatchNorm):
         dtype = result_dtype(x, scale, bias, dtype=self.dtype)
         where = masks.NamedMask(mask, "mask")
         arguments = Arguments(scale, bias, features=features, where=where, residual=residual, dtype=dtype)
-        y, new, batch = call_batch_norm(
-            self, floating(x), running, arguments, train=not use_running_average, local_only=self.is_initializing()
-        )
-        if use_running_average or self.is_initializing() or not stats:
+        y, new, batch = self._compute(floating(x), running, arguments, not use_running_average)
+        if new is None or batch is None or self.is_initializing() or not stats:
             return y
         out = self.is_mutable_collection("batch_moments")
         if out:
@@ -132,3 +131,11 @@ class BatchNorm(nn.BatchNorm):
             for name, variable in stats.items():
                 variable.value = getattr(new, name)
         return y
+
+    @nn.nowrap
+    def _compute(
+        self, x: Array, running: Moments, arguments: Arguments, train: bool
+    ) -> tuple[Array, Moments | None, Moments | None]:
+        """The output, the new running state if there is one, and the moments of the batch if it was measured."""
+        y, new, batch = call_batch_norm(self, x, running, arguments, train=train, local_only=self.is_initializing())
+        return (y, new, batch) if train else (y, None, None)

@@ -16,6 +16,7 @@ from bnjax import _masks as masks
 from bnjax._checks import Axes, Pivot
 from bnjax._collectives.psum import AxisName, Groups
 from bnjax._core.affine_map import Activation
+from bnjax._core.moments import Moments
 from bnjax._core.prepare import Arguments
 from bnjax._modules.call import (
     batch_update,
@@ -166,16 +167,26 @@ class BatchNorm(nnx.BatchNorm):
         dtype = result_dtype(promoted, scale, bias, dtype=self.dtype)
         where = masks.NamedMask(mask, "mask")
         arguments = Arguments(scale, bias, features=features, where=where, residual=residual, dtype=dtype)
-        local_only = self.track_running_stats and self.axis_name is None and one_value(x, features)
-        y, new, batch = call_batch_norm(
-            self, x, running, arguments, train=not use_running_average, local_only=local_only
-        )
-        if stats and not use_running_average:
+        y, new, batch = self._compute(x, running, arguments, not use_running_average)
+        if stats and new is not None and batch is not None:
             for name in stats:
                 _write(getattr(self, name), getattr(new, name))
             if asked_for_moments(self):
                 self.sow(BatchMoments, "batch", batch_update(self, batch))
         return y
+
+    def _compute(
+        self, x: Array, running: Moments, arguments: Arguments, train: bool
+    ) -> tuple[Array, Moments | None, Moments | None]:
+        """The output, the new running state if there is one, and the moments of the batch if it was measured."""
+        y, new, batch = call_batch_norm(
+            self, x, running, arguments, train=train, local_only=self._local_only(x, arguments)
+        )
+        return (y, new, batch) if train else (y, None, None)
+
+    def _local_only(self, x: Array, arguments: Arguments) -> bool:
+        """Whether one value per feature is no error: as in Flax, where modules are tried with one example."""
+        return self.track_running_stats and self.axis_name is None and one_value(x, arguments.features or ())
 
 
 def asked_for_moments(module: nnx.Module) -> bool:

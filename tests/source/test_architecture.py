@@ -25,6 +25,7 @@ FLOORS = {
     "bnjax._lowering": 3,
     "bnjax._core": 4,
     "bnjax._norms": 5,
+    "bnjax._lifecycle": 6,  # which knows no framework; only `lifecycle` of linen and nnx see it and the modules
     "bnjax._modules": 6,
     "bnjax.family": 7,
     "bnjax.distributed": 7,

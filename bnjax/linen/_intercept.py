@@ -1,0 +1,212 @@
+"""One interceptor for all that overrides the norms of a model, and one stack of what is in force.
+
+`flax.linen.intercept_methods` reaches every call of a module, inside of `jit`, `scan`, `remat` and `vmap`, too. The
+values on the stack are part of the keys of JAX's caches, so that a function that was jitted before is traced again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bnjax._lifecycle.context import ACTIVE
+from bnjax._lifecycle.overrides import Entry, Flow, Freeze, Plan, Swap, Upgrade, plan_for, refusal
+from bnjax._lifecycle.report import Row
+from bnjax._lifecycle.swap import WRAPS
+from bnjax._lifecycle.trees import State
+from bnjax.linen._swap import swapped_call
+from bnjax.linen._twins import (
+    WRAPPERS,
+    Twin,
+    batch_norm_twin,
+    held_twin,
+    kind_of,
+    owner_of,
+    raw,
+    restored,
+    statistics,
+)
+
+
+@dataclasses.dataclass
+class Record:
+    """An entry that is in force, and what came of it.
+
+    Attributes:
+      entry: what is asked.
+      valid: which examples count, where batches are measured.
+      rows: by path, in the order of the calls.
+      classes: of all modules that were called, by path.
+    """
+
+    entry: Entry
+    valid: Any = None
+    rows: dict[str, Row] = dataclasses.field(default_factory=dict)
+    classes: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+
+_stack = _Stack()
+
+
+@contextlib.contextmanager
+def in_force(record: Record) -> Iterator[Record]:
+    """Puts an entry on the stack while the context lasts."""
+    records = _stack.records
+    with contextlib.ExitStack() as exits:
+        if not records:
+            exits.enter_context(nn.intercept_methods(_interceptor))
+        records.append(record)
+        exits.callback(records.remove, record)
+        exits.enter_context(ACTIVE(tuple(r.entry for r in records)))
+        yield record
+
+
+def _interceptor(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    module, function = context.module, raw(context.orig_method)
+    if isinstance(module, Twin) or module.scope is None:
+        return call(*args, **kwargs)
+    records, path = list(_stack.records), "/".join(module.path)
+    for record in records:
+        record.classes.setdefault(path, type(module).__name__)
+    kind = kind_of(module, function)
+    y = (
+        call(*args, **kwargs)
+        if kind is None
+        else _norm(records, call, args, kwargs, _Norm(module, function, path, kind))
+    )
+    if not module.path:
+        for record in records:
+            _complete(record, module)
+    return y
+
+
+@dataclasses.dataclass(frozen=True)
+class _Norm:
+    """A norm that is called."""
+
+    module: nn.Module
+    function: Callable[..., Any]
+    path: str
+    kind: str
+
+
+def _norm(records: list[Record], call: Callable[..., Any], args: Any, kwargs: Any, norm: _Norm) -> Any:
+    """The call of a norm, as the entries would have it."""
+    plan = plan_for([r.entry for r in records], norm.path, norm.kind)
+    for record in records:
+        why = refusal(record.entry, norm.path, norm.kind) or _refused(record.entry, plan, norm)
+        said = "" if why else _note(record.entry, plan)
+        record.rows.setdefault(norm.path, Row(norm.path, norm.kind, why is None, why or said))
+    if not plan.asks or norm.module.is_initializing() and plan.swap is None and norm.kind != "batch":
+        return call(*args, **kwargs)
+    if plan.swap is not None and _refused(plan.swap, plan, norm) is None:
+        return swapped_call(norm.module, plan, args, kwargs)
+    if norm.kind == "batch":
+        return _batch_norm(records, plan, norm, args, kwargs)
+    if plan.freeze is None or _refused(plan.freeze, plan, norm):
+        return call(*args, **kwargs)
+    return _held(plan.freeze, norm, args, kwargs)
+
+
+def _refused(entry: Entry, plan: Plan, norm: _Norm) -> str | None:
+    """Why an entry that selects a norm cannot do it."""
+    if isinstance(entry, Swap) and norm.kind in WRAPPERS:
+        return WRAPS
+    if isinstance(entry, Upgrade | Flow) and plan.swap is not None:
+        return f"it is swapped for {plan.swap.name!r}"
+    if isinstance(entry, Flow) and plan.freeze is not None:
+        return "it is frozen"
+    if not isinstance(entry, Freeze) or norm.kind == "batch":
+        return None
+    if norm.kind in WRAPPERS:
+        return WRAPS
+    stateful = bool(statistics(norm.module))
+    if not stateful and not entry.parameters:
+        return "it has no running state; `parameters=True` holds its parameters"
+    if stateful and entry.use and entry.update:
+        return f"a state of a norm of kind {norm.kind!r} steps only where it normalizes by the batch"
+    return None
+
+
+def _note(entry: Entry, plan: Plan) -> str:
+    return "it is frozen, too" if isinstance(entry, Upgrade) and plan.freeze is not None else ""
+
+
+def _batch_norm(records: list[Record], plan: Plan, norm: _Norm, args: Any, kwargs: Any) -> Any:
+    x, average, rest = _arguments(norm, plan, args, kwargs)
+    if plan.flow is not None and plan.freeze is None:
+        valid = next((r.valid for r in records if r.entry is plan.flow), None)
+        rest["mask"] = _both(_prefix(valid, x, norm.path), rest.get("mask"))
+        average = plan.flow.by == "running"
+    twin = batch_norm_twin(norm.module, plan, x)
+    return twin(x, use_running_average=average, **rest)
+
+
+def _held(freeze: Freeze, norm: _Norm, args: Any, kwargs: Any) -> Any:
+    """A norm of another kind than batch norm, held."""
+    owner = owner_of(norm.module, norm.function)
+    before = statistics(norm.module)
+    if before and freeze.use:
+        x, _, rest = _arguments(norm, None, args, kwargs)
+        twin = held_twin(norm.module, owner, freeze.parameters, use_running_average=None)
+        return twin(x, use_running_average=True, **rest)
+    y = held_twin(norm.module, owner, freeze.parameters)(*args, **kwargs)
+    if not freeze.update:
+        restored(norm.module, before)
+    return y
+
+
+def _arguments(norm: _Norm, plan: Plan | None, args: Any, kwargs: Any) -> tuple[Any, bool | None, dict[str, Any]]:
+    """The input, whether the running state normalizes, and the other arguments of a call of a norm."""
+    rest = dict(kwargs)
+    x = args[0] if args else rest.pop("x")
+    given = args[1] if len(args) > 1 else rest.pop("use_running_average", None)
+    rest.pop("use_running_average", None)
+    own = getattr(norm.module, "use_running_average", None)
+    options = {} if plan is None else plan.options
+    if not options.get("track_running_stats", getattr(norm.module, "track_running_stats", True)):
+        return x, False, rest
+    if options.get("use_running_average") is not None:
+        return x, None, rest
+    return x, nn.merge_param("use_running_average", own, given), rest
+
+
+def _prefix(valid: Any, x: Any, path: str) -> Any:
+    """`valid` at the rank of the input of a norm."""
+    if valid is None:
+        return None
+    shape = jnp.shape(x)
+    if valid.shape != shape[: valid.ndim]:
+        raise ValueError(
+            f"`valid` must give an array whose shape is that of the first axes of the input of every norm, but its "
+            f"shape is {valid.shape}, and the input of the norm at {path!r} has the shape {shape}."
+        )
+    return valid.reshape(valid.shape + (1,) * (len(shape) - valid.ndim))
+
+
+def _both(a: Any, b: Any) -> Any:
+    """The mask of what both masks call valid."""
+    return b if a is None else a if b is None else jnp.asarray(a, bool) & jnp.asarray(b, bool)
+
+
+def _complete(record: Record, root: nn.Module) -> None:
+    """Adds what the state of a model has and no call reached."""
+    state = State.of(root.variables.get("batch_stats", {}))
+    for path in state.pairs():
+        if path not in record.rows:
+            cls = record.classes.get(path)
+            why = f"`{cls}` is no norm of Flax or bnjax" if cls else "it was not called"
+            record.rows[path] = Row(path, cls or "unknown", False, why)
+    for path in state.others():
+        record.rows.setdefault(path, Row(path, "leaf", False, "no mean and no variance"))
