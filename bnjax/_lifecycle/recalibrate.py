@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +17,21 @@ from bnjax._lifecycle.trees import State, like
 
 Pairs = Mapping[str, Mapping[str, Any]]  # mean and variance, by path
 Found = dict[str, dict[str, Any]]
+EPS = float(np.finfo(np.float32).eps)
+
+
+class Seen(NamedTuple):
+    """What a framework knows of a norm.
+
+    Attributes:
+      kind: what it is.
+      why: it was not measured.
+      features: how many numbers one of its means has; with more in the state, it is a stack.
+    """
+
+    kind: str
+    why: str = ""
+    features: int = 0
 
 
 class Request(NamedTuple):
@@ -53,71 +67,73 @@ class Request(NamedTuple):
         return cls(valid, 0.0 if prior is None else float(prior), law, bool(by_layer))
 
 
-class Measure(Protocol):
-    """One batch through the model: adds what its norms see to what was measured."""
+class Passes(Protocol):
+    """Batches through a model of a framework, its norms measured."""
 
-    def __call__(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Found: ...  # noqa: D102
+    def measure(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Found:
+        """What was measured, with one more batch; norms normalize `by` the "batch" or by `pairs`, "running"."""
 
-
-class Reasons(Protocol):
-    """What the framework knows of a path: the kind of the norm, and why it was not measured."""
-
-    def __call__(self, path: str) -> tuple[str, str]: ...  # noqa: D102
+    def seen(self, path: str) -> Seen:
+        """What is known of a norm after the first batch."""
 
 
 def recalibrate(
-    state: State, batches: Iterable[Any], request: Request, measure: Measure, reasons: Reasons, verb: str
+    verb: str, state: State, batches: Iterable[Any], request: Request, passes: Passes
 ) -> tuple[Found, Report]:
     """New means and variances by path, and the report.
 
+    In the first pass every norm normalizes by the batch (as in PreciseBN, arXiv 2105.07576). That is exact for norms
+    with no other before them. In each further pass norms normalize by the statistics of the pass before, which makes
+    those exact whose predecessors were: whatever the order in which a model calls them, a chain of n norms is exact
+    after n passes. The passes end where nothing moves any more.
+
     Args:
+      verb: the name of the caller, for errors.
       state: the running state of the model.
       batches: the batches.
       request: what was asked for.
-      measure: runs one batch.
-      reasons: why a norm was not measured, after the first batch.
-      verb: the name of the caller, for errors.
+      passes: runs them.
     """
     old = state.pairs()
     if not old:
         raise_if_nothing_done(verb, Report(_others(state)), "The state has no mean and variance side by side.")
-    new, measured, examples = _one_pass(old, old, batches, request, measure, "batch")
-    passes = 1
-    while request.by_layer and passes < _slices(measured):
+    one_pass = _OnePass(old, request, passes)
+    new, measured = one_pass(old, batches, "batch")
+    for _ in range(1, _slices(measured, passes) if request.by_layer else 1):
         before = new
-        new, measured, examples = _one_pass(old, before, batches, request, measure, "running")
-        passes += 1
-        if _equal(before, new):
+        new, measured = one_pass(before, batches, "running")
+        if not _moved(before, new):
             break
-    rows = [_row(path, old[path], new[path], measured[path], request, reasons) for path in old]
+    rows = [_row(path, old[path], new[path], measured[path], one_pass, passes.seen(path)) for path in old]
     report = Report([*rows, *_others(state)])
     raise_if_nothing_done(verb, report, "Check that `call` runs the norms of the model on a batch.")
     return {row.path: new[row.path] for row in rows if row.done}, report
 
 
-def _one_pass(
-    old: Pairs, current: Pairs, batches: Iterable[Any], request: Request, measure: Measure, by: str
-) -> tuple[Found, Found, float]:
-    """The statistics after all batches, what was measured, and the number of examples."""
-    so_far = {path: nothing_measured(pair["mean"]) for path, pair in current.items()}
-    examples, number = 0.0, 0
-    for batch in counted(batches, "recalibrating"):
-        valid = _valid(request.valid, batch)
-        so_far = measure(current, so_far, batch, valid, by)
-        if request.prior:
-            examples = examples + _examples(batch, valid)
-        number += 1
-    if not number:
-        raise ValueError("`batches` is empty; pass at least one batch.")
-    examples = float(examples)
-    new = {
-        path: {
-            name: like(old[path][name], value)
-            for name, value in with_prior(old[path], so_far[path], request.prior, examples, request.law).items()
-        }
-        for path in old
-    }
-    return new, so_far, examples
+class _OnePass:
+    """One pass over the batches."""
+
+    def __init__(self, old: Pairs, request: Request, passes: Passes):
+        self.old, self.request, self.passes = old, request, passes
+        self.batches = 0
+
+    def __call__(self, current: Pairs, batches: Iterable[Any], by: str) -> tuple[Found, Found]:
+        """The statistics after all batches, and what was measured."""
+        so_far = {path: nothing_measured(pair["mean"]) for path, pair in current.items()}
+        examples, self.batches = 0.0, 0
+        for batch in counted(batches, "recalibrating"):
+            valid = _valid(self.request.valid, batch)
+            so_far = self.passes.measure(current, so_far, batch, valid, by)
+            if self.request.prior:
+                examples = examples + _examples(batch, valid)
+            self.batches += 1
+        if not self.batches:
+            raise ValueError("`batches` is empty; pass at least one batch.")
+        return {path: self._with_prior(self.old[path], so_far[path], float(examples)) for path in so_far}, so_far
+
+    def _with_prior(self, old: Mapping[str, Any], measured: Measured, examples: float) -> dict[str, Any]:
+        new = with_prior(old, measured, self.request.prior, examples, self.request.law)
+        return {name: like(old[name], value) for name, value in new.items()}
 
 
 def _valid(valid: Callable[[Any], Any] | None, batch: Any) -> Any:
@@ -146,50 +162,47 @@ def _examples(batch: Any, valid: Any) -> Any:
     return lengths.pop()
 
 
-def _slices(measured: Found) -> int:
-    """How many norms there are at most: of a stacked state, one for each slice and feature is a bound."""
-    return sum(int(np.prod(m["mean"].shape[:-1], dtype=int)) for m in measured.values())
+def _slices(measured: Found, passes: Passes) -> int:
+    """How many norms there are, each slice of a stack one of its own."""
+    sizes = {path: passes.seen(path).features for path in measured}
+    return sum(measured[path]["mean"].size // size for path, size in sizes.items() if size)
 
 
-def _equal(a: Pairs, b: Pairs) -> bool:
-    return all(bool(jnp.array_equal(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+def _moved(before: Pairs, new: Pairs) -> bool:
+    """Whether a pass changed more than the last bit; on a CPU what is exact stays as it is, bit for bit."""
+    changes = [_change(before[path], new[path]) for path in new]
+    return any(not (c["mean_moved"] <= EPS and c["var_factor"] - 1 <= EPS) for c in changes)
 
 
 def _row(
-    path: str, old: Mapping[str, Any], new: Mapping[str, Any], measured: Measured, request: Request, reasons: Reasons
+    path: str, old: Mapping[str, Any], new: Mapping[str, Any], measured: Measured, one_pass: _OnePass, seen: Seen
 ) -> Row:
     """The row of a pair."""
-    kind, why = reasons(path)
-    calls, count = float(jnp.max(measured["calls"])), float(jnp.max(measured["count"]))
-    evidence = {"count": count, "calls": int(calls)}
+    calls, count = int(jnp.max(measured["calls"])), float(jnp.max(measured["count"]))
     if not calls:
-        return Row(path, kind, False, why or "it was not called")
+        return Row(path, seen.kind, False, seen.why or "it was not called")
+    evidence: dict[str, Any] = {"count": count, "calls": calls}
     if not count:
-        return Row(path, kind, False, "no element was valid", evidence)
+        return Row(path, seen.kind, False, "no element was valid", evidence)
     if not all(bool(jnp.isfinite(value).all()) for value in new.values()):
-        return Row(path, kind, False, "what it was given is not finite", evidence)
-    return Row(path, kind, True, _said(request, calls), evidence | _change(old, new))
-
-
-def _said(request: Request, calls: float) -> str:
-    return ""
+        return Row(path, seen.kind, False, "its input is not finite", evidence)
+    said = ""
+    if calls > one_pass.batches:
+        said = "called several times a batch, its calls are pooled"
+        said += "; `by_layer` promises nothing there" if one_pass.request.by_layer else ""
+    return Row(path, seen.kind, True, said, evidence | _change(old, new))
 
 
 def _change(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
     """How far the statistics moved: the mean in standard deviations, the variance as a factor."""
     tiny = np.finfo(np.float32).tiny
-    mean, var, new_mean, new_var = (
-        np.asarray(t, np.float64 if not np.iscomplexobj(t) else complex)
-        for t in (old["mean"], old["var"], new["mean"], new["var"])
-    )
-    moved = np.abs(new_mean - mean) / np.sqrt(np.maximum(new_var, tiny))
-    factor = np.exp(np.abs(np.log(np.maximum(new_var, tiny) / np.maximum(var, tiny))))
+    var, new_var = (np.maximum(np.asarray(t["var"], np.float64), tiny) for t in (old, new))
+    mean, new_mean = (np.asarray(t["mean"]).astype(complex) for t in (old, new))
+    moved = np.abs(new_mean - mean) / np.sqrt(new_var)
+    factor = np.exp(np.abs(np.log(new_var / var)))
     return {"mean_moved": float(moved.max(initial=0.0)), "var_factor": float(factor.max(initial=1.0))}
 
 
 def _others(state: State) -> Iterator[Row]:
     for path in state.others():
         yield Row(path, "leaf", False, "no mean and no variance")
-
-
-_ = math

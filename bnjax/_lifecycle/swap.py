@@ -24,8 +24,8 @@ def target_named(name: str) -> Spec | None:
     target = norm_named(name)
     if target.wraps:
         raise ValueError(
-            f"`name` must be that of a norm of activations, but {name!r} wraps a layer and normalizes its weights; wrap "
-            "the layer where the model is built."
+            f"`name` must be that of a norm of activations, but {name!r} wraps a layer and normalizes its weights; "
+            "wrap the layer where the model is built."
         )
     return target
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,10 @@ class State(NamedTuple):
     def of(cls, tree: Any) -> State:
         """The state of any pytree; boxes have no name."""
         return cls(*named_leaves(tree))
+
+    def without(self, prefix: str) -> State:
+        """The state without leaves of such names; it cannot be put together again."""
+        return State({p: leaf for p, leaf in self.leaves.items() if not str(p[-1]).startswith(prefix)}, None)
 
     @property
     def owners(self) -> list[Path]:
@@ -53,11 +57,3 @@ def like(old: Any, new: Any) -> Any:
         new = jnp.real(new)
     new = jnp.asarray(new).astype(jnp.result_type(old))
     return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
-
-
-def flat_paths(tree: Any, is_leaf: Any = None) -> Iterator[tuple[Path, Any]]:
-    """The leaves of a tree with the names on their paths."""
-    from bnjax._core.state import key_name
-
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]:
-        yield tuple(map(key_name, path)), leaf

@@ -7,8 +7,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from flax import linen as nn
-
 from bnjax import _checks as checks
 from bnjax._lifecycle.overrides import Entry, Freeze, Swap, Upgrade, check_match, hashable_options
 from bnjax._lifecycle.report import Report, raise_if_nothing_done
@@ -90,7 +88,7 @@ def swap(name: str, match: str = ".*", *, kind: str | None = None, **options: An
     """
     check_match(match)
     target_named(name)
-    constructor = make_norm(name, **options)  # type: ignore[arg-type]
+    constructor: Any = make_norm(name, **options)  # type: ignore[arg-type]
     hashed = hashable_options(options, repr(name), {f.name for f in dataclasses.fields(constructor.func)} | {*options})
     with _reported("swap", Swap(match, name, kind_named(kind), hashed)) as report:
         yield report
@@ -141,7 +139,6 @@ def _reported(verb: str, entry: Entry) -> Iterator[Report]:
     with in_force(record):
         yield report
     if record.classes:
-        raise_if_nothing_done(verb, report, "Check `match` against these paths.")
-
-
-_ = nn
+        raise_if_nothing_done(
+            verb, Report([*report, *record.unselected.values()]), "Check `match` against these paths."
+        )

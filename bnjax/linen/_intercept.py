@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +16,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from bnjax._checks import canonical_axes
 from bnjax._lifecycle.context import ACTIVE
 from bnjax._lifecycle.overrides import Entry, Flow, Freeze, Plan, Swap, Upgrade, plan_for, refusal
+from bnjax._lifecycle.population import PREFIX
 from bnjax._lifecycle.report import Row
 from bnjax._lifecycle.swap import WRAPS
 from bnjax._lifecycle.trees import State
@@ -42,12 +45,14 @@ class Record:
       entry: what is asked.
       valid: which examples count, where batches are measured.
       rows: by path, in the order of the calls.
+      unselected: norms without a state that the entry is not for, likewise.
       classes: of all modules that were called, by path.
     """
 
     entry: Entry
     valid: Any = None
     rows: dict[str, Row] = dataclasses.field(default_factory=dict)
+    unselected: dict[str, Row] = dataclasses.field(default_factory=dict)
     classes: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -105,18 +110,27 @@ def _norm(records: list[Record], call: Callable[..., Any], args: Any, kwargs: An
     """The call of a norm, as the entries would have it."""
     plan = plan_for([r.entry for r in records], norm.path, norm.kind)
     for record in records:
-        why = refusal(record.entry, norm.path, norm.kind) or _refused(record.entry, plan, norm)
-        said = "" if why else _note(record.entry, plan)
-        record.rows.setdefault(norm.path, Row(norm.path, norm.kind, why is None, why or said))
-    if not plan.asks or norm.module.is_initializing() and plan.swap is None and norm.kind != "batch":
-        return call(*args, **kwargs)
+        _add_row(record, plan, norm, args[0] if args else kwargs["x"])
     if plan.swap is not None and _refused(plan.swap, plan, norm) is None:
         return swapped_call(norm.module, plan, args, kwargs)
-    if norm.kind == "batch":
+    if norm.kind == "batch" and plan.asks:
         return _batch_norm(records, plan, norm, args, kwargs)
-    if plan.freeze is None or _refused(plan.freeze, plan, norm):
+    if plan.freeze is None or norm.module.is_initializing() or _refused(plan.freeze, plan, norm):
         return call(*args, **kwargs)
     return _held(plan.freeze, norm, args, kwargs)
+
+
+def _add_row(record: Record, plan: Plan, norm: _Norm, x: Any) -> None:
+    """Says what comes of an entry for a norm; of its first call, because all are alike."""
+    unselected = refusal(record.entry, norm.path, norm.kind)
+    why = unselected or _refused(record.entry, plan, norm)
+    evidence = {}
+    if isinstance(record.entry, Flow) and why is None:
+        evidence["features"] = math.prod(jnp.shape(x)[a] for a in canonical_axes(norm.module.axis, jnp.ndim(x)))
+    row = Row(norm.path, norm.kind, why is None, why or _note(record.entry, plan), evidence)
+    # Norms without a state that were not asked for are nothing to report, unless nothing else is.
+    rows = record.rows if unselected is None or statistics(norm.module) else record.unselected
+    rows.setdefault(norm.path, row)
 
 
 def _refused(entry: Entry, plan: Plan, norm: _Norm) -> str | None:
@@ -202,7 +216,7 @@ def _both(a: Any, b: Any) -> Any:
 
 def _complete(record: Record, root: nn.Module) -> None:
     """Adds what the state of a model has and no call reached."""
-    state = State.of(root.variables.get("batch_stats", {}))
+    state = State.of(root.variables.get("batch_stats", {})).without(PREFIX)
     for path in state.pairs():
         if path not in record.rows:
             cls = record.classes.get(path)

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from bnjax._lifecycle.overrides import Flow
 from bnjax._lifecycle.population import MEASURED, PREFIX, Law
-from bnjax._lifecycle.recalibrate import Found, Pairs, Request
+from bnjax._lifecycle.recalibrate import Found, Pairs, Request, Seen
 from bnjax._lifecycle.recalibrate import recalibrate as _recalibrate
 from bnjax._lifecycle.report import Report
 from bnjax._lifecycle.trees import State
@@ -68,7 +68,7 @@ def _measured(
     state = State.of(variables["batch_stats"])
     rest = {name: value for name, value in variables.items() if name != "batch_stats"}
     passes = _Passes(model, rest, state, call, request.law)
-    pairs, report = _recalibrate(state, batches, request, passes.measure, passes.reasons, verb)
+    pairs, report = _recalibrate(verb, state, batches, request, passes)
     return state.replaced(pairs), report
 
 
@@ -94,10 +94,10 @@ class _Passes:
         self.record = self.record or record
         return {path: {name: node(new["batch_stats"], path)[PREFIX + name] for name in MEASURED} for path in so_far}
 
-    def reasons(self, path: str) -> tuple[str, str]:
-        """The kind of a norm, and why it was not measured."""
+    def seen(self, path: str) -> Seen:
+        """What is known of a norm after the first batch."""
         row = self.record.rows.get(path) if self.record else None
-        return (row.kind, row.reason) if row else ("unknown", "it was not called")
+        return Seen(row.kind, row.reason, row.evidence.get("features", 0)) if row else Seen("unknown")
 
 
 def plain(tree: Any) -> Any:

@@ -50,7 +50,7 @@ class Overridden(Twin, BatchNorm):
         local_only = self.is_initializing() or (measures and self.axis_name is None)
         y, new, batch = call_overridden(self.override, self, x, running, arguments, train=train, local_only=local_only)
         if measures and batch is not None and self.law is not None:
-            so_far = {name: self.get_variable("batch_stats", PREFIX + name) for name in MEASURED}
+            so_far: dict[str, Any] = {name: self.get_variable("batch_stats", PREFIX + name) for name in MEASURED}
             for name, value in add(so_far, batch, self.law).items():
                 self.put_variable("batch_stats", PREFIX + name, value)
         return y, new, batch
@@ -79,7 +79,7 @@ class NewState(Twin):
 
 
 @functools.cache
-def with_mixin(mixin: type, cls: type) -> type:
+def with_mixin(mixin: type, cls: Any) -> Any:
     """`cls` with the methods of `mixin`; one class for each pair, so that `jit` knows it again."""
     return type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
@@ -109,7 +109,7 @@ def owner_of(module: nn.Module, function: Callable[..., Any]) -> type[nn.Module]
     """The class of Flax or of this package that the call is of: what a subclass adds has run already."""
     return next(
         cls for cls in type(module).__mro__
-        if cls.__module__.startswith(("flax.", "bnjax.")) and raw(getattr(cls, "__call__")) is function  # noqa: B009
+        if cls.__module__.startswith(("flax.", "bnjax.")) and raw(vars(cls).get("__call__", None)) is function
     )  # fmt: skip
 
 
@@ -128,7 +128,8 @@ def batch_norm_twin(module: nn.Module, plan: Plan, x: Any) -> Overridden:
         own |= {"override": override, "parameters_held": freeze.parameters}
     elif flow is not None:
         own |= measuring(flow, own["axis_name"], x)
-    return Overridden(**own, parent=module.scope)
+    scope: Any = module.scope
+    return Overridden(**own, parent=scope)
 
 
 def measuring(flow: Flow, axis_name: Any, x: Any) -> dict[str, Any]:
