@@ -4,6 +4,9 @@ Pure functions; `bnjax.linen` and `bnjax.nnx` wrap them as modules that replace 
 norms, `bnjax.distributed` what concerns devices. Their names are here, too.
 """
 
+# Before any function is jitted: see there.
+from bnjax._lifecycle.context import ACTIVE as _ACTIVE  # noqa: F401
+
 from bnjax._core.moments import Moments as Moments
 from bnjax._core.moments import moments as moments
 from bnjax._core.moments import merge as merge

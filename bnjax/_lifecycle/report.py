@@ -93,7 +93,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns; the first row is the head."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths).rstrip(), *lines[1:]])
 
 
 def _said(row: Row) -> str:

@@ -1,6 +1,9 @@
 """Normalization for `flax.linen`: drop-in for Flax's modules, with more abilities."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from bnjax._modules.arguments import explain as _explain
+from bnjax._modules.lazy import lazy_names as _lazy_names
 from bnjax.linen._batch import BatchNorm as BatchNorm
 from bnjax.linen._batch_family import BatchChannelNorm as BatchChannelNorm
 from bnjax.linen._batch_family import BatchRenorm as BatchRenorm
@@ -35,5 +38,28 @@ from bnjax.linen._weights import ScaledWeightStandardization as ScaledWeightStan
 from bnjax.linen._weights import SpectralNorm as SpectralNorm
 from bnjax.linen._weights import WeightNorm as WeightNorm
 from bnjax.linen._weights import WeightStandardization as WeightStandardization
+
+# What happens to a norm after it is built: imported when it is first used.
+if _TYPE_CHECKING:
+    from bnjax.linen.lifecycle import adapt as adapt
+    from bnjax.linen.lifecycle import freeze as freeze
+    from bnjax.linen.lifecycle import frozen_labels as frozen_labels
+    from bnjax.linen.lifecycle import recalibrate as recalibrate
+    from bnjax.linen.lifecycle import summary as summary
+    from bnjax.linen.lifecycle import swap as swap
+    from bnjax.linen.lifecycle import tent as tent
+    from bnjax.linen.lifecycle import upgrade as upgrade
+
+_LIFECYCLE = (
+    "adapt",
+    "freeze",
+    "frozen_labels",
+    "recalibrate",
+    "summary",
+    "swap",
+    "tent",
+    "upgrade",
+)
+__getattr__, __dir__ = _lazy_names(__name__, "bnjax.linen.lifecycle", _LIFECYCLE, globals())
 
 _explain(vars(), "Attributes")

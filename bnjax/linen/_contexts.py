@@ -41,6 +41,7 @@ def upgrade(match: str = ".*", **options: Any) -> Iterator[Report]:
     Raises:
       ValueError: no such attribute; on leaving, if modules were called and no norm was upgraded.
 
+    >>> from flax import linen as nn
     >>> model = nn.BatchNorm(use_running_average=False)
     >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
     >>> variables = model.init(jax.random.key(0), x)
@@ -79,6 +80,7 @@ def swap(name: str, match: str = ".*", *, kind: str | None = None, **options: An
       ValueError: no such norm or attribute; a parameter that is missing; on leaving, if modules were called and no norm
         was swapped.
 
+    >>> from flax import linen as nn
     >>> model = nn.LayerNorm()
     >>> x = jnp.array([[1.0, 7.0]])
     >>> variables = model.init(jax.random.key(0), x)
@@ -112,6 +114,7 @@ def freeze(match: str = ".*", *, use: bool = True, update: bool = False, paramet
     Raises:
       ValueError: on leaving, if modules were called and no norm was frozen.
 
+    >>> from flax import linen as nn
     >>> model = nn.BatchNorm(use_running_average=False)
     >>> x = jnp.array([[1.0, 0.0], [3.0, 4.0]])
     >>> variables = model.init(jax.random.key(0), x)

@@ -37,7 +37,42 @@ def recalibrate(
     law: Law = "merge",
     by_layer: bool = False,
 ) -> tuple[Any, Report]:
-    """The running statistics of a model's batch norms, measured anew over batches."""
+    """New running statistics for the batch norms of a model: those of all batches together.
+
+    For a model whose statistics are stale: after weights were averaged or pruned, or on other data. One forward pass a
+    batch measures all norms. While it does, each normalizes by the batch, so only the norms with no other before them
+    get exactly the statistics that they have at evaluation; the others come near, the nearer the larger the batches
+    are. `by_layer=True` makes all exact, in as many passes as there are norms.
+
+    Args:
+      model: an unmodified linen model; its batch norms are Flax's, subclasses of it, or ours.
+      variables: all its variables, `batch_stats` among them. They stay as they are.
+      batches: of what `call` takes, any iterable. They may have different sizes.
+      call: `call(model, batch)` runs the model as for evaluation, such as `lambda m, b: m(b["image"], train=False)`.
+      valid: `valid(batch)` is a bool array that says what counts. Its shape is that of the first axes of the input of
+        every norm: (examples,), or (examples, length) for sequences.
+      prior: how many examples the old statistics weigh as much as; by default none.
+      law: how batches are put together: `"merge"` gives the exact variance of all examples, `"average"` averages the
+        variances, and leaves out how the means differ.
+      by_layer: pass over the batches again until each norm has seen what it sees at evaluation.
+
+    Returns:
+      The new `batch_stats`, with the structure, the dtypes and the sharding of the old ones; and a `Report` with one
+      row for each norm. What could not be measured keeps its old statistics, and its row says why.
+
+    Raises:
+      ValueError: no batch; nothing that could be measured; an iterator that can be read once, with `by_layer`.
+
+    References:
+      Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021 (arXiv 2105.07576).
+
+    >>> model = nn.Sequential([nn.Dense(2), nn.BatchNorm(use_running_average=True)])
+    >>> batches = [jnp.ones((4, 3)), jnp.zeros((2, 3))]
+    >>> variables = model.init(jax.random.key(0), batches[0])
+    >>> batch_stats, report = recalibrate(model, variables, batches)
+    >>> report["layers_1"].done, report["layers_1"].evidence["count"]
+    (True, 6.0)
+    """
     request = Request.checked(batches, valid, prior, law, by_layer)
     return _measured("recalibrate", model, variables, batches, call, request)
 
@@ -52,7 +87,36 @@ def adapt(
     prior: float | None = 16,
     law: Law = "average",
 ) -> tuple[Any, Report]:
-    """The running statistics of a model's batch norms, moved to another domain."""
+    """Moves the running statistics of a model's batch norms to another domain: AdaBN.
+
+    `recalibrate` with a prior: the old statistics weigh as much as `prior` examples.
+
+    Args:
+      model: as in `recalibrate`, like all arguments that are not listed.
+      variables: likewise.
+      batches: of the other domain; no labels are needed.
+      call: likewise.
+      valid: likewise.
+      prior: how many examples the old statistics weigh as much as.
+      law: `"average"`, as in the literature, or `"merge"`, which counts the difference between the domains as variance.
+
+    Returns:
+      The new `batch_stats` and a `Report`.
+
+    Raises:
+      ValueError: as `recalibrate`; the number of examples in a batch cannot be told: say it by `valid`.
+
+    References:
+      Li et al., Revisiting Batch Normalization For Practical Domain Adaptation, 2016 (arXiv 1603.04779). The prior:
+      Schneider et al., Improving robustness against common corruptions by covariate shift adaptation, 2020
+      (arXiv 2006.16971).
+
+    >>> model = nn.BatchNorm(use_running_average=True)
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 2)))
+    >>> batch_stats, report = adapt(model, variables, [jnp.full((16, 2), 4.0)])
+    >>> print(batch_stats["mean"], batch_stats["var"])
+    [2. 2.] [0.5 0.5]
+    """
     request = Request.checked(batches, valid, prior, law, False)
     return _measured("adapt", model, variables, batches, call, request)
 
@@ -82,7 +146,15 @@ class _Passes:
 
     def measure(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Found:
         """What was measured, with one more batch."""
-        return self._jitted(self.rest, pairs, so_far, batch, valid, by=by)
+        try:
+            return self._jitted(self.rest, pairs, so_far, batch, valid, by=by)
+        except ValueError as error:
+            if "broadcasted variable" not in str(error):
+                raise
+            raise ValueError(
+                "`call` runs a batch norm whose `batch_stats` are broadcast through `nn.scan`, so that no batch can be "
+                "measured; give the scan `variable_carry='batch_stats'` in the place of `variable_broadcast`."
+            ) from error
 
     def _run(self, rest: Any, pairs: Pairs, so_far: Found, batch: Any, valid: Any, *, by: Any) -> Found:
         stats = plain(self.state.replaced(pairs))

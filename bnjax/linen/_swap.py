@@ -30,15 +30,16 @@ def swapped_call(module: nn.Module, plan: Plan, args: Any, kwargs: Mapping[str, 
         average = True
     if attributes.get("use_running_average") is not None:
         average = None
-    cls = with_mixin(NewState, with_mixin(HeldParameters, cls) if freeze is not None and freeze.parameters else cls)
+    if freeze is not None and freeze.parameters:
+        cls = with_mixin(HeldParameters, cls)
     before = dict(statistics(module))
-    y = _explained(cls(**attributes, parent=module.scope), x, average, rest, swap, module)
+    y = _explained(with_mixin(NewState, cls)(**attributes, parent=module.scope), x, average, rest, swap, module)
     if freeze is not None and not freeze.update:
         restored(module, before)
     return y
 
 
-def _constructor(swap: Swap, module: nn.Module, x: Any) -> tuple[type[nn.Module], dict[str, Any]]:
+def _constructor(swap: Swap, module: nn.Module, x: Any) -> tuple[Any, dict[str, Any]]:
     """The class of the new norm, and its attributes."""
     made: Any = make_norm(swap.name, **dict(swap.options))  # type: ignore[arg-type]
     known = {f.name for f in dataclasses.fields(made.func)} - {"parent", "name"}

@@ -38,7 +38,8 @@ def public_names(module: types.ModuleType) -> list[str]:
     """The names of a module that are for users."""
     if hasattr(module, "__all__"):
         return sorted(module.__all__)
-    return sorted(k for k, v in vars(module).items() if not k.startswith("_") and not isinstance(v, types.ModuleType))
+    names = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}  # and those that are lazy
+    return sorted(name for name, thing in names.items() if not isinstance(thing, types.ModuleType))
 
 
 # A norm
