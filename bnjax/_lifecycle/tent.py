@@ -41,10 +41,10 @@ def chosen(params: Any, mask: Any) -> list[Array]:
 def put_back(own: list[Array], params: Any, mask: Any) -> Any:
     """`params` with these in the place of those that the mask selects."""
     new = iter(own)
+    selected = jax.tree.leaves(mask)
     leaves, structure = jax.tree.flatten(params)
-    return structure.unflatten(
-        next(new) if selected else leaf for leaf, selected in zip(leaves, jax.tree.leaves(mask), strict=True)
-    )
+    together = [next(new) if own_one else leaf for leaf, own_one in zip(leaves, selected, strict=True)]
+    return jax.tree.unflatten(structure, together)
 
 
 def stepped(tx: Any, own: list[Array], gradients: list[Array], opt_state: Any) -> tuple[list[Array], Any]:

@@ -17,6 +17,7 @@ from bnjax._core.moments import Moments
 from bnjax._core.prepare import Arguments
 from bnjax._lifecycle.overrides import Flow, Plan
 from bnjax._lifecycle.population import MEASURED, PREFIX, Law, add
+from bnjax._modules.call import one_value
 from bnjax._modules.override import Override, call_overridden
 from bnjax._unstable import varying
 from bnjax.linen._batch import BatchNorm
@@ -47,7 +48,8 @@ class Overridden(Twin, BatchNorm):
     ) -> tuple[Array, Moments | None, Moments | None]:
         measures = self.override.measures and not self.is_initializing()
         # A batch may be one example: it is one of many.
-        local_only = self.is_initializing() or (measures and self.axis_name is None)
+        one_of_many = measures and self.axis_name is None and one_value(x, arguments.features or ())
+        local_only = self.is_initializing() or one_of_many
         y, new, batch = call_overridden(self.override, self, x, running, arguments, train=train, local_only=local_only)
         if measures and batch is not None and self.law is not None:
             so_far: dict[str, Any] = {name: self.get_variable("batch_stats", PREFIX + name) for name in MEASURED}
