@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from bnjax._core.state import named_leaves
+import jax
+
+from bnjax._core.state import key_name
 from bnjax._lifecycle.overrides import check_match, selects
 from bnjax._lifecycle.trees import shown
 
 
-def frozen_labels(params: Any, match: str) -> Any:
-    """A tree like `params` with "frozen" for the leaves whose path `match` is found in, else "train".
-
-    Weight decay moves a parameter that has no gradient. With these labels nothing does::
-
-        tx = optax.multi_transform({"train": optax.adamw(1e-3), "frozen": optax.set_to_zero()}, labels)
-
-    Args:
-      params: nested parameters, boxed or not.
-      match: a regular expression that is found (`re.search`) in the path of a leaf, such as "conv1/kernel".
-
-    Raises:
-      ValueError: no path has it.
-
-    >>> frozen_labels({"conv1": {"kernel": 1.0}, "head": {"kernel": 2.0}}, "^conv")
-    {'conv1': {'kernel': 'frozen'}, 'head': {'kernel': 'train'}}
-    """
+def frozen_labels(params: Any, match: str, is_box: Callable[[Any], bool]) -> Any:
+    """A tree like `params` with "frozen" where `match` is found in the path, else "train"; one label for each box."""
     check_match(match)
-    leaves, structure = named_leaves(params)
-    labels = {path: "frozen" if selects(match, shown(path)) else "train" for path in leaves}
-    if "frozen" not in labels.values():
-        paths = [shown(path) for path in leaves]
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_box)
+    paths = [shown(tuple(map(key_name, path))) for path, _ in leaves]
+    labels = ["frozen" if selects(match, path) else "train" for path in paths]
+    if "frozen" not in labels:
         some = ", ".join(paths[:20]) + (f" and {len(paths) - 20} more" if len(paths) > 20 else "")
         raise ValueError(f"`match` is found in no path: it is {match!r}, and the parameters are {some or 'none'}.")
-    return structure.unflatten(labels.values())
+    return jax.tree.unflatten(structure, labels)
