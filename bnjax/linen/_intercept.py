@@ -37,7 +37,7 @@ from bnjax.linen._twins import (
 )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Record:
     """An entry that is in force, and what came of it.
 
