@@ -158,7 +158,7 @@ def freeze(
     [0. 0.]
     """
     entry = Freeze.checked(match, use, update, parameters)
-    work = _survey(model, "freeze", entry, lambda norm: _cut_off(norm.module))
+    work = _survey(model, "freeze", entry, lambda norm: cut_off(class_of(norm.module)))
     for norm in work.todo:
         held = plan_for([e for e in (entry, thaw_class(norm.module)) if e is not None], norm.path, norm.kind).freeze
         assert held is not None
@@ -235,11 +235,6 @@ def _survey(model: nnx.Module, verb: str, entry: Entry, why_not: Callable[[_Norm
     return _Work(todo, Report(rows.values()))
 
 
-def _cut_off(module: nnx.Module) -> str | None:
-    cls = class_of(module)
-    return f"its class `{cls.__name__}` has a call of its own, which bnjax cannot reach" if cut_off(cls) else None
-
-
 def _not_upgraded(module: nnx.Module, options: dict[str, Any]) -> str | None:
     """Why a batch norm cannot be upgraded; or nothing."""
     cls = class_of(module)
@@ -248,13 +243,13 @@ def _not_upgraded(module: nnx.Module, options: dict[str, Any]) -> str | None:
         return f"its class `{cls.__name__}` has an attribute `{own[0]}` of its own"
     if options.get("track_running_stats") and not variables(module, nnx.BatchStat):
         return "it was made without a running state"
-    return _cut_off(module)
+    return cut_off(cls)
 
 
 def _upgraded(module: Any, options: dict[str, Any]) -> None:
     held = thaw_class(module)
     if not isinstance(module, BatchNorm):
-        set_class(module, upgraded(type(module)))
+        set_class(module, upgraded(class_of(module)))
         options = {**ADDED, **options}
     for name, value in options.items():
         setattr(module, name, value)

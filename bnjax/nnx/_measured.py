@@ -19,7 +19,7 @@ from bnjax._lifecycle.refusals import valid_too
 from bnjax._masks import NamedMask
 from bnjax._modules.call import one_value
 from bnjax._modules.override import Override, call_overridden, whole_batch
-from bnjax.nnx._twins import attributes, set_class, with_mixin
+from bnjax.nnx._twins import attributes, changed, set_class
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,42 +40,34 @@ class Pass:
     features: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-class Observed(nnx.Module):
-    """Added to the class of a batch norm that normalizes as a pass says, and may be measured.
-
-    Attributes:
-      running_pass: the pass.
-      path: of the module.
-    """
-
-    running_pass: Pass
-    path: str
-
-    def _compute(
-        self, x: Array, running: Moments, arguments: Arguments, train: bool
-    ) -> tuple[Array, Moments | None, Moments | None]:
-        module: Any = self
-        flow, features = self.running_pass.flow, arguments.features or ()
-        self.running_pass.features[self.path] = math.prod(x.shape[a] for a in features)
-        x, mask = valid_too(x, arguments.where.mask, self.running_pass.valid, self.path)
-        arguments = arguments._replace(where=NamedMask(mask, "mask"))
-        own = attributes(self, **whole_batch(module.axis_name, x))
-        y, _, batch = call_overridden(
-            Override(by=flow.by, steps=False, measures=flow.law is not None), own, x, running, arguments, train=train,
-            # A batch may be one example: it is one of many.
-            local_only=own.axis_name is None and one_value(x, features),
-        )  # fmt: skip
-        if flow.law is not None and batch is not None:
-            parts = measured_variables(self)
-            for name, value in add({n: v[...] for n, v in parts.items()}, batch, flow.law).items():
-                parts[name][...] = value
-        return y, None, None
-
-
 def observe(module: Any, path: str, running_pass: Pass) -> None:
     """Has a batch norm normalize as the pass says."""
-    set_class(module, with_mixin(Observed, type(module)))
+    cls: Any = type(module)
+    set_class(module, changed(cls, observing))
     module.running_pass, module.path = running_pass, path
+
+
+def observing(base: Any) -> Mapping[str, Any]:
+    """The methods of a batch norm that is observed: whatever its class does, in the end it comes to this."""
+    return {"_compute": _compute}
+
+
+def _compute(
+    self: Any, x: Array, running: Moments, arguments: Arguments, train: bool
+) -> tuple[Array, Moments | None, Moments | None]:
+    flow, features = self.running_pass.flow, arguments.features or ()
+    self.running_pass.features[self.path] = math.prod(x.shape[a] for a in features)
+    x, mask = valid_too(x, arguments.where.mask, self.running_pass.valid, self.path)
+    arguments = arguments._replace(where=NamedMask(mask, "mask"))
+    own = attributes(self, **whole_batch(self.axis_name, x))
+    override = Override(by=flow.by, steps=False, measures=flow.law is not None)
+    local_only = own.axis_name is None and one_value(x, features)  # one example is no error: there are more batches
+    y, _, batch = call_overridden(override, own, x, running, arguments, train=train, local_only=local_only)
+    if flow.law is not None and batch is not None:
+        parts = measured_variables(self)
+        for name, value in add({n: v[...] for n, v in parts.items()}, batch, flow.law).items():
+            parts[name][...] = value
+    return y, None, None
 
 
 def add_variables(module: Any, so_far: Measured) -> None:

@@ -16,7 +16,7 @@ from bnjax._lifecycle.refusals import FROZEN, NOT_CALLED, foreign
 from bnjax._lifecycle.report import Report
 from bnjax._lifecycle.trees import State
 from bnjax.nnx._measured import add_variables, measured_variables, observe, one_trace
-from bnjax.nnx._twins import check_model, frozen, kind_of, modules_with_paths, tracks
+from bnjax.nnx._twins import check_model, cut_off, frozen, kind_of, modules_with_paths, tracks
 
 Call = Callable[[Any, Any], Any]
 
@@ -175,4 +175,6 @@ class _Passes:
         kind, why = kind_of(type(module)) or type(module).__name__, self._why_not(path)
         if why is None and path in self.features:
             why = "it was called on a copy, or where a transformation takes the module as a constant"
-        return Seen(kind, why or NOT_CALLED, self.features.get(path, 0))
+        elif why is None:
+            why = cut_off(type(module)) or NOT_CALLED
+        return Seen(kind, why, self.features.get(path, 0))

@@ -28,6 +28,10 @@ def unfit(module: nnx.Module, swap: Swap) -> str | None:
         return f"its class `{cls.__name__}` has a call of its own, which would be lost"
     if _stack(module) is None:
         return OTHER_AXIS
+    try:
+        set_class(object.__new__(cls), Norm)
+    except TypeError:
+        return f"its class `{cls.__name__}` has further bases, so that Python does not exchange it"
     several = len(_features(module)) < _number_of_axes(module)
     if several and target_named(swap.name) is not None and issubclass(make_norm(swap.name).func, Norm):  # type: ignore
         return "its `num_features` is one number for several axes"
@@ -97,6 +101,7 @@ def _positional(cls: Any) -> tuple[str, ...]:
 def _constructor(module: nnx.Module, swap: Swap, rngs: nnx.Rngs) -> Callable[[], nnx.Module]:
     """The constructor of the new norm, with all its arguments."""
     own = {n: v for n, v in vars(module).items() if not n.startswith(OF_FLAX) and not isinstance(v, nnx.Variable)}
+    own = {n: v for n, v in own.items() if callable(v) or not n.endswith("_init")}  # a number is no initializer of Flax
     made: Any = make_norm(swap.name, **dict(swap.options))  # type: ignore[arg-type]
     target, features = target_named(swap.name), _features(module)
     known: dict[str, Any] = (

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 from flax import nnx
 from jax import Array, lax
@@ -49,16 +49,17 @@ def owner_of(cls: type) -> type:
     return next(c for c in cls.__mro__ if c.__module__.startswith(("flax.", "bnjax.")) and kind_of(c) is not None)
 
 
-def cut_off(cls: type) -> bool:
-    """Whether a norm's class has a call of its own that never comes to the call of the norm which it extends."""
+def cut_off(cls: type) -> str | None:
+    """Why the call of a norm's class never comes to that of the norm which it extends; or nothing."""
     owner, own = owner_of(cls), list(cls.__mro__)
     extensions = own[: own.index(owner)]
     if not any("__call__" in vars(c) for c in extensions):
-        return False
-    functions = [inspect.unwrap(f) for c in extensions for name, f in vars(c).items() if callable(f)]
+        return None
+    functions = [inspect.unwrap(f) for c in extensions for f in vars(c).values() if callable(f)]
     codes = [f.__code__ for f in functions if isinstance(f, types.FunctionType)]
-    opaque = any(not isinstance(f, types.FunctionType) for f in functions)
-    return not opaque and not any(map(_names_call, codes))
+    if len(codes) < len(functions) or any(map(_names_call, codes)):
+        return None
+    return f"its class `{cls.__name__}` has a call of its own, which does not call that of `{owner.__name__}`"
 
 
 def _names_call(code: types.CodeType) -> bool:
@@ -66,7 +67,7 @@ def _names_call(code: types.CodeType) -> bool:
     return "__call__" in code.co_names or any(map(_names_call, inner))
 
 
-def set_class(module: nnx.Module, cls: type) -> None:
+def set_class(module: nnx.Module, cls: Any) -> None:
     """Gives an object another class. `nnx` would note the name among the attributes that it splits."""
     object.__setattr__(module, "__class__", cls)
 
@@ -80,55 +81,53 @@ def upgraded(cls: Any) -> Any:
 
 
 @functools.cache
-def with_mixin(mixin: Any, cls: Any) -> Any:
-    """A class of norm with the methods of `mixin` above; a batch norm is ours below."""
-    added: dict[str, Any] = {} if kind_of(cls) != "batch" or issubclass(cls, BatchNorm) else ADDED
-    below = upgraded(cls) if kind_of(cls) == "batch" else cls
-    return derived(cls, (mixin, below), added | {"before": cls})
+def changed(cls: Any, below: Callable[[Any], Mapping[str, Any]]) -> Any:
+    """A class of norm with further methods above its own; a batch norm is ours below.
 
+    One class for each pair, so that `jit` knows it again. It has one base: of several, Python would not give an object
+    of `cls` the class.
 
-def derived(cls: type, bases: tuple[type, ...], names: dict[str, Any] = ADDED) -> type:
-    about: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
-    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update(about | names))
-
-
-class Frozen(nnx.Module):
-    """Added to the class of a norm that is held. Whatever that class does, in the end it comes to the methods below.
-
-    Attributes:
-      before: the class of before.
-      held: what is held.
+    Args:
+      cls: the class.
+      below: gives the methods, by name, of a class with the calls that they end with.
     """
+    batch = kind_of(cls) == "batch"
+    base = upgraded(cls) if batch else cls
+    added = ADDED if batch and not issubclass(cls, BatchNorm) else {}
+    return derived(cls, (base,), {**added, "before": cls, **below(base)})
 
-    before: ClassVar[type]
-    held: Freeze
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The call of the norm, on parameters without a gradient if they are held."""
+def derived(cls: type, bases: tuple[type, ...], names: Mapping[str, Any] = ADDED) -> Any:
+    """A class that is called as `cls` is."""
+    about = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update({**about, **names}))
+
+
+def holding(base: Any) -> Mapping[str, Any]:
+    """The methods of a norm that is held. Whatever its class does, in the end it comes to `_compute` or `_run`."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.held.parameters:
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            return base.__call__(self, *args, **kwargs)
         named = list(nnx.to_flat_state(nnx.state(self, nnx.Param)))
         with with_values(self, named, [lax.stop_gradient(p[...]) for _, p in named]) as module:
-            return super(Frozen, module).__call__(*args, **kwargs)  # type: ignore[misc]
+            return base.__call__(module, *args, **kwargs)
 
-    def _compute(
-        self, x: Array, running: Moments, arguments: Arguments, train: bool
-    ) -> tuple[Array, Moments | None, Moments | None]:
-        """What batch norm computes."""
-        use = self.held.use and tracks(self)
-        override = Override(by="running" if use else None, steps=self.held.update)
-        local_only = self._local_only(x, arguments)  # type: ignore[attr-defined]
+    def compute(self: Any, x: Array, running: Moments, arguments: Arguments, train: bool) -> Any:
+        override = Override(by="running" if self.held.use and tracks(self) else None, steps=self.held.update)
+        local_only = self._local_only(x, arguments)
         return call_overridden(override, attributes(self), x, running, arguments, train=train, local_only=local_only)
 
-    def _run(self, x: Any, *, train: bool, **rest: Any) -> Array:
-        """What the relatives of batch norm compute."""
+    def run(self: Any, x: Any, *, train: bool, **rest: Any) -> Array:
         stats = variables(self, nnx.BatchStat)
         train = train and not (stats and self.held.use)
         before = {name: v[...] for name, v in stats.items()}
-        y = super()._run(x, train=train, **rest)  # type: ignore[misc]
+        y = base._run(self, x, train=train, **rest)
         for name, value in before.items() if train and not self.held.update else ():
             stats[name][...] = value
         return y
+
+    return {"__call__": call, "_compute": compute, "_run": run}
 
 
 def variables(module: nnx.Module, of: type[nnx.Variable]) -> dict[str, nnx.Variable]:
@@ -136,39 +135,39 @@ def variables(module: nnx.Module, of: type[nnx.Variable]) -> dict[str, nnx.Varia
     return {name: value for name, value in vars(module).items() if isinstance(value, of)}
 
 
-def frozen(module: nnx.Module) -> Freeze | None:
+def frozen(module: Any) -> Freeze | None:
     """What is held of a norm, if anything is."""
-    return module.held if isinstance(module, Frozen) else None
+    return module.held if class_of(module) is not type(module) else None
 
 
-def freeze_class(module: nnx.Module, held: Freeze) -> None:
+def freeze_class(module: Any, held: Freeze) -> None:
     """Holds a norm, which is not frozen."""
-    set_class(module, with_mixin(Frozen, type(module)))
-    module.held = held  # type: ignore[attr-defined]
+    cls: Any = type(module)
+    set_class(module, changed(cls, holding))
+    module.held = held
 
 
-def thaw_class(module: nnx.Module) -> Freeze | None:
+def thaw_class(module: Any) -> Freeze | None:
     """Gives a norm the class that it had before it was frozen, and returns what was held."""
-    if not isinstance(module, Frozen):
-        return None
-    held = module.held
-    del module.held
-    set_class(module, module.before)
+    held = frozen(module)
+    if held is not None:
+        del module.held
+        set_class(module, module.before)
     return held
 
 
-def class_of(module: nnx.Module) -> type:
+def class_of(module: nnx.Module) -> Any:
     """The class of a norm, as it was before it was frozen."""
-    return module.before if isinstance(module, Frozen) else type(module)
+    return vars(type(module)).get("before", type(module))
 
 
-def attributes(module: Any, **changed: Any) -> Any:
-    """The attributes of a batch norm with a mixin, some of them changed, while the module itself stays as it is.
+def attributes(module: Any, **other: Any) -> Any:
+    """The attributes of a batch norm, some of them others, while the module itself stays as it is.
 
     What a class that is not ours calls `activation`, say, is its own affair.
     """
     own = {name: getattr(module, name) for name in BatchNormAttributes.__annotations__}
-    return SimpleNamespace(**(own | ({} if issubclass(module.before, BatchNorm) else ADDED) | changed))
+    return SimpleNamespace(**(own | ({} if issubclass(class_of(module), BatchNorm) else ADDED) | other))
 
 
 def tracks(module: Any) -> bool:
