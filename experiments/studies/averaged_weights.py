@@ -21,13 +21,14 @@ from flax import linen as nn
 from bnjax import linen as bnn
 from experiments.cli.flags import parse_flags
 from experiments.cli.program import run_main
+from experiments.cli.report import Report, reporting
 from experiments.cli.schema import Range
-from experiments.config import Config, EvalConfig, ModelConfig, OptimizerConfig, TrainConfig
+from experiments.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from experiments.data import CLASSES, Data, batches, epoch_order, load_data, steps_per_epoch
 from experiments.models.article_cnn import LinenCNN
 from experiments.results.markers import Markers, write_between
 from experiments.results.summary import mean_and_deviation
-from experiments.results.tables import markdown
+from experiments.results.tables import Table
 from experiments.training import run
 from experiments.training.steps import Program, TrainState
 
@@ -66,7 +67,6 @@ def config_of(momentum: float) -> Config:
         model=ModelConfig(momentum=momentum),
         optimizer=OptimizerConfig(schedule="constant"),
         train=TrainConfig(epochs=7),
-        eval=EvalConfig(),
     )
 
 
@@ -111,22 +111,26 @@ def accuracy(program: Program, state: TrainState, data: Data) -> float:
     return float(sum(s["correct"] for s in sums) / sum(s["count"] for s in sums))
 
 
-def accuracy_table(seeds: int) -> str:
+def accuracy_table(seeds: int, report: Report) -> str:
+    """The accuracies of all weights, with a momentum that fits so few steps and with one that does not."""
     rows = []
     for momentum in MOMENTA:
         config = config_of(momentum)
         data = load_data(config.data)
         program = run.program_of(config, data)
-        runs = [accuracies(dataclasses.replace(config, seed=seed), data, program) for seed in range(seeds)]
+        runs = []
+        for seed in range(seeds):
+            report.title(f"momentum {momentum:g}, seed {seed}")
+            runs.append(accuracies(dataclasses.replace(config, seed=seed), data, program))
+            report.advance()
         for name in runs[0]:
             of_kinds = zip(*(r[name] for r in runs), strict=True)
             cells = [mean_and_deviation([100 * a for a in of_kind], digits=1) for of_kind in of_kinds]
             cells[1] = "the same" if name == "last step" else cells[1]
             rows.append([name, f"{momentum:g}", *cells])
     head = ("weights", "momentum", "last statistics", "averaged statistics", "recalibrated")
-    return (
-        f"Accuracy on the held-out digits, %, {STEPS} steps, {seeds} seeds:\n\n{markdown(head, rows, numbers=True)}\n"
-    )
+    title = f"Accuracy on the held-out digits, %, {STEPS} steps, {seeds} seeds"
+    return f"{Table(title, head, rows).markdown()}\n"
 
 
 # One pass, or a pass for each norm
@@ -156,14 +160,24 @@ def one_pass_errors(size: int) -> list[float]:
 def one_pass_table(sizes: Sequence[int] = SIZES) -> str:
     """The errors of the five norms, by the size of the batches."""
     head = ("batch size", *(f"norm {i}" for i in range(1, 6)))
-    rows = [[str(size), *(f"{100 * e:.2g}" for e in one_pass_errors(size))] for size in sizes]
-    return f"Error of the variance after one pass, %, the mean over the features:\n\n{markdown(head, rows, numbers=True)}\n"
+    rows = [[str(size), *map(percent, one_pass_errors(size))] for size in sizes]
+    return f"{Table('Error of the variance after one pass, %, the mean over the features', head, rows).markdown()}\n"
+
+
+def percent(error: float) -> str:
+    """Two digits; what may be rounding is not told apart.
+
+    >>> percent(0.0123), percent(1e-8)
+    ('1.2', '< 0.001')
+    """
+    return f"{100 * error:.2g}" if error > 1e-5 else "< 0.001"
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse_flags(Arguments, argv, "python -m experiments.studies.averaged_weights", __doc__)
-    blocks = {ONE_PASS: one_pass_table(), ACCURACY: accuracy_table(arguments.seeds)}
-    print("\n".join(blocks.values()))
+    with reporting(len(MOMENTA) * arguments.seeds) as report:
+        blocks = {ONE_PASS: one_pass_table(), ACCURACY: accuracy_table(arguments.seeds, report)}
+    print("\n".join(blocks.values()), end="")
     if arguments.write:
         write_between(PAGE, blocks)
 
