@@ -69,20 +69,15 @@ class _Calls:
     paths: set[str] = dataclasses.field(default_factory=set)
 
 
-class _Watched(nnx.Module):
-    """Added to the class of a module whose calls are noted."""
-
-    calls: _Calls
-    path_in_model: str
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls.paths.add(self.path_in_model)
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
-
-
 @functools.cache
-def _watched(cls: Any) -> type:
-    return derived(cls, (_Watched, cls), {})
+def _watched(cls: Any) -> Any:
+    """A class whose calls are noted."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls.paths.add(self.path_in_model)
+        return cls.__call__(self, *args, **kwargs)
+
+    return derived(cls, (cls,), {"__call__": call})
 
 
 def _called(model: nnx.Module, example: Any, call: Call) -> set[str]:
@@ -90,7 +85,8 @@ def _called(model: nnx.Module, example: Any, call: Call) -> set[str]:
     copy, calls = nnx.clone(model), _Calls()
     copy.eval()
     for path, module in _norms(copy):
-        set_class(module, _watched(type(module)))
+        cls: Any = type(module)
+        set_class(module, _watched(cls))
         module.calls, module.path_in_model = calls, path  # type: ignore[attr-defined]
     nnx.eval_shape(call, copy, example)
     return calls.paths
