@@ -44,7 +44,7 @@ def observe(module: Any, path: str, running_pass: Pass) -> None:
     """Has a batch norm normalize as the pass says."""
     cls: Any = type(module)
     set_class(module, changed(cls, observing))
-    module.running_pass, module.path = running_pass, path
+    module._bnjax_pass, module._bnjax_path = running_pass, path
 
 
 def observing(base: Any) -> Mapping[str, Any]:
@@ -55,9 +55,9 @@ def observing(base: Any) -> Mapping[str, Any]:
 def _compute(
     self: Any, x: Array, running: Moments, arguments: Arguments, train: bool
 ) -> tuple[Array, Moments | None, Moments | None]:
-    flow, features = self.running_pass.flow, arguments.features or ()
-    self.running_pass.features[self.path] = math.prod(x.shape[a] for a in features)
-    x, mask = valid_too(x, arguments.where.mask, self.running_pass.valid, self.path)
+    flow, features = self._bnjax_pass.flow, arguments.features or ()
+    self._bnjax_pass.features[self._bnjax_path] = math.prod(x.shape[a] for a in features)
+    x, mask = valid_too(x, arguments.where.mask, self._bnjax_pass.valid, self._bnjax_path)
     arguments = arguments._replace(where=NamedMask(mask, "mask"))
     own = attributes(self, **whole_batch(self.axis_name, x))
     override = Override(by=flow.by, steps=False, measures=flow.law is not None)

@@ -28,6 +28,7 @@ FLAX = {
     nnx.BatchNorm: "batch", nnx.LayerNorm: "layer", nnx.RMSNorm: "rms", nnx.GroupNorm: "group",
     nnx.InstanceNorm: "instance", nnx.SpectralNorm: "spectral", nnx.WeightNorm: "weight",
 }  # fmt: skip
+BEFORE = "_bnjax_before"  # the class of before, in the names of a class that was changed
 # What our batch norm has and Flax's has not, as its constructor has it.
 ADDED: dict[str, Any] = {
     name: p.default
@@ -94,7 +95,7 @@ def changed(cls: Any, below: Callable[[Any], Mapping[str, Any]]) -> Any:
     batch = kind_of(cls) == "batch"
     base = upgraded(cls) if batch else cls
     added = ADDED if batch and not issubclass(cls, BatchNorm) else {}
-    return derived(cls, (base,), {**added, "before": cls, **below(base)})
+    return derived(cls, (base,), {**added, BEFORE: cls, **below(base)})
 
 
 def derived(cls: type, bases: tuple[type, ...], names: Mapping[str, Any] = ADDED) -> Any:
@@ -107,23 +108,25 @@ def holding(base: Any) -> Mapping[str, Any]:
     """The methods of a norm that is held. Whatever its class does, in the end it comes to `_compute` or `_run`."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.held.parameters:
+        if not self._bnjax_held.parameters:
             return base.__call__(self, *args, **kwargs)
         named = list(nnx.to_flat_state(nnx.state(self, nnx.Param)))
         with with_values(self, named, [lax.stop_gradient(p[...]) for _, p in named]) as module:
             return base.__call__(module, *args, **kwargs)
 
     def compute(self: Any, x: Array, running: Moments, arguments: Arguments, train: bool) -> Any:
-        override = Override(by="running" if self.held.use and tracks(self) else None, steps=self.held.update)
+        override = Override(
+            by="running" if self._bnjax_held.use and tracks(self) else None, steps=self._bnjax_held.update
+        )
         local_only = self._local_only(x, arguments)
         return call_overridden(override, attributes(self), x, running, arguments, train=train, local_only=local_only)
 
     def run(self: Any, x: Any, *, train: bool, **rest: Any) -> Array:
         stats = variables(self, nnx.BatchStat)
-        train = train and not (stats and self.held.use)
+        train = train and not (stats and self._bnjax_held.use)
         before = {name: v[...] for name, v in stats.items()}
         y = base._run(self, x, train=train, **rest)
-        for name, value in before.items() if train and not self.held.update else ():
+        for name, value in before.items() if train and not self._bnjax_held.update else ():
             stats[name][...] = value
         return y
 
@@ -137,28 +140,28 @@ def variables(module: nnx.Module, of: type[nnx.Variable]) -> dict[str, nnx.Varia
 
 def frozen(module: Any) -> Freeze | None:
     """What is held of a norm, if anything is."""
-    return module.held if class_of(module) is not type(module) else None
+    return module._bnjax_held if class_of(module) is not type(module) else None
 
 
 def freeze_class(module: Any, held: Freeze) -> None:
     """Holds a norm, which is not frozen."""
     cls: Any = type(module)
     set_class(module, changed(cls, holding))
-    module.held = held
+    module._bnjax_held = held
 
 
 def thaw_class(module: Any) -> Freeze | None:
     """Gives a norm the class that it had before it was frozen, and returns what was held."""
     held = frozen(module)
     if held is not None:
-        del module.held
-        set_class(module, module.before)
+        del module._bnjax_held
+        set_class(module, class_of(module))
     return held
 
 
 def class_of(module: nnx.Module) -> Any:
     """The class of a norm, as it was before it was frozen."""
-    return vars(type(module)).get("before", type(module))
+    return vars(type(module)).get(BEFORE, type(module))
 
 
 def attributes(module: Any, **other: Any) -> Any:
