@@ -77,12 +77,14 @@ class Plan(NamedTuple):
     """What all entries together mean for one norm.
 
     Attributes:
+      upgraded: it runs through ours.
       options: attributes of our `BatchNorm` in the place of the module's.
       swap: the norm that it becomes.
       freeze: what is held.
       flow: what it normalizes by.
     """
 
+    upgraded: bool
     options: Mapping[str, Any]
     swap: Swap | None
     freeze: Freeze | None
@@ -91,7 +93,7 @@ class Plan(NamedTuple):
     @property
     def asks(self) -> bool:
         """Whether the norm does anything else than its own."""
-        return bool(self.options or self.swap or self.freeze or self.flow)
+        return bool(self.upgraded or self.swap or self.freeze or self.flow)
 
 
 def selects(match: str, path: str) -> bool:
@@ -140,8 +142,10 @@ def plan_for(entries: Sequence[Entry], path: str, kind: str) -> Plan:
             f"`swap` was asked twice for the norm at {path!r}: for {' and for '.join(sorted(s.name for s in swaps))}; "
             "give them a `match` each, so that a norm is swapped once."
         )
+    upgrades = [entry for entry in chosen if isinstance(entry, Upgrade)]
     return Plan(
-        _merged((e.options for e in chosen if isinstance(e, Upgrade)), path),
+        bool(upgrades),
+        _merged((e.options for e in upgrades), path),
         next(iter(swaps), None),
         _frozen([e for e in chosen if isinstance(e, Freeze)]),
         next((e for e in chosen if isinstance(e, Flow)), None),

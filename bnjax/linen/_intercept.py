@@ -44,13 +44,15 @@ class Record:
       entry: what is asked.
       valid: which examples count, where batches are measured.
       rows: by path, in the order of the calls.
-      unselected: norms without a state that the entry is not for, likewise.
+      unreached: paths of rows that are there because no call reached the norm so far.
+      unselected: norms without a state that the entry is not for, likewise by path.
       classes: of all modules that were called, by path.
     """
 
     entry: Entry
     valid: Any = None
     rows: dict[str, Row] = dataclasses.field(default_factory=dict)
+    unreached: set[str] = dataclasses.field(default_factory=set)
     unselected: dict[str, Row] = dataclasses.field(default_factory=dict)
     classes: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -58,6 +60,7 @@ class Record:
 class _Stack(threading.local):
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.keys: list[Any] = []  # what the caches know of each record and of those before it
 
 
 _stack = _Stack()
@@ -65,15 +68,34 @@ _stack = _Stack()
 
 @contextlib.contextmanager
 def in_force(record: Record) -> Iterator[Record]:
-    """Puts an entry on the stack while the context lasts."""
-    records = _stack.records
-    with contextlib.ExitStack() as exits:
-        if not records:
-            exits.enter_context(nn.intercept_methods(_interceptor))
-        records.append(record)
-        exits.callback(records.remove, record)
-        exits.enter_context(ACTIVE(tuple(r.entry for r in records)))
-        yield record
+    """Puts an entry on the stack while the context lasts.
+
+    Contexts that generators hold may end in another order than the reverse: each takes away its own entry.
+    """
+    # One interceptor does all the work, but Flax takes away the last one, so that there is one for each entry.
+    with nn.intercept_methods(_interceptor):
+        _enter([record])
+        try:
+            yield record
+        finally:
+            _leave(record)
+
+
+def _enter(records: list[Record]) -> None:
+    for record in records:
+        _stack.records.append(record)
+        key = ACTIVE(tuple(r.entry for r in _stack.records))
+        key.__enter__()
+        _stack.keys.append(key)
+
+
+def _leave(record: Record) -> None:
+    at = _stack.records.index(record)
+    later = _stack.records[at + 1 :]
+    for key in reversed(_stack.keys[at:]):
+        key.__exit__(None, None, None)
+    del _stack.records[at:], _stack.keys[at:]
+    _enter(later)
 
 
 def _interceptor(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -109,7 +131,7 @@ def _norm(records: list[Record], call: Callable[..., Any], args: Any, kwargs: An
     """The call of a norm, as the entries would have it."""
     plan = plan_for([r.entry for r in records], norm.path, norm.kind)
     for record in records:
-        _add_row(record, plan, norm, args[0] if args else kwargs["x"])
+        _add_row(record, plan, norm, args[0] if args else kwargs.get("x"))
     if plan.swap is not None and _refused(plan.swap, plan, norm) is None:
         return swapped_call(norm.module, plan, args, kwargs)
     if norm.kind == "batch" and plan.asks:
@@ -129,6 +151,9 @@ def _add_row(record: Record, plan: Plan, norm: _Norm, x: Any) -> None:
     row = Row(norm.path, norm.kind, why is None, why or _note(record.entry, plan), evidence)
     # Norms without a state that were not asked for are nothing to report, unless nothing else is.
     rows = record.rows if unselected is None or statistics(norm.module) else record.unselected
+    if norm.path in record.unreached:
+        record.unreached.remove(norm.path)
+        del record.rows[norm.path]
     rows.setdefault(norm.path, row)
 
 
@@ -185,12 +210,13 @@ def _arguments(norm: _Norm, plan: Plan | None, args: Any, kwargs: Any) -> tuple[
 
 
 def _complete(record: Record, root: nn.Module) -> None:
-    """Adds what the state of a model has and no call reached."""
+    """Adds what the state of a model has and no call reached so far: the root may have methods that call each other."""
     state = State.of(root.variables.get("batch_stats", {})).without(PREFIX)
     for path in state.pairs():
         if path not in record.rows:
             cls = record.classes.get(path)
             why = foreign(cls) if cls else NOT_CALLED
             record.rows[path] = Row(path, cls or "unknown", False, why)
+            record.unreached.add(path)
     for path in state.others():
         record.rows.setdefault(path, Row(path, "leaf", False, "no mean and no variance"))

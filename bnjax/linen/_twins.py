@@ -26,6 +26,13 @@ from bnjax.linen._sample import _SampleNorm
 class Twin:
     """What all of these modules are, so that they are told from those of the model."""
 
+    @nn.nowrap
+    def sow(self, collection: str, name: str, *args: Any, **kwargs: Any) -> bool:
+        """Stores a value; but not the output, which `capture_intermediates` gets from the norm of the model."""
+        if (collection, name) == ("intermediates", "__call__"):
+            return False
+        return super().sow(collection, name, *args, **kwargs)  # type: ignore[misc]
+
 
 class Overridden(Twin, BatchNorm):
     """Our `BatchNorm`, as one entry or several would have it."""
