@@ -13,13 +13,13 @@ from tests.kit import references
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
 
 
-def run(page):
-    """What a page has defined at its end, run on four devices."""
-    four = jax.devices()[:4]
+def run(page, devices=4):
+    """What a page has defined at its end, run on so many devices."""
+    some = jax.devices()[:devices]
     found = {"__name__": "page"}
     snippets = re.findall(r"^```python\n(.*?)^```$", (GUIDE / page).read_text(), re.MULTILINE | re.DOTALL)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda *_: four)
+        patch.setattr(jax, "devices", lambda *_: some)
         for number, code in enumerate(snippets):
             exec(compile(code, f"docs/guide/{page}, Python block {number}", "exec"), found)
     return found

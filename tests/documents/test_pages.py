@@ -10,7 +10,11 @@ from bnjax import NORMS
 from experiments.results import library_pages
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-ELSEWHERE = {"guide/devices.md", "guide/accumulation.md"}  # test_devices.py runs theirs, in their order
+# Other tests run theirs, in their order: test_devices.py and test_lifecycle.py.
+ELSEWHERE = {
+    f"guide/{page}.md"
+    for page in ("accumulation", "averaged_weights", "devices", "fine_tuning", "other_models", "two_apis")
+}
 BLOCKS = {
     f"{page.relative_to(DOCS)}, block {number}": code
     for page in sorted(DOCS.rglob("*.md"))
