@@ -1,6 +1,6 @@
-"""What a training program gains on a CPU when freed memory is kept: the table of docs/guide/cpu.md.
+"""What a training program gains on a CPU when freed memory is kept: the tables of docs/guide/cpu.md.
 
-    python -m experiments.memory [--write]
+    python -m experiments.memory [--epoch] [--write]
 
 Trains `configs/mnist_cnn.py` on images of the size of Fashion-MNIST's, with every setting in turn, each time in a
 process of its own. The images are noise. All runs must end with the same metrics, to the last digit. For Linux.
@@ -33,7 +33,8 @@ from experiments.results.tables import Table
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "guide" / "cpu.md"
 MARKERS = Markers("<!-- memory -->\n", "<!-- /memory -->\n")
-BATCH, HELD_OUT = 128, 2000
+EPOCH_MARKERS = Markers("<!-- memory: epoch -->\n", "<!-- /memory -->\n")
+BATCH, HELD_OUT, EPOCH = 128, 2000, 60_000
 
 FRESH = {memory.VARIABLE: "fresh"}  # or the program would keep its memory by itself
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -44,6 +45,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "the three variables and huge pages": FRESH | memory.VARIABLES | HUGE_PAGES,
     "by the program itself": {},
 }
+OF_EPOCH = ("nothing", "by the program itself")
 HEAD = ("what is set", "wall s", "user s", "system s", "1000 page faults", "peak memory, MB")
 
 
@@ -53,10 +55,22 @@ class Arguments:
 
     steps: Annotated[int, Range(low=1, high=5000)] = 100
     """Of training, of 128 images each."""
+    epoch: bool = False
+    """Train for a whole epoch of 60,000 images, with memory fresh and kept alone."""
     rounds: Annotated[int, Range(low=1, high=100)] = 3
     """How often each setting is measured, all in turn."""
     write: bool = False
     """Put the table into docs/guide/cpu.md."""
+
+    @property
+    def images(self) -> int:
+        """To train with."""
+        return EPOCH if self.epoch else self.steps * BATCH
+
+    @property
+    def settings(self) -> dict[str, dict[str, str]]:
+        """What is measured."""
+        return {name: SETTINGS[name] for name in (OF_EPOCH if self.epoch else SETTINGS)}
 
 
 class Run(NamedTuple):
@@ -104,34 +118,34 @@ def write_images(folder: Path, part: str, count: int) -> None:
         (folder / f"{part}-{name}-ubyte").write_bytes(header + content)
 
 
-def table(found: Mapping[str, Sequence[Run]], steps: int) -> Table:
+def table(found: Mapping[str, Sequence[Run]], images: int) -> Table:
     """The medians of all rounds."""
     rows = []
     for name, runs in found.items():
         wall, user, system, faults, peak = (median(values) for values in list(zip(*runs, strict=True))[:-1])
         rows.append([name, f"{wall:.0f}", f"{user:.1f}", f"{system:.1f}", f"{faults / 1e3:.0f}", f"{peak / 1e6:.0f}"])
-    return Table(f"{steps} steps of {BATCH} images, from start to end, median of {len(runs)}", HEAD, rows)
+    return Table(f"{images:,} images, {BATCH} a step, from start to end, median of {len(runs)}", HEAD, rows)
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = parse_flags(Arguments, argv, "python -m experiments.memory", __doc__)
     if not sys.platform.startswith("linux"):
         raise UserError(f"`python -m experiments.memory` measures Linux, but this is {sys.platform}.")
-    found: dict[str, list[Run]] = {name: [] for name in SETTINGS}
-    with tempfile.TemporaryDirectory() as data, reporting(arguments.rounds * len(SETTINGS)) as report:
-        write_images(Path(data), "train", arguments.steps * BATCH)
+    found: dict[str, list[Run]] = {name: [] for name in arguments.settings}
+    with tempfile.TemporaryDirectory() as data, reporting(arguments.rounds * len(found)) as report:
+        write_images(Path(data), "train", arguments.images)
         write_images(Path(data), "t10k", HELD_OUT)
         for _ in range(arguments.rounds):
-            for name, setting in SETTINGS.items():
+            for name, setting in arguments.settings.items():
                 report.title(name)
                 found[name].append(train(Path(data), setting))
                 report.advance()
     if len({run.metrics for runs in found.values() for run in runs}) > 1:
         sys.exit("The runs did not end with the same metrics.")
-    block = f"{machine.sentence(machine.machine())}\n\n{table(found, arguments.steps).markdown()}\n"
+    block = f"{machine.sentence(machine.machine())}\n\n{table(found, arguments.images).markdown()}\n"
     print(block, end="")
     if arguments.write:
-        write_between(DOCUMENT, {MARKERS: block})
+        write_between(DOCUMENT, {EPOCH_MARKERS if arguments.epoch else MARKERS: block})
 
 
 if __name__ == "__main__":

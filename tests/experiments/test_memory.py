@@ -209,6 +209,21 @@ def test_the_settings_take_turns_and_their_medians_are_written(runs, capsys):
     assert command.SETTINGS["the three variables"].items() >= VARIABLES.items()
 
 
+def test_a_whole_epoch_has_a_table_of_its_own(runs, monkeypatch):
+    made, document = runs
+    counts = {}
+    monkeypatch.setattr(command, "write_images", lambda folder, part, count: counts.setdefault(part, count))
+    monkeypatch.setattr(command, "train", lambda data, setting: RUN._replace(wall=float(made.append(setting) or 7)))
+    before = command.MARKERS.split(document.read_text())[1]
+    command.main(["--epoch", "--rounds=2", "--write"])
+    assert counts["train"] == 60_000
+    assert made == [command.SETTINGS["nothing"], {}] * 2
+    text = document.read_text()
+    assert command.MARKERS.split(text)[1] == before
+    assert "60,000 images" in command.EPOCH_MARKERS.split(text)[1]
+    assert "| by the program itself | 7 | 2.0 | 3.0 | 4 | 5 |" in command.EPOCH_MARKERS.split(text)[1]
+
+
 def test_runs_that_end_otherwise_are_an_error(runs, monkeypatch):
     _, document = runs
     before = document.read_text()
