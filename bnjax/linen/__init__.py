@@ -41,6 +41,8 @@ from bnjax.linen._weights import WeightStandardization as WeightStandardization
 
 # What happens to a norm after it is built: imported when it is first used.
 if _TYPE_CHECKING:
+    from bnjax.linen.lifecycle import Report as Report
+    from bnjax.linen.lifecycle import Summary as Summary
     from bnjax.linen.lifecycle import adapt as adapt
     from bnjax.linen.lifecycle import freeze as freeze
     from bnjax.linen.lifecycle import frozen_labels as frozen_labels
@@ -51,6 +53,8 @@ if _TYPE_CHECKING:
     from bnjax.linen.lifecycle import upgrade as upgrade
 
 _LIFECYCLE = (
+    "Report",
+    "Summary",
     "adapt",
     "freeze",
     "frozen_labels",

@@ -34,7 +34,7 @@ class Twin:
         return super().sow(collection, name, *args, **kwargs)  # type: ignore[misc]
 
 
-class Overridden(Twin, BatchNorm):
+class Overridden(Twin, BatchNorm):  # type: ignore[misc]
     """Our `BatchNorm`, as one entry or several would have it."""
 
     override: Override = Override()

@@ -42,6 +42,8 @@ from bnjax.nnx._weights import WeightStandardization as WeightStandardization
 
 # What happens to a norm after it is built: imported when it is first used.
 if _TYPE_CHECKING:
+    from bnjax.nnx.lifecycle import Report as Report
+    from bnjax.nnx.lifecycle import Summary as Summary
     from bnjax.nnx.lifecycle import adapt as adapt
     from bnjax.nnx.lifecycle import freeze as freeze
     from bnjax.nnx.lifecycle import frozen_labels as frozen_labels
@@ -53,6 +55,8 @@ if _TYPE_CHECKING:
     from bnjax.nnx.lifecycle import upgrade as upgrade
 
 _LIFECYCLE = (
+    "Report",
+    "Summary",
     "adapt",
     "freeze",
     "frozen_labels",
