@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bnjax._core.state import Path, named_leaves
 
@@ -52,8 +53,10 @@ def shown(path: Path) -> str:
 
 
 def like(old: Any, new: Any) -> Any:
-    """`new` with the dtype and the sharding of `old`."""
+    """`new` with the dtype and the sharding of `old`; on no device in particular, if `old` was on none."""
     if jnp.iscomplexobj(new) and not jnp.iscomplexobj(old):
         new = jnp.real(new)
     new = jnp.asarray(new).astype(jnp.result_type(old))
-    return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
+    if not isinstance(old, jax.Array):
+        return new
+    return jax.device_put(new, old.sharding) if old.committed else jnp.asarray(np.asarray(new))

@@ -76,6 +76,12 @@ def add_variables(module: Any, so_far: Measured) -> None:
         setattr(module, PREFIX + name, module.mean.copy(so_far[name]))
 
 
+def share_variables(module: Any, other: Any) -> None:
+    """What is measured of a norm is part of what is measured of another."""
+    for name, variable in measured_variables(other).items():
+        setattr(module, PREFIX + name, variable)
+
+
 def measured_variables(module: Any) -> Mapping[str, nnx.Variable]:
     """What was measured, by name."""
     return {name: getattr(module, PREFIX + name) for name in MEASURED}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from bnjax._lifecycle.recalibrate import recalibrate as _recalibrate
 from bnjax._lifecycle.refusals import FROZEN, NOT_CALLED, foreign
 from bnjax._lifecycle.report import Report
 from bnjax._lifecycle.trees import State
-from bnjax.nnx._measured import add_variables, measured_variables, observe, one_trace
+from bnjax.nnx._measured import add_variables, measured_variables, observe, one_trace, share_variables
 from bnjax.nnx._twins import check_model, cut_off, frozen, kind_of, modules_with_paths, tracks
 
 Call = Callable[[Any, Any], Any]
@@ -135,7 +135,6 @@ class _Passes:
         self.graphdef, self.state = nnx.split(clone)
         self.call, self.law = call, law
         self.features: dict[str, int] = {}  # by the path of what was called
-        self.calls: set[str] = set()
         self._jitted = jax.jit(self._run, static_argnames="by")
 
     def measure(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Found:
@@ -144,18 +143,28 @@ class _Passes:
 
     def _run(self, state: Any, pairs: Pairs, so_far: Found, batch: Any, valid: Any, *, by: Any) -> Found:
         model = nnx.merge(self.graphdef, state)
-        norms: dict[str, Any] = {
-            path: m for path, m in modules_with_paths(model) if path in pairs and self._why_not(path) is None
-        }
+        norms: dict[str, Any] = {}
         with one_trace(Flow(by, self.law), valid) as running_pass:
-            for path, module in norms.items():
+            for path, module in self._measurable(model):
                 observe(module, path, running_pass)
+                if path in norms:  # another norm with the same statistics
+                    share_variables(module, norms[path])
+                    continue
+                norms[path] = module
                 module.mean[...], module.var[...] = pairs[path]["mean"], pairs[path]["var"]
                 add_variables(module, so_far[path])
             self.call(model, batch)
         self.features |= running_pass.features
         new = {path: {n: v[...] for n, v in measured_variables(m).items()} for path, m in norms.items()}
         return {**so_far, **new}
+
+    def _measurable(self, model: Any) -> Iterator[tuple[str, Any]]:
+        """The norms that are measured, each with the path of its statistics: of the first norm that has them."""
+        owners: dict[Any, str] = {}
+        modules: Iterator[tuple[str, Any]] = modules_with_paths(model)
+        for path, module in modules:
+            if kind_of(type(module)) == "batch" and self._why_not(path) is None:
+                yield owners.setdefault((id(module.mean), id(module.var)), path), module
 
     def _why_not(self, path: str) -> str | None:
         """Why a module with a mean and a variance is not measured; or nothing."""
