@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from experiments.cli.errors import UserError
-from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from experiments.config import Config, DataConfig, EvalConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from experiments.config.file import to_json
 from experiments.data import load_data
 from experiments.launch import main
@@ -36,6 +36,7 @@ CONFIG = Config(
     optimizer=OptimizerConfig(learning_rate=0.001),
     parallel=ParallelConfig(sync="group", group_size=2, fake_devices=2),
     train=TrainConfig(epochs=4, batch_size=45, eval_batch_size=7),
+    eval=EvalConfig(recalibrate=2),
 )  # 2 steps an epoch; two processes of two devices, so that each group is a process
 
 
