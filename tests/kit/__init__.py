@@ -7,7 +7,7 @@
 `comparison`: how results and errors are compared.
 `devices`: meshes and what is spread over them. `programs`: what a compiled program says over the wire.
 `apis`, `dropin`: one call by each of the library's faces, and one by Flax's class or ours.
-`models_linen`: Flax's models that know nothing of the library, by name; `cases`: batches and variables for them;
-`convnets_linen`, `oddities_linen`: their classes.
+`models_linen`, `models_nnx`: Flax's models that know nothing of the library, by name; `convnets_…`, `oddities_…`: their
+classes; `cases`: batches and variables for them; `population`: what their statistics should be, in float64.
 `_unstable`: what JAX does not promise to keep.
 """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -17,8 +18,9 @@ class Case:
     - "axis": training needs the axis "batch"; "dropout": training needs random numbers.
     - "stacked": statistics of several norms in one array; "repeated": a norm that is called several times.
     - "foreign": a class of its own whose state holds mean and var; "more": batch statistics beside mean and var.
-    - "broadcast": statistics that a scan shares, so that training raises.
-    - "frozen", "boxed": how the variables are held. "masked", "bfloat16": what the norms are given.
+    - "broadcast": statistics that a scan shares, so that training raises (linen) or leaves them as they are (nnx).
+    - "frozen", "boxed": how the variables are held (in nnx, their metadata).
+    - "masked", "bfloat16": what the norms are given.
     - "wrapped": weights under spectral and weight norm; "none": no batch norm.
     """
 
@@ -58,18 +60,19 @@ def as_if_trained(variables, seed=0):
     """The same tree with random statistics and parameters, but for kernels, which stay as they were drawn."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(variables)
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(tree, [moved(name_of(path), np.asarray(t), rng) for path, t in leaves])
+    new = [jnp.asarray(moved(names_of(path)[-1], np.asarray(t), rng)) for path, t in leaves]
+    return jax.tree.unflatten(tree, new)
 
 
-def name_of(path):
-    """The last name of a path; boxes and variables add "value" to it."""
+def names_of(path):
+    """The names of a path in a tree, without the "value" that boxes and variables add."""
     names = [str(getattr(k, "key", getattr(k, "name", k))) for k in path]
-    return names[-2] if names[-1] == "value" and len(names) > 1 else names[-1]
+    return names[:-1] if names[-1] == "value" else names
 
 
 def moved(name, leaf, rng):
-    if leaf.dtype.kind in "iu" or name.endswith(("kernel", "/u", "sigma", "embedding")):
+    if leaf.dtype.kind in "iu" or name.endswith(("kernel", "/u", "sigma", "'u')", "'sigma')")):
         return leaf
     r = rng.normal(size=leaf.shape)
-    value = np.exp(r / 2) if name == "var" else 1 + 0.3 * r if name.endswith("scale") else 0.3 * r
-    return value.astype(leaf.dtype)
+    near_one = name.endswith(("scale", "scales"))
+    return (np.exp(r / 2) if name == "var" else 1 + 0.3 * r if near_one else 0.3 * r).astype(leaf.dtype)
