@@ -100,9 +100,7 @@ def jit_of_a_user(model, x):
 
 
 def test_a_mask_that_does_not_fit_is_refused():
-    with pytest.raises(
-        ValueError, match=r"`valid` must give .* at 'layers/0' has the shape \(8, 5\)"
-    ):
+    with pytest.raises(ValueError, match=r"`valid` must give .* at 'layers/0' has the shape \(8, 5\)"):
         recalibrate(small(), BATCHES[:1], valid=lambda batch: jnp.ones(4, bool))
 
 
