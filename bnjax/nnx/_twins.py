@@ -78,7 +78,7 @@ def upgraded(cls: Any) -> Any:
     """A class of batch norm with our call below all that it adds to Flax's; one for each, so that `jit` knows it."""
     if issubclass(cls, BatchNorm):
         return cls
-    return BatchNorm if cls is nnx.BatchNorm else derived(cls, (cls, BatchNorm))
+    return BatchNorm if cls is nnx.BatchNorm else derived(cls, (cls, BatchNorm), _added(cls))
 
 
 @functools.cache
@@ -94,11 +94,16 @@ def changed(cls: Any, below: Callable[[Any], Mapping[str, Any]]) -> Any:
     """
     batch = kind_of(cls) == "batch"
     base = upgraded(cls) if batch else cls
-    added = ADDED if batch and not issubclass(cls, BatchNorm) else {}
+    added = _added(cls) if batch and not issubclass(cls, BatchNorm) else {}
     return derived(cls, (base,), {**added, BEFORE: cls, **below(base)})
 
 
-def derived(cls: type, bases: tuple[type, ...], names: Mapping[str, Any] = ADDED) -> Any:
+def _added(cls: type) -> dict[str, Any]:
+    """The attributes of ours that a class of batch norm has not; what it has is its own affair."""
+    return {name: value for name, value in ADDED.items() if not hasattr(cls, name)}
+
+
+def derived(cls: type, bases: tuple[type, ...], names: Mapping[str, Any]) -> Any:
     """A class that is called as `cls` is."""
     about = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     return types.new_class(cls.__name__, bases, exec_body=lambda body: body.update({**about, **names}))

@@ -90,7 +90,7 @@ def randomize(model, seed=0):
     rng = np.random.default_rng(seed)
     for path, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         r = 0.3 * rng.normal(size=v.shape)
-        if path[-1] != "kernel":
+        if path[-1] not in ("kernel", "count", "step"):
             v[...] = jnp.asarray(np.exp(r) if path[-1] == "var" else 1 + r if path[-1] == "scale" else r, v.dtype)
     return model
 
