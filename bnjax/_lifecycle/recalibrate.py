@@ -197,7 +197,7 @@ def _row(
 def _change(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
     """How far the statistics moved: the mean in standard deviations, the variance as a factor."""
     tiny = np.finfo(np.float32).tiny
-    var, new_var = (np.maximum(np.asarray(t["var"], np.float64), tiny) for t in (old, new))
+    var, new_var = (np.maximum(np.asarray(t["var"]).real.astype(np.float64), tiny) for t in (old, new))
     mean, new_mean = (np.asarray(t["mean"]).astype(complex) for t in (old, new))
     moved = np.abs(new_mean - mean) / np.sqrt(new_var)
     factor = np.exp(np.abs(np.log(new_var / var)))

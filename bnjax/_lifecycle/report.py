@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -70,7 +70,7 @@ class Report(Sequence[Row]):
 
     def to_json(self) -> str:
         """The rows as a JSON list of objects."""
-        return json.dumps([row._asdict() for row in self], default=_plain)
+        return json.dumps([row._asdict() | {"evidence": _plain(row.evidence)} for row in self])
 
     def __str__(self) -> str:
         rows = [(row.path or "(root)", row.kind, "done" if row.done else "refused", _said(row)) for row in self]
@@ -106,6 +106,14 @@ def _short(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy or JAX as one of Python; JSON has no infinity and no NaN."""
+    """Numbers of numpy and JAX as those of Python; JSON has no infinity and no NaN."""
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
     value = np.asarray(value).tolist()
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    if isinstance(value, list):
+        return _plain(value)
+    return value if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)) else str(value)

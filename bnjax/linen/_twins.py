@@ -115,7 +115,7 @@ def owner_of(module: nn.Module, function: Callable[..., Any]) -> type[nn.Module]
     """The class of Flax or of this package that the call is of: what a subclass adds has run already."""
     return next(
         cls for cls in type(module).__mro__
-        if cls.__module__.startswith(("flax.", "bnjax.")) and raw(vars(cls).get("__call__", None)) is function
+        if cls.__module__.startswith(("flax.", "bnjax.")) and raw(cls.__call__) is function
     )  # fmt: skip
 
 

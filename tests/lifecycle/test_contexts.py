@@ -1,6 +1,8 @@
 """The contexts of linen: which calls they reach, what they ask together, and what they leave as it was."""
 
 import contextlib
+import subprocess
+import sys
 import threading
 from functools import partial
 
@@ -9,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
 from bnjax import linen as bnn
 from bnjax.linen import freeze, swap, upgrade
+from tests.kit import devices, models_linen
+from tests.kit.models_linen import LINEN
 
 X = np.random.default_rng(0).normal(1, 2, (8, 6)).astype(np.float32)
 
@@ -270,3 +275,122 @@ def test_an_upgrade_without_options_runs_through_bnjax():
     assert abs(step(variables, x, model)[0] - want).max() > 1e-2
     with upgrade():
         np.testing.assert_allclose(step(variables, x, model)[0], want, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["axis", "lifted", "shared", "odd", "masked"])
+def test_models_of_flax_compute_the_same(name):
+    """`evaluate` and `train` were jitted before, for other tests, and remain what they are."""
+    case, variables = LINEN[name], models_linen.variables(name)
+    calls = [partial(f, name, variables, case.example) for f in (models_linen.evaluate, models_linen.train)]
+    before = [call() for call in calls]
+    with upgrade() as report:
+        inside = [call() for call in calls]
+    pairs = {"/".join(k.key for k in p[:-1]) for p, _ in jax.tree_util.tree_leaves_with_path(variables["batch_stats"])}
+    assert set(report.done) == pairs
+    # 1.2e-5: Flax subtracts the square of the mean from the mean of the squares.
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=3e-5, atol=3e-5), inside, before)
+    np.testing.assert_array_max_ulp(np.asarray(inside[0]), np.asarray(before[0]), 64)
+    jax.tree.map(np.testing.assert_array_equal, [call() for call in calls], before)
+
+
+def test_gradients_are_flaxs():
+    case, variables = LINEN["densenet"], models_linen.variables("densenet")
+
+    @jax.jit
+    def gradient(params):
+        run = nn.apply(case.train, case.make(), mutable=["batch_stats"])
+        return jax.grad(lambda p: jnp.square(run(variables | {"params": p}, case.example)[0]).sum())(params)
+
+    want = gradient(variables["params"])
+    with upgrade():
+        got = gradient(variables["params"])
+    largest = max(abs(t).max() for t in jax.tree.leaves(want))  # that of a bias before a norm is nearly zero
+    assert (
+        max(abs(a - b).max() for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)) < 1e-4 * largest
+    )
+
+
+def over_pmap(f, x):
+    return jax.pmap(f, axis_name="d")(x)
+
+
+def over_shard_map(f, x):
+    spread = jax.shard_map(lambda t: f(t[0])[None], mesh=devices.mesh(4), in_specs=P("d"), out_specs=P("d"))
+    return jax.jit(spread)(x)
+
+
+@pytest.mark.parametrize("spread", [over_pmap, over_shard_map])
+def test_somebody_elses_model_is_synchronised_over_devices(spread):
+    x = (
+        np.random.default_rng(1).normal(1, 2, (4, 2, 6)).astype(np.float32)
+        + np.arange(4, dtype=np.float32)[:, None, None]
+    )
+    f = lambda x: step(VARIABLES, x)[0]  # noqa: E731
+    alone = spread(f, x)
+    with upgrade(axis_name="d"):
+        together = spread(f, x)
+    np.testing.assert_allclose(together.reshape(8, 3), f(x.reshape(8, 6)), rtol=1e-5, atol=1e-5)
+    assert abs(together - alone).max() > 0.1
+    np.testing.assert_array_equal(spread(f, x), alone)
+
+
+def test_init_inside_makes_what_init_outside_makes():
+    with upgrade("first", axis_name="not bound here"):
+        inside = NET.init(jax.random.key(0), X)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), inside, VARIABLES)
+
+
+def test_our_own_modules_and_subclasses_are_overridden_once():
+    case, variables = LINEN["subclasses"], models_linen.variables("subclasses")
+    with upgrade(momentum=0.5) as report:
+        _, stats = models_linen.train("subclasses", variables, case.example)
+    flax = models_linen.train("subclasses", variables, case.example)[1]
+    for path, keeps in (("NormRelu_0", 0.99), ("Named_0", 0.9)):
+        old, new, by = (tree[path]["mean"] for tree in (variables["batch_stats"], stats, flax))
+        np.testing.assert_allclose(new - old, (by - old) * 0.5 / (1 - keeps), rtol=1e-3, atol=1e-4)
+    assert report.done == ("NormRelu_0", "Named_0")
+    ours = Net(bnn.BatchNorm)
+    with upgrade(momentum=0.5):
+        new = var_of(step(VARIABLES, X, ours))
+    np.testing.assert_allclose(new - FROZEN, 50 * (FLAX - FROZEN), rtol=1e-4)
+
+
+def test_importing_bnjax_loads_one_context_and_using_it_traces_nothing_anew():
+    code = """
+import sys, jax
+import bnjax, bnjax.linen
+assert {m for m in sys.modules if m.startswith("bnjax._lifecycle")} == {"bnjax._lifecycle", "bnjax._lifecycle.context"}
+assert {"recalibrate", "upgrade", "swap", "freeze", "tent", "summary", "adapt", "frozen_labels"} <= {*dir(bnjax.linen)}
+traces = []
+f = jax.jit(lambda x: traces.append(1) or x)
+f(1.0)
+from bnjax.linen import recalibrate, upgrade, tent
+f(1.0)
+with upgrade():
+    pass
+f(1.0)
+assert len(traces) == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("context", "options", "words"),
+    [
+        (upgrade, {"momentun": 0.5}, "momentun.*momentum"),
+        (upgrade, {"pivot": "median"}, "`pivot`.*'median'"),
+        (upgrade, {"match": "("}, r"`match`.*'\('"),
+        (upgrade, {"match": 3}, "`match`.*3"),
+        (upgrade, {"axis": [1]}, "`axis` must be hashable.*tuple for a list"),
+        (freeze, {"match": "["}, "`match`"),
+    ],
+)
+def test_what_is_wrong_is_said(context, options, words):
+    with pytest.raises(ValueError, match=words), context(**options):
+        pass
+
+
+def test_a_match_that_finds_nothing_lists_what_there_is():
+    words = r"`upgrade` found nothing to do(.|\n)*first \(batch\): `match` does not select it(.|\n)*second"
+    with pytest.raises(ValueError, match=words), upgrade("third"):
+        jax.eval_shape(step, VARIABLES, X)
