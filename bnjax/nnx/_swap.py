@@ -49,7 +49,7 @@ def replacement(module: nnx.Module, path: str, swap: Swap, rngs: nnx.Rngs | None
     new, missing = build(), []
     for name, start in variables(new, nnx.Variable).items():
         old = vars(module).get(name)
-        if type(old) is type(start) and old.shape == (*stack, *start.shape):
+        if isinstance(old, type(start)) and old.shape == (*stack, *start.shape):
             setattr(new, name, old)
         elif isinstance(start, nnx.BatchStat):
             setattr(new, name, start.copy(jnp.broadcast_to(start[...], (*stack, *start.shape))))
@@ -136,13 +136,14 @@ def _number_of_axes(module: Any) -> int:
 
 
 def _stack(module: Any) -> tuple[int, ...] | None:
-    """Along how many norms, and how long, the Variables are stacked; nothing if not along the first axes."""
+    """Along how many norms, and how long, the Variables are stacked; nothing if not all along the first axes."""
+    stacks = set()
     for name, shape in _shapes(module).items():
         variable = vars(module).get(name)
         if isinstance(variable, nnx.Variable):
             leading = variable.shape[: len(variable.shape) - len(shape)]
-            return leading if (*leading, *shape) == variable.shape else None
-    return ()
+            stacks.add(leading if (*leading, *shape) == variable.shape else None)
+    return stacks.pop() if len(stacks) == 1 else () if not stacks else None
 
 
 def _shapes(module: Any) -> Mapping[str, tuple[int, ...]]:
