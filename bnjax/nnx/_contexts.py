@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from bnjax.nnx._twins import (
     frozen,
     kind_of,
     modules_with_paths,
+    owner_names,
     set_class,
     thaw_class,
     tracks,
@@ -210,9 +211,8 @@ def _survey(model: nnx.Module, verb: str, entry: Entry, why_not: Callable[[_Norm
       ValueError: there are none.
     """
     check_model(model)
-    todo, rows, unselected, classes = [], {}, [], {}
+    todo, rows, unselected = [], {}, []
     for path, module in modules_with_paths(model):
-        classes[path] = type(module).__name__
         if (kind := kind_of(type(module))) is None:
             continue
         norm, passed_over = _Norm(path, module, kind), refusal(entry, path, kind)
@@ -226,13 +226,18 @@ def _survey(model: nnx.Module, verb: str, entry: Entry, why_not: Callable[[_Norm
             unselected.append(row)
         else:
             rows[path] = row
-    state = State.of(nnx.state(model, nnx.BatchStat))
-    for path in state.pairs():
-        rows.setdefault(path, Row(path, classes[path], False, foreign(classes[path])))
-    for path in state.others():
-        rows.setdefault(path, Row(path, "leaf", False, "no mean and no variance"))
+    rows = {row.path: row for row in _rows_of_state(model)} | rows
     raise_if_nothing_done(verb, Report([*rows.values(), *unselected]), "Check `match` against these paths.")
     return _Work(todo, Report(rows.values()))
+
+
+def _rows_of_state(model: nnx.Module) -> Iterator[Row]:
+    """A row for each pair and each other leaf, as if no norm had a state."""
+    state, names = State.of(nnx.state(model, nnx.BatchStat)), owner_names(model)
+    for path in state.pairs():
+        yield Row(path, names[path], False, foreign(names[path]))
+    for path in state.others():
+        yield Row(path, "leaf", False, "no mean and no variance")
 
 
 def _not_upgraded(module: nnx.Module, options: dict[str, Any]) -> str | None:

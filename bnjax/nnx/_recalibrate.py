@@ -16,7 +16,7 @@ from bnjax._lifecycle.refusals import FROZEN, NOT_CALLED, foreign
 from bnjax._lifecycle.report import Report
 from bnjax._lifecycle.trees import State
 from bnjax.nnx._measured import add_variables, measured_variables, observe, one_trace, share_variables
-from bnjax.nnx._twins import check_model, cut_off, frozen, kind_of, modules_with_paths, tracks
+from bnjax.nnx._twins import check_model, cut_off, frozen, kind_of, modules_with_paths, owner_names, tracks
 
 Call = Callable[[Any, Any], Any]
 
@@ -131,7 +131,7 @@ class _Passes:
     def __init__(self, model: nnx.Module, call: Call, law: Law):
         clone = nnx.clone(model)
         clone.eval()
-        self.modules = dict(modules_with_paths(clone))
+        self.modules, self.names = dict(modules_with_paths(clone)), owner_names(clone)
         self.graphdef, self.state = nnx.split(clone)
         self.call, self.law = call, law
         self.features: dict[str, int] = {}  # by the path of what was called
@@ -168,10 +168,10 @@ class _Passes:
 
     def _why_not(self, path: str) -> str | None:
         """Why a module with a mean and a variance is not measured; or nothing."""
-        module = self.modules[path]
+        module = self.modules.get(path)
         kind = kind_of(type(module))
-        if kind is None:
-            return foreign(type(module).__name__)
+        if module is None or kind is None:
+            return foreign(self.names[path])
         if (why := refusal(Flow("batch", self.law), path, kind)) is not None:
             return why
         if frozen(module):
@@ -180,10 +180,10 @@ class _Passes:
 
     def seen(self, path: str) -> Seen:
         """What is known of a norm after the first batch."""
-        module = self.modules[path]
-        kind, why = kind_of(type(module)) or type(module).__name__, self._why_not(path)
+        cls = type(self.modules.get(path))
+        kind, why = kind_of(cls) or self.names[path], self._why_not(path)
         if why is None and path in self.features:
             why = "it was called on a copy, or where a transformation takes the module as a constant"
         elif why is None:
-            why = cut_off(type(module)) or NOT_CALLED
+            why = cut_off(cls) or NOT_CALLED
         return Seen(kind, why, self.features.get(path, 0))

@@ -189,6 +189,11 @@ def check_model(model: Any) -> None:
         raise ValueError(f"`model` must be an `nnx.Module`, but it is a {type(model).__name__}.")
 
 
+def owner_names(model: nnx.Module) -> dict[str, str]:
+    """The name of the class of whatever there is in a model, containers too, by its path."""
+    return {"/".join(map(str, path)): type(node).__name__ for path, node in nnx.iter_graph(model)}
+
+
 def modules_with_paths(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
     """Every module once, with its path in the state; a shared one has the first of its paths."""
     for path, module in nnx.iter_modules(model):

@@ -514,3 +514,14 @@ def test_a_norm_that_was_swapped_or_upgraded_is_found_again():
     swap(model, "batch", kind="renorm")
     assert upgrade(model).done == BATCH
     assert_close(evaluated(model, X), evaluated(make(), X), 1e-6)
+
+
+def test_what_is_no_norm_of_ours_is_named_as_what_it_is():
+    model = nnx.Dict(norm=one(), loose=nnx.Dict(one=nnx.BatchStat(jnp.ones(2))))
+    model.plain = nnx.data({name: nnx.BatchStat(jnp.ones(C)) for name in ("mean", "var")})
+    for verb in (upgrade, freeze, unfreeze):
+        report = verb(model)
+        assert {row.path: (row.kind, row.reason) for row in report if not row.done} == {
+            "plain": ("dict", "`dict` is no norm of Flax or bnjax"),
+            "loose/one": ("leaf", "no mean and no variance"),
+        }

@@ -257,6 +257,7 @@ class CallsNot(nnx.BatchNorm):
 
 class Zoo(nnx.Module):
     def __init__(self, rngs):
+        self.loose = nnx.data({name: nnx.BatchStat(jnp.ones(C)) for name in ("mean", "var")})
         self.calls, self.calls_not, self.own = Calls(C, rngs=rngs), CallsNot(C, rngs=rngs), Own()
         self.frozen, self.never, self.ours = (cls(C, rngs=rngs) for cls in (nnx.BatchNorm, nnx.BatchNorm, BatchNorm))
         self.renorm, self.layer, self.copied = BatchRenorm(C, rngs=rngs), nnx.LayerNorm(C, rngs=rngs), Block(rngs)
@@ -277,6 +278,7 @@ def test_every_pair_is_done_or_refused_with_its_reason():
         "calls_not": "its class `CallsNot` has a call of its own, which does not call that of `BatchNorm`",
         "copied/norm": "it was called on a copy, or where a transformation takes the module as a constant",
         "frozen": "it is frozen",
+        "loose": "`dict` is no norm of Flax or bnjax",
         "never": "it was not called",
         "own": "`Own` is no norm of Flax or bnjax",
         "renorm": "a norm of kind 'renorm', not a batch norm",
