@@ -86,8 +86,10 @@ def test_every_pair_is_in_the_report_once(tree):
         if pairs.keys() - own:
             with context() as report:
                 run()
-            assert sorted(row.path for row in report) == sorted(pairs)
-            assert set(report.refused) == own
+            # A layer norm has no pair, but it was asked for, and says why `freeze` does nothing to it.
+            rows = [row for row in report if row.kind != "layer"]
+            assert sorted(row.path for row in rows) == sorted(pairs)
+            assert {row.path for row in rows if not row.done} == own
     if pairs:
         paths = [row.path for row in summary(model, variables, BATCHES[0]).rows]
         assert pairs.keys() <= set(paths)
