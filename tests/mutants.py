@@ -408,6 +408,103 @@ MUTANTS = [
         "repeats = num_elements([n for a in axes if mask.shape[a] == 1 and isinstance(n := shape[a], int)], dtype)",
         "core/test_transforms.py::test_exported_masks[mask1]",
     ),
+    Mutant(
+        "recalibrate: batches are not counted together", "_lifecycle/population.py",
+        '"count": new.count,', '"count": count,',
+        "lifecycle/test_recalibrate.py::test_uneven_batches_weigh_by_their_examples",
+    ),
+    Mutant(
+        "recalibrate: the variance between batches is left out", "_lifecycle/population.py",
+        '    if law == "merge":', "    if not law:",
+        "lifecycle/test_recalibrate.py::test_uneven_batches_weigh_by_their_examples",
+    ),
+    Mutant(
+        "recalibrate: the variance between batches is counted", "_lifecycle/population.py",
+        '    if law == "merge":', "    if law:",
+        "lifecycle/test_recalibrate.py::test_the_prior_is_weighed_against_examples[average]",
+    ),
+    Mutant(
+        "recalibrate: the prior is weighed against positions", "_lifecycle/population.py",
+        "Moments(jnp.float32(examples), ", 'Moments(measured["count"], ',
+        "lifecycle/test_recalibrate.py::test_the_prior_is_weighed_against_examples[merge]",
+    ),
+    Mutant(
+        "recalibrate: one of two masks is ignored", "_lifecycle/refusals.py",
+        "valid if own is None else valid & own", "valid",
+        "lifecycle/test_recalibrate.py::test_masks_of_positions_at_the_call_and_by_valid_both_count",
+    ),
+    Mutant(
+        "recalibrate: what is not finite is taken", "_lifecycle/recalibrate.py",
+        "    if not all(bool(jnp.isfinite", "    if calls < 0 and not all(bool(jnp.isfinite",
+        "lifecycle/test_recalibrate.py::test_what_is_not_finite_or_not_valid_keeps_the_old_statistics",
+    ),
+    Mutant(
+        "by_layer: later passes normalize by the batch", "_lifecycle/recalibrate.py",
+        'one_pass(before, batches, "running")', 'one_pass(before, batches, "batch")',
+        "lifecycle/test_recalibrate.py::test_uneven_batches_weigh_by_their_examples",
+    ),
+    Mutant(
+        "by_layer: a stack is one norm", "_lifecycle/recalibrate.py",
+        'measured[path]["mean"].size // size', "1",
+        "lifecycle/test_recalibrate.py::test_models_that_know_nothing_of_it[lifted_last-True]",
+    ),
+    Mutant(
+        "contexts: jit does not know of freeze", "linen/_intercept.py",
+        "ACTIVE(tuple(r.entry for r in _stack.records))",
+        "ACTIVE(tuple(r.entry for r in _stack.records if not isinstance(r.entry, Freeze)))",
+        "lifecycle/test_contexts.py::test_nested_in_both_orders_then_each_alone_on_one_jitted_function[False]",
+    ),
+    Mutant(
+        "contexts: jit knows of the last alone", "linen/_intercept.py",
+        "ACTIVE(tuple(r.entry for r in _stack.records))", "ACTIVE((record.entry,))",
+        "lifecycle/test_contexts.py::test_nested_in_both_orders_then_each_alone_on_one_jitted_function[True]",
+    ),
+    Mutant(
+        "contexts: those that began later are not put back", "linen/_intercept.py",
+        "    _enter(later)\n", "    _stack.records.extend(later)\n",
+        "lifecycle/test_contexts.py::test_contexts_that_generators_hold_may_end_in_any_order",
+    ),
+    Mutant(
+        "contexts: what Flax captures is captured twice", "linen/_twins.py",
+        '("intermediates", "__call__")', '("intermediates", "")',
+        "lifecycle/test_contexts.py::test_what_flax_captures_and_what_is_sown_is_the_same",
+    ),
+    Mutant(
+        "upgrade: without options it is Flax's", "_lifecycle/overrides.py",
+        "bool(self.upgraded or", "bool(self.options or",
+        "lifecycle/test_contexts.py::test_an_upgrade_without_options_runs_through_bnjax",
+    ),
+    Mutant(
+        "freeze: the state steps", "linen/_twins.py",
+        "steps=freeze.update", "steps=True",
+        "lifecycle/test_freeze.py::test_state_outputs_and_gradients_in_every_way[flax]",
+    ),
+    Mutant(
+        "freeze: the state of other norms steps", "linen/_intercept.py",
+        "    if not freeze.update:", "    if freeze.update:",
+        "lifecycle/test_freeze.py::test_state_outputs_and_gradients_in_every_way[renorm]",
+    ),
+    Mutant(
+        "freeze: parameters have a gradient", "linen/_twins.py",
+        "lax.stop_gradient(value) if self.parameters_held else value", "value",
+        "lifecycle/test_freeze.py::test_state_outputs_and_gradients_in_every_way[flax]",
+    ),
+    Mutant(
+        "swap: the least number of groups that divides", "_lifecycle/swap.py",
+        "return max(n for n", "return min(n for n",
+        "lifecycle/test_swap.py::test_groups_are_the_largest_divisor[48-32-24]",
+    ),
+    Mutant(
+        "tent: all parameters move", "linen/_tent.py",
+        'mask = norm_params_mask(variables.get("params", {}))',
+        'mask = jax.tree.map(lambda _: True, variables.get("params", {}))',
+        "lifecycle/test_tent.py::test_only_parameters_of_norms_move_and_the_entropy_falls[own]",
+    ),
+    Mutant(
+        "contexts: a norm that is called late stays uncalled", "linen/_intercept.py",
+        "    if norm.path in record.unreached:", "    if norm.path in record.unselected:",
+        "lifecycle/test_contexts.py::test_methods_of_the_root_that_end_early_do_not_make_norms_unreached",
+    ),
 ]  # fmt: skip
 
 

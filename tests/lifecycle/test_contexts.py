@@ -200,7 +200,7 @@ def test_methods_of_the_root_that_end_early_do_not_make_norms_unreached():
     variables = model.init(jax.random.key(0), X)
     with upgrade() as report:
         jax.eval_shape(partial(step, net=model), variables, X)
-    assert report.done == ("a", "b")
+        assert report.done == ("a", "b")
     assert report.refused == ("idle",)
     assert report["idle"].reason == "it was not called"
 
