@@ -19,9 +19,9 @@ from experiments.data import Data, check_sizes, load_data
 from experiments.results.page import save_page, save_picture, save_sizes_page
 from experiments.results.plots import Errors, save_errors
 from experiments.results.records import Record
-from experiments.results.summary import TARGET, Summary, errors_of, mean_and_deviation, summarize
+from experiments.results.summary import Summary, errors_of, mean_and_deviation, summarize
 from experiments.results.tables import Table
-from experiments.training import processes, run
+from experiments.training import processes, recalibration, run
 from experiments.training.layouts import make_layout
 
 
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
     processes.start(config)
     for norm in norms:
         for sized in configs.values():
+            recalibration.check(with_norm(sized, norm))
             make_layout(with_norm(sized, norm))  # says what does not fit, before any work
     data = load_data(config.data)
     for sized in configs.values():
@@ -170,8 +171,8 @@ def size_table(errors: Errors) -> Table:
 
 
 def table(summaries: Sequence[Summary]) -> Table:
-    head = ["norm", "held-out accuracy, %", f"steps to {TARGET:.0%}"]
-    rows = [[s.norm, s.accuracy, s.steps_to_target] for s in summaries]
+    head = ["norm", *summaries[0].figures]
+    rows = [[s.norm, *s.figures.values()] for s in summaries]
     return Table(f"Mean ± standard deviation, {len(summaries[0].steps)} seeds", head, rows)
 
 

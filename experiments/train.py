@@ -11,7 +11,7 @@ from experiments.config import Config
 from experiments.config.arguments import parse
 from experiments.data import check_sizes, load_data
 from experiments.tasks import task_of
-from experiments.training import processes, run
+from experiments.training import processes, recalibration, run
 from experiments.training.layouts import make_layout
 from experiments.training.pictures import save_curves
 from experiments.training.processes import Distributed
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     config = arguments.config
     task = task_of(config.task)
     processes.start(config, arguments.distributed, arguments.resume)
+    recalibration.check(config)
     make_layout(config)  # what does not fit the devices is refused before any work
     workdir = Path(processes.agreed(arguments.workdir))
     data = load_data(config.data)

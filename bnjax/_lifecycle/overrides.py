@@ -43,6 +43,22 @@ class Freeze:
     update: bool
     parameters: bool
 
+    @classmethod
+    def checked(cls, match: str, use: Any, update: Any, parameters: Any) -> Freeze:
+        """The entry.
+
+        Raises:
+          ValueError: an argument that does not fit, or nothing that is held.
+        """
+        check_match(match)
+        for name, value in (("use", use), ("update", update), ("parameters", parameters)):
+            checks.flag(value, name)
+        if not use and update and not parameters:
+            raise ValueError(
+                "`freeze(use=False, update=True)` holds nothing; leave out one of the two, or write `parameters=True`."
+            )
+        return cls(match, bool(use), bool(update), bool(parameters))
+
 
 @dataclasses.dataclass(frozen=True)
 class Flow:

@@ -12,6 +12,7 @@ import numpy as np
 from bnjax import _checks as checks
 from bnjax._lifecycle.population import LAWS, Law, Measured, nothing_measured, with_prior
 from bnjax._lifecycle.progress import counted
+from bnjax._lifecycle.refusals import NOT_CALLED
 from bnjax._lifecycle.report import Report, Row, raise_if_nothing_done
 from bnjax._lifecycle.trees import State, like
 
@@ -180,7 +181,7 @@ def _row(
     """The row of a pair."""
     calls, count = int(jnp.max(measured["calls"])), float(jnp.max(measured["count"]))
     if not calls:
-        return Row(path, seen.kind, False, seen.why or "it was not called")
+        return Row(path, seen.kind, False, seen.why or NOT_CALLED)
     evidence: dict[str, Any] = {"count": count, "calls": calls}
     if not count:
         return Row(path, seen.kind, False, "no element was valid", evidence)

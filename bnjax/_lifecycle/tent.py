@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+from bnjax._core.state import named_leaves
+from bnjax._lifecycle.trees import shown
 
 
 def entropy(logits: Array) -> Array:
@@ -30,12 +35,17 @@ def chosen(params: Any, mask: Any) -> list[Array]:
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
     own = [leaf for leaf, selected in pairs if selected]
     if not own:
-        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-        raise ValueError(
-            "`tent` moves the parameters of norms alone, but `norm_params_mask` finds none among "
-            f"{', '.join(paths[:20]) or 'no parameters'}."
-        )
+        raise no_parameters(map(shown, named_leaves(params)[0]))
     return own
+
+
+def no_parameters(paths: Iterable[str]) -> ValueError:
+    """The error for a model without parameters of norms."""
+    some = ", ".join(itertools.islice(paths, 20))
+    return ValueError(
+        "`tent` moves the parameters of norms alone, but `norm_params_mask` finds none among the first of the "
+        f"parameters: {some or 'there are none'}."
+    )
 
 
 def put_back(own: list[Array], params: Any, mask: Any) -> Any:

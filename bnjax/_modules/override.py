@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jax import Array
 
+from bnjax._collectives.psum import AxisName, bound
 from bnjax._core.moments import Moments
 from bnjax._core.prepare import Arguments
 from bnjax._modules.call import BatchNormAttributes, call_batch_norm
+from bnjax._unstable import varying
 
 
 class Override(NamedTuple):
@@ -45,3 +47,19 @@ def call_overridden(
         y, _, _ = call_batch_norm(module, x, running, arguments, train=False, local_only=local_only)
     assert y is not None
     return y, new if steps else None, batch
+
+
+def whole_batch(axis_name: AxisName | None, x: Array) -> dict[str, Any]:
+    """The attributes with which a batch norm measures all of a batch.
+
+    An axis that the model names need not exist; axes along which `x` varies are measured over, named or not.
+    """
+    names = bound(axis_name) or ()
+    spread = tuple(sorted(varying(x) - set(names), key=str))
+    return {
+        "axis_name": (*names, *spread) or None,
+        "axis_index_groups": None,
+        "virtual_batch_size": None,
+        "use_fast_variance": True,
+        "pivot": "sample",
+    }

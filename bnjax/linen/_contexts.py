@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from bnjax import _checks as checks
 from bnjax._lifecycle.overrides import Entry, Freeze, Swap, Upgrade, check_match, hashable_options
 from bnjax._lifecycle.report import Report, raise_if_nothing_done
 from bnjax._lifecycle.swap import kind_named, target_named
@@ -123,14 +122,7 @@ def freeze(match: str = ".*", *, use: bool = True, update: bool = False, paramet
     [[1. 0.]
      [3. 4.]]
     """
-    check_match(match)
-    for flag, value in (("use", use), ("update", update), ("parameters", parameters)):
-        checks.flag(value, flag)
-    if not use and update and not parameters:
-        raise ValueError(
-            "`freeze(use=False, update=True)` holds nothing; leave out one of the two, or write `parameters=True`."
-        )
-    with _reported("freeze", Freeze(match, use, update, parameters)) as report:
+    with _reported("freeze", Freeze.checked(match, use, update, parameters)) as report:
         yield report
 
 

@@ -18,14 +18,13 @@ from flax import linen as nn
 
 from bnjax._checks import canonical_axes
 from bnjax._lifecycle.context import ACTIVE
-from bnjax._lifecycle.overrides import Entry, Flow, Freeze, Plan, Swap, Upgrade, plan_for, refusal
+from bnjax._lifecycle.overrides import Entry, Flow, Freeze, Plan, Upgrade, plan_for, refusal
 from bnjax._lifecycle.population import PREFIX
+from bnjax._lifecycle.refusals import FROZEN, FROZEN_TOO, NOT_CALLED, foreign, refused, valid_too
 from bnjax._lifecycle.report import Row
-from bnjax._lifecycle.swap import WRAPS
 from bnjax._lifecycle.trees import State
 from bnjax.linen._swap import swapped_call
 from bnjax.linen._twins import (
-    WRAPPERS,
     Twin,
     batch_norm_twin,
     held_twin,
@@ -135,33 +134,22 @@ def _add_row(record: Record, plan: Plan, norm: _Norm, x: Any) -> None:
 
 def _refused(entry: Entry, plan: Plan, norm: _Norm) -> str | None:
     """Why an entry that selects a norm cannot do it."""
-    if isinstance(entry, Swap) and norm.kind in WRAPPERS:
-        return WRAPS
     if isinstance(entry, Upgrade | Flow) and plan.swap is not None:
         return f"it is swapped for {plan.swap.name!r}"
     if isinstance(entry, Flow) and plan.freeze is not None:
-        return "it is frozen"
-    if not isinstance(entry, Freeze) or norm.kind == "batch":
-        return None
-    if norm.kind in WRAPPERS:
-        return WRAPS
-    stateful = bool(statistics(norm.module))
-    if not stateful and not entry.parameters:
-        return "it has no running state; `parameters=True` holds its parameters"
-    if stateful and entry.use and entry.update:
-        return f"a state of a norm of kind {norm.kind!r} steps only where it normalizes by the batch"
-    return None
+        return FROZEN
+    return refused(entry, norm.kind, bool(statistics(norm.module)))
 
 
 def _note(entry: Entry, plan: Plan) -> str:
-    return "it is frozen, too" if isinstance(entry, Upgrade) and plan.freeze is not None else ""
+    return FROZEN_TOO if isinstance(entry, Upgrade) and plan.freeze is not None else ""
 
 
 def _batch_norm(records: list[Record], plan: Plan, norm: _Norm, args: Any, kwargs: Any) -> Any:
     x, average, rest = _arguments(norm, plan, args, kwargs)
     if plan.flow is not None and plan.freeze is None:
         valid = next((r.valid for r in records if r.entry is plan.flow), None)
-        rest["mask"] = _both(_prefix(valid, x, norm.path), rest.get("mask"))
+        x, rest["mask"] = valid_too(jnp.asarray(x), rest.get("mask"), valid, norm.path)
         average = plan.flow.by == "running"
     twin = batch_norm_twin(norm.module, plan, x)
     return twin(x, use_running_average=average, **rest)
@@ -196,31 +184,13 @@ def _arguments(norm: _Norm, plan: Plan | None, args: Any, kwargs: Any) -> tuple[
     return x, nn.merge_param("use_running_average", own, given), rest
 
 
-def _prefix(valid: Any, x: Any, path: str) -> Any:
-    """`valid` at the rank of the input of a norm."""
-    if valid is None:
-        return None
-    shape = jnp.shape(x)
-    if valid.shape != shape[: valid.ndim]:
-        raise ValueError(
-            f"`valid` must give an array whose shape is that of the first axes of the input of every norm, but its "
-            f"shape is {valid.shape}, and the input of the norm at {path!r} has the shape {shape}."
-        )
-    return valid.reshape(valid.shape + (1,) * (len(shape) - valid.ndim))
-
-
-def _both(a: Any, b: Any) -> Any:
-    """The mask of what both masks call valid."""
-    return b if a is None else a if b is None else jnp.asarray(a, bool) & jnp.asarray(b, bool)
-
-
 def _complete(record: Record, root: nn.Module) -> None:
     """Adds what the state of a model has and no call reached."""
     state = State.of(root.variables.get("batch_stats", {})).without(PREFIX)
     for path in state.pairs():
         if path not in record.rows:
             cls = record.classes.get(path)
-            why = f"`{cls}` is no norm of Flax or bnjax" if cls else "it was not called"
+            why = foreign(cls) if cls else NOT_CALLED
             record.rows[path] = Row(path, cls or "unknown", False, why)
     for path in state.others():
         record.rows.setdefault(path, Row(path, "leaf", False, "no mean and no variance"))

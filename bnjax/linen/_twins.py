@@ -12,14 +12,12 @@ from typing import Any
 from flax import linen as nn
 from jax import Array, lax
 
-from bnjax._collectives.psum import bound
 from bnjax._core.moments import Moments
 from bnjax._core.prepare import Arguments
 from bnjax._lifecycle.overrides import Flow, Plan
 from bnjax._lifecycle.population import MEASURED, PREFIX, Law, add
 from bnjax._modules.call import one_value
-from bnjax._modules.override import Override, call_overridden
-from bnjax._unstable import varying
+from bnjax._modules.override import Override, call_overridden, whole_batch
 from bnjax.linen._batch import BatchNorm
 from bnjax.linen._layers import SampleNorm, StatefulNorm
 from bnjax.linen._sample import _SampleNorm
@@ -97,7 +95,6 @@ FLAX = {
 }  # fmt: skip
 KINDS = {raw(cls.__call__): kind for cls, kind in FLAX.items()}
 OURS = {raw(cls.__call__) for cls in (BatchNorm, _SampleNorm, SampleNorm, StatefulNorm)}
-WRAPPERS = ("spectral", "weight", "ws", "scaled_ws")
 
 
 def kind_of(module: nn.Module, function: Callable[..., Any]) -> str | None:
@@ -135,18 +132,9 @@ def batch_norm_twin(module: nn.Module, plan: Plan, x: Any) -> Overridden:
 
 
 def measuring(flow: Flow, axis_name: Any, x: Any) -> dict[str, Any]:
-    """The attributes of a batch norm that is measured. An axis that the model names need not exist."""
-    names = bound(axis_name)
-    spread = tuple(sorted(varying(x) - set(names or ()), key=str))
-    return {
-        "override": Override(by=flow.by, steps=False, measures=flow.law is not None),
-        "law": flow.law,
-        "axis_name": (*(names or ()), *spread) or None,
-        "axis_index_groups": None,
-        "virtual_batch_size": None,
-        "use_fast_variance": True,
-        "pivot": "sample",
-    }
+    """The attributes of a batch norm that is measured."""
+    override = Override(by=flow.by, steps=False, measures=flow.law is not None)
+    return {"override": override, "law": flow.law, **whole_batch(axis_name, x)}
 
 
 def held_twin(module: nn.Module, owner: type, parameters: bool, **changed: Any) -> nn.Module:

@@ -1,6 +1,9 @@
 """Normalization for `flax.nnx`: drop-in for Flax's modules, with more abilities."""
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from bnjax._modules.arguments import explain as _explain
+from bnjax._modules.lazy import lazy_names as _lazy_names
 from bnjax.nnx._batch import BatchMoments as BatchMoments
 from bnjax.nnx._batch import BatchNorm as BatchNorm
 from bnjax.nnx._batch_family import BatchChannelNorm as BatchChannelNorm
@@ -36,5 +39,30 @@ from bnjax.nnx._weights import ScaledWeightStandardization as ScaledWeightStanda
 from bnjax.nnx._weights import SpectralNorm as SpectralNorm
 from bnjax.nnx._weights import WeightNorm as WeightNorm
 from bnjax.nnx._weights import WeightStandardization as WeightStandardization
+
+# What happens to a norm after it is built: imported when it is first used.
+if _TYPE_CHECKING:
+    from bnjax.nnx.lifecycle import adapt as adapt
+    from bnjax.nnx.lifecycle import freeze as freeze
+    from bnjax.nnx.lifecycle import frozen_labels as frozen_labels
+    from bnjax.nnx.lifecycle import recalibrate as recalibrate
+    from bnjax.nnx.lifecycle import summary as summary
+    from bnjax.nnx.lifecycle import swap as swap
+    from bnjax.nnx.lifecycle import tent as tent
+    from bnjax.nnx.lifecycle import unfreeze as unfreeze
+    from bnjax.nnx.lifecycle import upgrade as upgrade
+
+_LIFECYCLE = (
+    "adapt",
+    "freeze",
+    "frozen_labels",
+    "recalibrate",
+    "summary",
+    "swap",
+    "tent",
+    "unfreeze",
+    "upgrade",
+)
+__getattr__, __dir__ = _lazy_names(__name__, "bnjax.nnx.lifecycle", _LIFECYCLE, globals())
 
 _explain(vars(), "Args")

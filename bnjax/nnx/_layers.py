@@ -161,8 +161,8 @@ class StatefulNorm(Norm):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class Affine:
-    """The arguments of a norm with scale and bias."""
+class Affine(nnx.Module):
+    """The arguments of a norm with scale and bias. All bases are modules, so that an object can change its class."""
 
     use_scale: bool = True
     use_bias: bool = True

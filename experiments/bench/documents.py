@@ -1,17 +1,35 @@
-"""Where the tables stand in the documents."""
+"""Where the tables stand in the documents, and the facts that they are made of beside them."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from experiments.results.files import write_text
 from experiments.results.markers import Markers, write_between
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
-DOCUMENT = RESULTS / "performance.md"
-COMPILED = RESULTS / "compiled.md"
+PAGES = {
+    "summary": "performance.md",
+    "op": "times.md", "step": "times.md", "import": "times.md",
+    "model": "compiled.md", "compiled": "compiled.md",
+}  # fmt: skip
 
 
 def page(name: str) -> Path:
     """The document that holds the tables of a part."""
-    return COMPILED if name == "compiled" else DOCUMENT
+    return RESULTS / PAGES[name]
+
+
+def facts(part: str) -> Path:
+    """The records of a part. A run measures some of them; the tables show all of them."""
+    return RESULTS / "facts" / f"{part}.json"
+
+
+def keep(part: str, records: Sequence[dict[str, Any]]) -> None:
+    """Writes the records of a part, one a line, so that a change of one is a change of a line."""
+    facts(part).parent.mkdir(exist_ok=True)
+    write_text(facts(part), "[\n" + ",\n".join(json.dumps(r, ensure_ascii=False) for r in records) + "\n]\n")
 
 
 def markers(name: str) -> Markers:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,18 @@ def kept(path: Path) -> list[Record]:
 
 
 def keep(path: Path, record: Record) -> None:
-    """Adds a record to them, in the place of what was found before of the same program; machines in order."""
+    """Adds a record to them, in the place of what was found before of the same program."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    records = {tuple(r[key] for key in PROGRAM): r for r in [*kept(path), record]}
-    ordered = sorted(records.values(), key=lambda r: (r["target"], r["dtype"]))
-    write_text(path, json.dumps(ordered, indent=1) + "\n")
+    write_text(path, json.dumps(joined([*kept(path), record]), indent=1) + "\n")
+
+
+def joined(records: Sequence[Record]) -> list[Record]:
+    """Each program once, as it was found last; machines in order."""
+    last = {tuple(r[key] for key in PROGRAM): r for r in records}
+    return sorted(last.values(), key=lambda r: (r["target"], r["dtype"], _place(r)))
+
+
+def _place(record: Record) -> int:
+    """Where the row of a record stands among all rows, however many blocks its encoder has."""
+    what = record["what"]
+    return next((i for i, row in enumerate(rows.ROWS) if what == row.name or what.startswith(f"{row.name} (")), 0)

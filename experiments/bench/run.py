@@ -107,10 +107,21 @@ def save(found: dict[str, Any], arguments: Arguments, workdir: Path) -> None:
     if found.get("op"):
         save_bars(workdir / "bench.png", found["op"], conditions(found))
     if arguments.write:
-        blocks = {part: _block(part, found) for part in TABLES if part != "compiled" and found.get(part)}
-        if found.get("compiled"):
-            blocks |= _compiled_blocks(model.kept(Path(arguments.found)), machine.sentence(found["machine"]))
-        documents.write(blocks)
+        write(found, Path(arguments.found))
+
+
+def write(found: dict[str, Any], others: Path) -> None:
+    """Puts the tables into the documents, and beside them the facts that they are made of."""
+    blocks = {part: _block(part, found) for part in TABLES if part != "compiled" and found.get(part)}
+    compiled = model.joined([*model.kept(documents.facts("compiled")), *model.kept(others)])
+    if found.get("op"):
+        documents.keep("op", found["op"])
+    if found.get("compiled"):
+        documents.keep("compiled", compiled)
+        blocks |= _compiled_blocks(compiled, machine.sentence(found["machine"]))
+    if found.get("op") or found.get("compiled"):
+        blocks["summary"] = "\n\n".join(t.markdown() for t in overview_tables(compiled, _timed()))
+    documents.write(blocks)
 
 
 def conditions(found: dict[str, Any]) -> str:
@@ -124,12 +135,13 @@ def _block(part: str, found: dict[str, Any]) -> str:
     return "\n\n".join([how, *(t.markdown() for t in TABLES[part](found[part]))])
 
 
+def _timed() -> list[dict[str, Any]]:
+    path = documents.facts("op")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
 def _compiled_blocks(records: list[dict[str, Any]], words: str) -> dict[str, str]:
-    """An overview, the long tables on a page of their own, and the ResNet-50 steps beside the other models."""
+    """The ResNet-50 steps, and after them everything."""
     steps = [r for r in records if r["what"].startswith(STEP)]
-    tables = {
-        "summary": overview_tables(records),
-        "compiled": [*ratio_tables(records), *fact_tables(records)],
-        "model": fact_tables(steps),
-    }
+    tables = {"model": fact_tables(steps), "compiled": [*ratio_tables(records), *fact_tables(records)]}
     return {name: "\n\n".join([words, *(t.markdown() for t in made)]) for name, made in tables.items() if made}

@@ -110,12 +110,26 @@ def _fact(facts: dict[str, Any], base: dict[str, Any] | None, key: str, form: st
 
 def ratio_tables(records: Records) -> list[Table]:
     """Ratios to Flax: a row a program, a column a machine and dtype."""
-    return [_against_flax(records, _label)]
+    return [_against_flax(records, _label, "estimated cycles on a TPU, bytes moved elsewhere")]
 
 
-def overview_tables(records: Records) -> list[Table]:
-    """The same of the classes in Flax's place, all shapes of a norm in one row."""
-    return [_against_flax([r for r in records if r["contender"] in (BASELINE, DROP_IN)], _kind)]
+def overview_tables(records: Records, timed: Records = ()) -> list[Table]:
+    """The same of the classes in Flax's place, all shapes of a norm in one row; on the CPU with the times of norms."""
+    chosen = [r for r in [*records, *_as_compiled(timed)] if r["contender"] in (BASELINE, DROP_IN)]
+    shown = [r | {"gigabytes_moved": 0} if r["target"] == "cpu" else r for r in chosen]
+    return [_against_flax(shown, _kind, "time on a CPU, estimated cycles on a TPU, bytes moved on a GPU")]
+
+
+def _as_compiled(timed: Records) -> Iterable[dict[str, Any]]:
+    """The least times of norms as records of compiled programs, which they have no more facts of."""
+    for r in timed:
+        what = re.sub("^norm", "batch norm", r["work"]) + f", {shape_name(tuple(r['shape']))} timed"
+        for theirs, name in (("flax.linen", BASELINE), ("bnjax.linen", DROP_IN)):
+            if cell := r["contenders"].get(theirs):
+                yield {
+                    "what": what, "target": "cpu", "dtype": r["dtype"], "contender": name,
+                    "seconds": cell["min_seconds"], "temporary_megabytes": 0,
+                }  # fmt: skip
 
 
 def _label(record: dict[str, Any]) -> str:
@@ -123,38 +137,36 @@ def _label(record: dict[str, Any]) -> str:
 
 
 def _kind(record: dict[str, Any]) -> str:
-    return re.sub(r", \d\S*$", "", record["what"])
+    return re.sub(r", \d\S*( timed)?$", "", record["what"])
 
 
-def _against_flax(records: Records, label: Callable[[dict[str, Any]], str]) -> Table:
+def _against_flax(records: Records, label: Callable[[dict[str, Any]], str], costs: str) -> Table:
     bases = _bases(records)
-    cells: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
+    cells: dict[str, dict[str, list[tuple[float | None, float | None]]]] = {}
     for r in records:
         if r["contender"] != BASELINE and (base := bases.get(_compared(r))):
             machine = f"{r['target']}, {r['dtype']}"
             cells.setdefault(label(r), {}).setdefault(machine, []).append(_ratio(r, base))
     machines = list(dict.fromkeys(m for row in cells.values() for m in row))
-    lines = [[name, *(_range(row.get(m, [])) for m in machines)] for name, row in cells.items()]
-    return Table(f"{BASELINE} = 1: estimated cycles on a TPU, bytes moved elsewhere / temporary memory",
-                 ["", *machines], lines)  # fmt: skip
+    lines = [[name, *(_range(row.get(m, []), m) for m in machines)] for name, row in cells.items()]
+    return Table(f"{BASELINE} = 1: {costs} / temporary memory", ["", *machines], lines)
 
 
-def _ratio(record: dict[str, Any], base: dict[str, Any]) -> tuple[float, float | None]:
+def _ratio(record: dict[str, Any], base: dict[str, Any]) -> tuple[float | None, float | None]:
     """What it costs, and the memory where there is any to speak of, both against Flax."""
-    cost = "estimated_cycles" if base.get("estimated_cycles") else "gigabytes_moved"
+    cost = next((key for key in ("seconds", "estimated_cycles", "gigabytes_moved") if base.get(key)), None)
     memory = record["temporary_megabytes"] / base["temporary_megabytes"] if base["temporary_megabytes"] >= 1 else None
-    return record[cost] / base[cost], memory
+    return None if cost is None else record[cost] / base[cost], memory
 
 
-def _range(ratios: Sequence[tuple[float, float | None]]) -> str:
-    """Both ratios, each from the least to the largest."""
-    both = [[cost for cost, _ in ratios], [memory for _, memory in ratios if memory is not None]]
+def _range(ratios: Sequence[tuple[float | None, float | None]], machine: str) -> str:
+    """Both ratios, each from the least to the largest. Times are not worth three digits."""
+    both = [[value for value in found if value is not None] for found in zip(*ratios, strict=True)]
     written = [
-        "-".join(dict.fromkeys(f"{value:{form}}" for value in (min(found), max(found))))
-        for found, form in zip(both, (".3f", ".2f"), strict=True)
-        if found
+        "-".join(dict.fromkeys(f"{value:{form}}" for value in (min(found), max(found)))) if found else "-"
+        for found, form in zip(both, (".2f" if machine.startswith("cpu") else ".3f", ".2f"), strict=False)
     ]
-    return " / ".join(written)
+    return " / ".join(written).removesuffix(" / -")
 
 
 def explanation_tables(records: Records) -> list[Table]:

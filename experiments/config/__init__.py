@@ -4,6 +4,7 @@ from experiments.config.types import NORMS as NORMS
 from experiments.config.types import BatchSize as BatchSize
 from experiments.config.types import Config as Config
 from experiments.config.types import DataConfig as DataConfig
+from experiments.config.types import EvalConfig as EvalConfig
 from experiments.config.types import ModelConfig as ModelConfig
 from experiments.config.types import Norm as Norm
 from experiments.config.types import OptimizerConfig as OptimizerConfig

@@ -74,6 +74,13 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """What is measured beside the held-out examples by the running statistics."""
+
+    recalibrate: Steps = 0  # batches of the training data whose statistics serve a second evaluation; 0: no second one
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment."""
 
@@ -84,3 +91,4 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()

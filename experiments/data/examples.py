@@ -55,6 +55,11 @@ def check_sizes(config: Config, data: Data) -> None:
         raise UserError(
             f"`config.train.eval_batch_size` must be at most {most}, but it is {config.train.eval_batch_size}."
         )
+    if config.eval.recalibrate > steps_per_epoch(config, data):
+        raise UserError(
+            f"`config.eval.recalibrate` must be at most {steps_per_epoch(config, data)}, the batches of all training "
+            f"examples, but it is {config.eval.recalibrate}."
+        )
     if epochs * steps_per_epoch(config, data) >= 2**31:
         raise UserError(
             f"`config.train.epochs` must make fewer than 2^31 steps, but {epochs} epochs of "

@@ -16,7 +16,7 @@ from experiments.config.file import to_json
 from experiments.results.curves import Line, Panel, error
 from experiments.results.files import write_text, write_whole
 from experiments.results.plots import Errors, errors_figure, figure
-from experiments.results.records import Record
+from experiments.results.records import RECALIBRATED, Record, has_recalibrated
 from experiments.results.summary import TARGET, Summary, mean_and_deviation
 from experiments.results.tables import Table
 from experiments.results.versions import in_words, versions
@@ -29,6 +29,8 @@ _COLOURS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "y
 
 def _panels(runs: Runs) -> list[Panel]:
     errors = [Line(norm, r, error("eval")) for norm, r in runs.items()]
+    if all(has_recalibrated(record) for of_norm in runs.values() for record in of_norm[0]):
+        errors += [Line(f"{norm}, {RECALIBRATED}", r, error(RECALIBRATED)) for norm, r in runs.items()]
     loss = [Line(norm, r, lambda record: record["train/loss"]) for norm, r in runs.items()]
     reached = 100 * (1 - TARGET)
     return [
@@ -68,8 +70,8 @@ def _drawings(runs: Runs) -> str:
 
 def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Sequence[int], config: Config) -> None:
     """The page: the curves, the figures, and the config."""
-    heads = ("held-out accuracy, %", f"steps to {TARGET:.0%}")
-    means = [(s.norm, s.accuracy, s.steps_to_target) for s in summaries]
+    heads = tuple(summaries[0].figures)
+    means = [(s.norm, *s.figures.values()) for s in summaries]
     singles = [values for s in summaries for values in _single(s, seeds)]
     _save(
         path,
@@ -131,10 +133,11 @@ def _save(
 
 
 def _single(summary: Summary, seeds: Sequence[int]) -> list[tuple[str, ...]]:
-    return [
-        (summary.norm, str(seed), f"{100 * accuracy:.2f}", "never" if steps is None else f"{steps:.0f}")
-        for seed, accuracy, steps in zip(seeds, summary.accuracies, summary.steps, strict=True)
+    runs = [
+        Summary(summary.norm, [accuracy], [steps], summary.recalibrated[i : i + 1])
+        for i, (accuracy, steps) in enumerate(zip(summary.accuracies, summary.steps, strict=True))
     ]
+    return [(summary.norm, str(seed), *run.figures.values()) for seed, run in zip(seeds, runs, strict=True)]
 
 
 _PAGE = """<!DOCTYPE html>

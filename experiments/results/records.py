@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
@@ -17,6 +18,8 @@ Record = dict[str, float]
 
 DIGEST_SIZE = 16  # bytes
 KEYS = ("step", "train/loss", "train/accuracy", "eval/loss", "eval/accuracy")
+RECALIBRATED = "recalibrated"  # what the held-out examples give with statistics of some batches of training
+MORE = (f"{RECALIBRATED}/loss", f"{RECALIBRATED}/accuracy")  # of a run that is evaluated with them, too
 
 
 class Mark(NamedTuple):
@@ -93,12 +96,18 @@ def _records(path: Path, content: bytes) -> list[Record]:
 
 
 def _record(values: Any) -> Record:
-    record = {k: math.nan if values[k] is None else values[k] for k in KEYS}
+    keys = KEYS + (MORE if has_recalibrated(values) else ())
+    record = {k: math.nan if values[k] is None else values[k] for k in keys}
     if wrong := [k for k, v in record.items() if type(v) not in (int, float) or math.isinf(v)]:
         raise ValueError(f"`{wrong[0]}` is {short(record[wrong[0]])}")
     if not record["step"] >= 1:  # nor NaN
         raise ValueError(f"`step` is {short(record['step'])}")
     return record
+
+
+def has_recalibrated(record: Mapping[str, Any]) -> bool:
+    """Whether a record has figures of recalibrated statistics."""
+    return any(key in record for key in MORE)
 
 
 def _line(record: Record) -> str:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.results.records import Record
+from experiments.results.records import MORE, Record, has_recalibrated
 
 TARGET = 0.95  # of the held-out examples
 
@@ -16,11 +16,18 @@ class Summary(NamedTuple):
     norm: str
     accuracies: list[float]  # on the held-out examples, at the end
     steps: list[float | None]  # at the first evaluation that reached the target
+    recalibrated: list[float]  # the accuracies with recalibrated statistics, of runs that have them
 
     @property
     def accuracy(self) -> str:
         """In percent, mean ± sample standard deviation."""
-        return mean_and_deviation([100 * a for a in self.accuracies], digits=2)
+        return _in_percent(self.accuracies)
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """What tables show, by the heads of their columns."""
+        again = {"recalibrated, %": _in_percent(self.recalibrated)} if self.recalibrated else {}
+        return {"held-out accuracy, %": self.accuracy, **again, f"steps to {TARGET:.0%}": self.steps_to_target}
 
     @property
     def steps_to_target(self) -> str:
@@ -34,7 +41,12 @@ class Summary(NamedTuple):
 
 def summarize(norm: str, runs: Sequence[Sequence[Record]]) -> Summary:
     steps = [next((r["step"] for r in records if r["eval/accuracy"] >= TARGET), None) for records in runs]
-    return Summary(norm, [records[-1]["eval/accuracy"] for records in runs], steps)
+    again = [records[-1][MORE[1]] for records in runs if has_recalibrated(records[-1])]
+    return Summary(norm, [records[-1]["eval/accuracy"] for records in runs], steps, again)
+
+
+def _in_percent(accuracies: Sequence[float]) -> str:
+    return mean_and_deviation([100 * a for a in accuracies], digits=2)
 
 
 def errors_of(runs: Sequence[Sequence[Record]]) -> list[float]:

@@ -6,7 +6,7 @@ import optax
 from jax import Array
 
 from experiments.results.curves import Line, Panel, error
-from experiments.results.records import Record
+from experiments.results.records import MORE, RECALIBRATED, Record, has_recalibrated
 from experiments.tasks.task import Sums, Task
 
 
@@ -24,12 +24,15 @@ def means(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def verdict(record: Record) -> str:
-    return f"Accuracy on the held-out examples: {record['eval/accuracy']:.4f}."
+    again = f", with recalibrated statistics {record[MORE[1]]:.4f}" if has_recalibrated(record) else ""
+    return f"Accuracy on the held-out examples: {record['eval/accuracy']:.4f}{again}."
 
 
 def panels(records: Sequence[Record]) -> list[Panel]:
     """Error and loss; both scales are logarithmic."""
     splits = {"train": "training", "eval": "held out"}
+    if records and has_recalibrated(records[0]):
+        splits[RECALIBRATED] = "held out, recalibrated"
     errors = [Line(label, [records], error(name)) for name, label in splits.items()]
     losses = [Line(label, [records], lambda r, n=name: r[f"{n}/loss"]) for name, label in splits.items()]  # type: ignore[misc]
     return [Panel("Error, %", errors, log=True), Panel("Loss", losses, log=True)]

@@ -81,18 +81,16 @@ class Layout:
         k = self.accumulate
         if k == 1:
             return f(batch)
-        return jax.tree.map(
-            lambda t: t if _is_moments(t) else k * t, bnjax.accumulate(f, batch, k), is_leaf=_is_moments
-        )
+        return jax.tree.map(lambda t: t if is_moments(t) else k * t, bnjax.accumulate(f, batch, k), is_leaf=is_moments)
 
     def pooled(self, moments: Any) -> Any:
         """The moments of every norm, of the group's examples, merged into those of all examples: two all-reduces."""
         if self.kind == "jit" or "group" not in self.axes:
             return moments
-        plain = jax.tree.map(lambda m: Moments(m.count, m.mean, m.var), moments, is_leaf=_is_moments)
+        plain = jax.tree.map(lambda m: Moments(m.count, m.mean, m.var), moments, is_leaf=is_moments)
         # `pmap` has all devices in a line, and groups have equally many: each counts as often.
         merged = bnjax.sync_batch_stats(plain, "device" if self.kind == "pmap" else "group")
-        return jax.tree.map(lambda m, new: dataclasses.replace(m, **vars(new)), moments, merged, is_leaf=_is_moments)
+        return jax.tree.map(lambda m, new: dataclasses.replace(m, **vars(new)), moments, merged, is_leaf=is_moments)
 
     def spread(self, step: Step, donate: bool = False) -> Any:
         """`step`, compiled for all devices: of the state, whole on each of them, and of what `place` makes."""
@@ -144,7 +142,8 @@ class Layout:
         return on_many
 
 
-def _is_moments(tree: Any) -> bool:
+def is_moments(tree: Any) -> bool:
+    """Whether this node of a tree is one measurement."""
     return isinstance(tree, Moments)
 
 

@@ -1,6 +1,7 @@
 """One run: train, measure, save, in a folder of its own."""
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,12 +17,13 @@ from experiments.config import Config
 from experiments.config.file import load, to_json
 from experiments.data import CLASSES, Data, Examples, batches, epoch_order, steps_per_epoch
 from experiments.results.files import write_text
-from experiments.results.records import MetricsLog, Record, read_metrics
+from experiments.results.records import RECALIBRATED, MetricsLog, Record, has_recalibrated, read_metrics
 from experiments.tasks import task_of
 from experiments.tasks.task import Sums, Task
 from experiments.training import processes
 from experiments.training.checkpoints import Checkpoints, digest
 from experiments.training.lock import only_writer
+from experiments.training.recalibration import recalibrated
 from experiments.training.steps import Program, TrainState, make_program
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
@@ -179,7 +181,8 @@ def _train_epoch(
         if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
             held_out = evaluate(program, state, data.held_out, config.train.eval_batch_size)
             metrics = {**_metrics(task, "train", sums), **_metrics(task, "eval", held_out)}
-            log.add({"step": epoch * per_epoch + i, **metrics})
+            again = _evaluate_recalibrated(config, data, program, state, order)
+            log.add({"step": epoch * per_epoch + i, **metrics, **again})
             sums = []
         report.advance()
     return state
@@ -190,6 +193,20 @@ def evaluate(program: Program, state: TrainState, examples: Examples, batch_size
     return [program.eval_step(state, batch) for batch in batches(examples, batch_size, share=program.eval_share)]
 
 
+def _evaluate_recalibrated(
+    config: Config, data: Data, program: Program, state: TrainState, order: np.ndarray
+) -> Record:
+    """What the model is worth with the statistics of the first batches of the epoch; nothing, if it is not asked."""
+    if not config.eval.recalibrate:
+        return {}
+    share = program.train_share
+    first = itertools.islice(batches(data.train, config.train.batch_size, order, share), config.eval.recalibrate)
+    state = recalibrated(program.measure_step, state, first)
+    return _metrics(
+        task_of(config.task), RECALIBRATED, evaluate(program, state, data.held_out, config.train.eval_batch_size)
+    )
+
+
 def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> Record:
     totals = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(list(sums)))
     return {f"{split}/{name}": value for name, value in task.means(totals).items()}
@@ -197,7 +214,6 @@ def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> Record:
 
 def _sentence(epoch: int, config: Config, record: Record) -> str:
     task = task_of(config.task)
-    return (
-        f"epoch {epoch:3} of {config.train.epochs}  step {record['step']:6}"
-        f"  {task.line(record, 'train')}  {task.line(record, 'eval')}"
-    )
+    splits = ("train", "eval", *((RECALIBRATED,) if has_recalibrated(record) else ()))
+    shown = "  ".join(task.line(record, split) for split in splits)
+    return f"epoch {epoch:3} of {config.train.epochs}  step {record['step']:6}  {shown}"

@@ -17,6 +17,7 @@ from experiments.models.network import Network, Shape, Tree
 from experiments.tasks import classification, task_of
 from experiments.tasks.task import Sums, Task
 from experiments.training.layouts import Layout, make_layout
+from experiments.training.recalibration import Measure, check, measure_step
 
 
 class TrainState(NamedTuple):
@@ -34,15 +35,18 @@ class Program(NamedTuple):
     init: Callable[[Array], TrainState]
     train_step: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Sums]]
     eval_step: Callable[[TrainState, Mapping[str, Any]], Sums]
+    measure_step: Measure
+    """The moments of every norm over a batch of training."""
     train_share: Share
     eval_share: Share
-    """The share of this process of the batches that the two steps take."""
+    """The share of this process of the batches of training and of evaluation."""
 
 
 def make_program(
     config: Config, shape: Shape, classes: int, total_steps: int, devices: Sequence[jax.Device] | None = None
 ) -> Program:
     """The program of a config for images of `shape`; `train_step` takes over the memory of the state it is given."""
+    check(config)
     layout, task = make_layout(config, devices), task_of(config.task)
     train_share = layout.share(config.train.batch_size, layout.accumulate)
     network = make_network(config.model, shape, classes, layout.norm(train_share.rows))
@@ -50,10 +54,12 @@ def make_program(
     init = functools.partial(init_state, network, optimizer, config.model.dtype)
     train = layout.spread(functools.partial(train_step, network, optimizer, layout, task=task), donate=True)
     evaluate = layout.spread(functools.partial(eval_step, network, layout, task=task))
+    measure = layout.spread(functools.partial(measure_step, network, layout))
     return Program(
         jax.jit(init, out_shardings=layout.whole),
         lambda state, batch: train(state, layout.place(batch)),
         lambda state, batch: evaluate(state, layout.place(batch)),
+        lambda state, batch: measure(state, layout.place(batch)),
         train_share,
         layout.share(config.train.eval_batch_size),
     )

@@ -8,7 +8,6 @@ import os
 import pkgutil
 import platform
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -119,21 +118,29 @@ def test_the_copy_is_another_tensor_of_the_same_size():
         np.testing.assert_array_equal(work.copied(copied), x)
 
 
+def copy_pages(folder):
+    """The documents, without any facts."""
+    folder.mkdir()
+    for name in set(documents.PAGES.values()):
+        (folder / name).write_text((documents.RESULTS / name).read_text())
+
+
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory):
     """A run of everything that is quick, at sizes that are nothing, with plain output."""
     workdir = tmp_path_factory.mktemp("bench") / "run"
-    document = workdir.parent / "performance.md"
-    document.write_text(documents.DOCUMENT.read_text())
+    pages = workdir.parent / "results"
+    copy_pages(pages)
     arguments = Arguments(
         parts=("op", "step"), rounds=2, shapes=("4x3x3x8", "6x16"), dtypes=("float32",),
-        contenders=("bnjax, relu", "flax.linen"), workdir=str(workdir), write=True, quick=True,
+        contenders=("bnjax, relu", "bnjax.linen", "flax.linen"), workdir=str(workdir), write=True, quick=True,
+        found=str(workdir.parent / "none.json"),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
-        patch.setattr(documents, "DOCUMENT", document)
+        patch.setattr(documents, "RESULTS", pages)
         patch.setattr(step, "SMALL", {"batch": 2, "size": 16, "stages": (1,), "filters": 2})
         found = run.bench(arguments)
-    return found, workdir, document
+    return found, workdir, pages
 
 
 def test_a_run_writes_its_results_and_they_add_up(tiny_run):
@@ -143,7 +150,7 @@ def test_a_run_writes_its_results_and_they_add_up(tiny_run):
     assert [tuple(r["shape"]) for r in found["op"]] == [(4, 3, 3, 8), (6, 16)] * 2
     for record in found["op"]:
         names = set(record["contenders"])
-        assert names == {"bnjax, relu inside", "bnjax, relu outside", "flax.linen"}
+        assert names == {"bnjax, relu inside", "bnjax, relu outside", "bnjax.linen", "flax.linen"}
         assert record["floor_seconds"] == record["floor_passes"] / 2 * record["copy_seconds"]
         flax = record["contenders"]["flax.linen"]
         assert flax["against_best_jax_peer"] == 1  # the only peer
@@ -180,24 +187,26 @@ def test_panels_of_a_picture_have_one_scale_and_the_floor_is_explained_where_bar
     assert ["below it" in figure.get_supxlabel() for figure in drawn] == [True, False]
 
 
-def test_a_run_writes_into_the_document_between_its_markers_alone(tiny_run):
-    found, _, document = tiny_run
-    before, after = documents.DOCUMENT.read_text(), document.read_text()
+def test_a_run_writes_into_the_documents_between_its_markers_alone(tiny_run):
+    found, _, pages = tiny_run
+    before, after = documents.page("op").read_text(), (pages / documents.PAGES["op"]).read_text()
     for table in (*tables.op_tables(found["op"]), *tables.step_tables(found["step"])):
         assert table.markdown() in after
         assert table.markdown() not in before
-    for part in ("model", "import"):
-        marker = f"<!-- bench: {part} -->"
-        assert after[after.index(marker) :].split("<!-- bench: end -->")[0] in before
+    marker = "<!-- bench: import -->"
+    assert after[after.index(marker) :].split("<!-- bench: end -->")[0] in before
     for part in ("op", "step"):
         block = after[after.index(f"<!-- bench: {part} -->") :].split("\n\n")[0]
         assert block.endswith(" 2 rounds, kept buffers.")
-    head = before.split("<!-- bench: op -->")[0]
-    assert after.startswith(head)
+    assert after.startswith(before.split("<!-- bench: op -->")[0])
+    overview = tables.overview_tables([], found["op"])[0].markdown()
+    assert f"<!-- bench: summary -->\n{overview}\n<!-- bench: end -->" in (pages / "performance.md").read_text()
+    assert json.loads((pages / "facts" / "op.json").read_text()) == json.loads(json.dumps(found["op"]))
+    assert not (pages / "facts" / "compiled.json").exists()
 
 
 def test_the_document_has_a_place_for_every_part():
-    for part in (*tables.TABLES, "summary", "model"):
+    for part in documents.PAGES:
         text = documents.page(part).read_text()
         assert f"<!-- bench: {part} -->\nX\n<!-- bench: end -->" in documents.put(text, part, "X")
     with pytest.raises(UserError, match="`<!-- bench: other -->` once"):
@@ -403,31 +412,47 @@ def test_ratios_of_compiled_programs_are_of_the_same_machine_and_dtype():
     ]
 
 
+def test_an_overview_has_the_times_of_the_cpu_and_the_memory_of_its_programs():
+    cells = {"flax.linen": {"min_seconds": 2.0}, "bnjax.linen": {"min_seconds": 1.0}, "haiku": {"min_seconds": 0.5}}
+    timed = [
+        {"work": "norm + relu", "shape": [2, 3, 3, 8], "dtype": "float32", "contenders": cells},
+        {"work": "norm + relu", "shape": [6, 16], "dtype": "float32", "contenders": {"bnjax.linen": cells["haiku"]}},
+    ]
+    cpu = {"target": "cpu", "dtype": "float32"}
+    compiled = [
+        facts("batch norm + relu, 8·16", "flax.linen", 0, 2.0, 0.5, **cpu),
+        facts("batch norm + relu, 8·16", "bnjax, drop-in", 0, 1.5, 0.4, **cpu),
+        facts("encoder, layer norm (3 blocks)", "flax.linen", 0, 2.0, 0.5, **cpu),
+        facts("encoder, layer norm (3 blocks)", "bnjax, drop-in", 0, 2.0, 0.4, **cpu),
+    ]
+    (overview,) = tables.overview_tables(compiled, timed)
+    assert overview.head == ["", "cpu, float32"]
+    assert overview.rows == [["batch norm + relu", "0.50 / 0.75"], ["encoder, layer norm (3 blocks)", "- / 1.00"]]
+
+
 def test_facts_of_several_runs_are_kept_and_written_together(tmp_path, monkeypatch):
-    pages = {"DOCUMENT": tmp_path / "performance.md", "COMPILED": tmp_path / "compiled.md"}
-    for name, page in pages.items():
-        page.write_text(getattr(documents, name).read_text())
-        monkeypatch.setattr(documents, name, page)
+    pages = tmp_path / "results"
+    copy_pages(pages)
+    monkeypatch.setattr(documents, "RESULTS", pages)
     runs = [FACTS[:4], FACTS[4:], [facts("layer norm, 8·32", "bnjax, drop-in", 150, 0.0, 1.0)]]
     for i, found in enumerate(runs):
         monkeypatch.setattr(model, "measure", lambda *_, found=found: iter(found))
         run.bench(Arguments(
             parts=("compiled",), dtypes=("bfloat16",), write=True, workdir=str(tmp_path / str(i)),
-            found=str(tmp_path / "kept" / "compiled.json"),
+            found=str(tmp_path / "kept" / f"{i}.json"),  # what others found stands beside the documents
         ))  # fmt: skip
     # What was found again takes the place of what was there, and machines are in order.
     kept = [*FACTS[4:6], *FACTS[:3], runs[2][0], *FACTS[6:]]
-    assert model.kept(tmp_path / "kept" / "compiled.json") == json.loads(json.dumps(kept))
-    written = pages["COMPILED"].read_text()
+    assert model.kept(pages / "facts" / "compiled.json") == json.loads(json.dumps(kept))
+    assert len(model.kept(tmp_path / "kept" / "0.json")) == 4
+    written = (pages / "compiled.md").read_text()
     for table in (*tables.ratio_tables(kept), *tables.fact_tables(kept)):
         assert table.markdown() in written
-    performance = pages["DOCUMENT"].read_text()
-    assert tables.overview_tables(kept)[0].markdown() in performance
-    assert tables.fact_tables(FACTS[6:])[0].markdown() in performance
+    assert tables.fact_tables(FACTS[6:])[0].markdown() in written
+    assert tables.overview_tables(kept)[0].markdown() in (pages / "performance.md").read_text()
 
 
 def test_its_examples_are_right():
     for found in pkgutil.walk_packages(experiments.__path__, "experiments."):
         if not found.name.endswith("__main__"):
             assert doctest.testmod(importlib.import_module(found.name)).failed == 0
-    assert Path(documents.DOCUMENT).exists()

@@ -74,7 +74,7 @@ def test_figures_of_several_runs():
 
 
 def test_figures_of_one_run_have_no_deviation():
-    assert summarize("none", [records(0.96)])[1:] == ([0.96], [10])
+    assert summarize("none", [records(0.96)])[1:] == ([0.96], [10], [])
     assert summarize("none", [records(0.96)]).accuracy == "96.00"
     assert summarize("none", [records(0.96)]).steps_to_target == "10"
     assert summarize("none", [records(0.5)]).steps_to_target == "never"

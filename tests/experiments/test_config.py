@@ -131,7 +131,11 @@ def python(config):
         ("a.py", python("Config(train=TrainConfig(epochs=1.5))"), "`config.train.epochs` must be of type `int`"),
         ("a.py", python("Config(model=ModelConfig(widths=(1, 2)))"), "`config.model.widths` must be 3 values"),
         ("a.json", '{"optimizer": {"learning_rat": 1}}', "Did you mean `learning_rate`?"),
-        ("a.json", '{"zzz": 1}', "It can be: `seed`, `task`, `data`, `model`, `optimizer`, `parallel`, `train`."),
+        (
+            "a.json",
+            '{"zzz": 1}',
+            "It can be: `seed`, `task`, `data`, `model`, `optimizer`, `parallel`, `train`, `eval`.",
+        ),
         ("a.json", '{"data": {"train_examples": 0}}', "`config.data.train_examples` must be at least 1"),
         ("a.json", '{"seed": true}', "`config.seed` must be of type `int`, but it is True"),
         ("a.json", '{"model": 3}', "`config.model` must hold the fields of `ModelConfig`"),

@@ -1,0 +1,61 @@
+"""Running statistics in the place of which an evaluation puts those of some batches (arXiv 2105.07576)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+from jax import Array
+
+import bnjax
+from experiments.cli.errors import UserError
+from experiments.config import Config
+from experiments.models.network import Network, Tree
+from experiments.models.norms import hands_out_moments, takes_state
+from experiments.training.layouts import Layout, is_moments
+
+Measure = Callable[[Any, Mapping[str, Any]], Any]  # of a state and a batch: the moments of every norm
+
+
+def check(config: Config) -> None:
+    """Refuses a recalibration where there is nothing to recalibrate.
+
+    Raises:
+      UserError: the norm is no batch norm.
+    """
+    if config.eval.recalibrate and not (takes_state(config.model) and hands_out_moments(config.model)):
+        raise UserError(
+            f"`config.eval.recalibrate` must be 0 for `config.model.norm={config.model.norm}`, which has no running "
+            f"statistics of a batch norm, but it is {config.eval.recalibrate}; leave it out, or write "
+            "`--config.model.norm=batch`."
+        )
+
+
+def measure_step(network: Network, layout: Layout, state: Any, batch: Mapping[str, Array]) -> Tree:
+    """The moments of every norm over a batch, each norm normalizing as in training; for one part of the batch."""
+
+    def measured(part: Mapping[str, Array]) -> Tree:
+        return network.measure(state.params, state.batch_stats, part["image"], mask=part["mask"])[1]
+
+    image = batch["image"].astype(jax.tree.leaves(state.params)[0].dtype)
+    return layout.pooled(layout.accumulated(measured, {**batch, "image": image}))
+
+
+def recalibrated(measure: Measure, state: Any, batches: Iterable[Mapping[str, Any]]) -> Any:
+    """`state` with the statistics of all examples of the batches together; `state` itself stays as it is."""
+    found = functools.reduce(_merged, (measure(state, batch) for batch in batches))
+    return state._replace(batch_stats=_taken(state.batch_stats, found))
+
+
+@jax.jit
+def _merged(a: Tree, b: Tree) -> Tree:
+    """The moments of two batches as those of one."""
+    return jax.tree.map(lambda m, n: dataclasses.replace(m, **vars(bnjax.merge(m, n))), a, b, is_leaf=is_moments)
+
+
+@jax.jit
+def _taken(batch_stats: Tree, moments: Tree) -> Tree:
+    """The statistics after a step that keeps nothing of the old ones."""
+    steps = jax.tree.map(lambda m: dataclasses.replace(m, momentum=0.0), moments, is_leaf=is_moments)
+    return bnjax.update_batch_stats(batch_stats, steps)
