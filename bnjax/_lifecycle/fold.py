@@ -6,136 +6,124 @@ Where a layer has no bias, the norm stays and adds the shift.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax._lifecycle.pairs import Call, Pairs
+from bnjax._lifecycle.pairs import Pairs, low_dtypes
 from bnjax._lifecycle.report import Row
 
-Leaves = dict[str, Any]  # by path: "params/conv1/kernel"
+Leaves = dict[str, Any]  # the variables of a model by their paths
 FAR = 10.0  # |mean| / std from which on a kernel in bfloat16 or float16 loses more than the norm did
 
 
 def folded(pairs: Pairs, leaves: Mapping[str, Any]) -> tuple[Leaves, list[Row]]:
-    """The variables with all norms folded that can be, and a row for each norm."""
+    """The variables with all norms folded that can be, and a row for each norm that is called."""
     new, rows = dict(leaves), []
-    for path, calls in pairs.calls.items():
-        why = pairs.refused.get(path) or _misfit(path, calls, leaves)
+    for path in pairs.calls:
+        why = pairs.refused.get(path)
+        if why is None:
+            changed, warning, evidence = _One(pairs, path, leaves).folded()
+            why = _overflow(changed, leaves)
         if why:
             rows.append(Row(path, "batch", False, why))
             continue
-        new |= _one(path, calls, leaves)
-        rows.append(Row(path, "batch", True, _said(path, calls, leaves), _evidence(calls, path, leaves)))
+        new |= changed
+        rows.append(Row(path, "batch", True, warning, evidence))
     return new, rows
 
 
-def _name(collection: str, path: str, leaf: str) -> str:
-    return "/".join(filter(None, (collection, path, leaf)))
+def _overflow(changed: Leaves, leaves: Mapping[str, Any]) -> str:
+    finite = lambda t: bool(np.isfinite(wide(t)).all())  # noqa: E731
+    lost = [name for name, value in changed.items() if finite(leaves[name]) and not finite(value)]
+    return f"{lost[0]!r} would overflow in {leaves[lost[0]].dtype}" if lost else ""
 
 
-def _misfit(path: str, calls: list[Call], leaves: Mapping[str, Any]) -> str:
-    """Why the shapes of the variables do not let a norm be folded."""
-    mean = leaves.get(_name("batch_stats", path, "mean"))
-    if mean is None or _name("batch_stats", path, "var") not in leaves:
-        return "it has no running state"
-    stack = np.shape(mean)[:-1]
-    for layer in _layers(calls):
-        kernel = np.shape(leaves[_name("params", layer, "kernel")])
-        axis = _layers(calls)[layer]
-        if kernel[: len(stack)] != stack or kernel[axis] != np.shape(mean)[-1]:
-            return f"the kernel of {layer!r} has the shape {kernel}, which does not go with a mean of {np.shape(mean)}"
-    return ""
+class _One:
+    """One norm, and the layers before it. Its arrays are in float64, with the axes of stacks first."""
+
+    def __init__(self, pairs: Pairs, path: str, leaves: Mapping[str, Any]):
+        self.pairs, self.path, self.leaves = pairs, path, leaves
+        self.layers, self.epsilon = pairs.layers(path), pairs.calls[path][0].norm.epsilon
+        self.mean, self.var = self._own("mean", 0.0), self._own("var", 1.0)
+        factor = self._own("scale", 1.0) / np.sqrt(self.var + self.epsilon)
+        # What the norm does in its own dtype after it is folded is 1 but for rounding, which is put right here.
+        self.factor = factor * np.sqrt(wide(self._kept_var()) + self.epsilon)
+        self.shift = self._own("bias", 0.0) - self.mean * factor
+        self.everywhere = all(pairs.leaf(layer, "bias") is not None for layer in self.layers)
+
+    def folded(self) -> tuple[Leaves, str, dict[str, Any]]:
+        """The variables that change, a warning, and figures."""
+        new: Leaves = {}
+        for layer, call in self.layers.items():
+            new |= self._times(layer, "kernel", call.kernel_axis)
+            new |= self._times(layer, "bias", call.bias_axis, self.shift if self.everywhere else None)
+        new |= self._what_the_norm_keeps(np.zeros_like(self.shift) if self.everywhere else self.shift)
+        std = np.sqrt(np.maximum(self.var, np.finfo(np.float32).tiny))
+        far = float(np.max(np.abs(self.mean) / std, initial=0.0))
+        return new, self._said(far), {"into": ", ".join(self.layers), "mean_over_std": far}
+
+    def _own(self, name: str, default: float) -> Any:
+        """A variable of the norm; features without one have the default."""
+        leaf = self.pairs.leaf(self.path, name)
+        if leaf is not None:
+            return leaf.standard(wide(self.leaves[leaf.name]))
+        return np.full(self.mean.shape, default)
+
+    def _times(self, layer: str, name: str, axis: int, plus: Any = None) -> Leaves:
+        """A kernel or a bias times the factor of each feature, plus something of each feature."""
+        leaf = self.pairs.leaf(layer, name)
+        if leaf is None:
+            return {}
+        old = leaf.standard(wide(self.leaves[leaf.name]))
+        shape = [*old.shape[: len(leaf.stack)], *[1] * (old.ndim - len(leaf.stack))]
+        shape[axis] = old.shape[axis]
+        new = old * self.factor.reshape(shape)
+        new = new if plus is None else new + plus.reshape(shape)
+        return {leaf.name: like(self.leaves[leaf.name], leaf.back(new))}
+
+    def _what_the_norm_keeps(self, shift: Any) -> Leaves:
+        """The variables of a folded norm: it adds the shift, and changes nothing else."""
+        has_bias = self.pairs.leaf(self.path, "bias") is not None
+        kept = {
+            "mean": np.zeros_like(shift) if has_bias else -shift,
+            "var": np.broadcast_to(self._kept_var(), shift.shape),
+            "scale": np.ones_like(shift),
+            "bias": shift,
+        }
+        found = {name: leaf for name in kept if (leaf := self.pairs.leaf(self.path, name)) is not None}
+        return {leaf.name: like(self.leaves[leaf.name], leaf.back(kept[name])) for name, leaf in found.items()}
+
+    def _kept_var(self) -> Any:
+        """1 - epsilon in the dtype of the variance: fl(fl(1 - epsilon) + epsilon) is 1, and so is the norm's factor."""
+        leaf = self.pairs.leaf(self.path, "var")
+        assert leaf is not None
+        dtype = jnp.result_type(self.leaves[leaf.name])
+        return np.asarray(1, dtype) - np.asarray(self.epsilon, dtype)
+
+    def _said(self, far: float) -> str:
+        parts = [] if self.everywhere else ["the norm adds the shift, because a layer has no bias"]
+        low = low_dtypes(self.pairs.calls[self.path])
+        if low and far > FAR:
+            parts.append(
+                f"warning: |mean| is up to {far:.0f} times the standard deviation, and in {', '.join(sorted(low))} the "
+                "folded layer is less exact than layer and norm were"
+            )
+        return "; ".join(parts)
 
 
-def _layers(calls: list[Call]) -> dict[str, int]:
-    """The layers before a norm, and the axis of the features in their kernels."""
-    return {call.layer.path: call.kernel_axis for call in calls if call.layer is not None}
+def wide(value: Any) -> Any:
+    """An array in float64, or complex128."""
+    value = np.asarray(value)
+    return value.astype(np.complex128 if np.iscomplexobj(value) else np.float64)
 
 
-def _has_bias_everywhere(calls: list[Call], leaves: Mapping[str, Any]) -> bool:
-    return all(_name("params", layer, "bias") in leaves for layer in _layers(calls))
-
-
-def _one(path: str, calls: list[Call], leaves: Mapping[str, Any]) -> Leaves:
-    """The variables that change where one norm is folded; all arithmetic is in float64."""
-
-    def wide(collection: str, leaf: str, default: float) -> Any:
-        value = leaves.get(_name(collection, path, leaf))
-        return np.full(np.shape(mean), default) if value is None else np.asarray(value, np.float64)
-
-    mean = np.asarray(leaves[_name("batch_stats", path, "mean")], np.float64)
-    factor = wide("params", "scale", 1.0) / np.sqrt(wide("batch_stats", "var", 1.0) + calls[0].norm.epsilon)
-    shift = wide("params", "bias", 0.0) - mean * factor
-    everywhere = _has_bias_everywhere(calls, leaves)
-    new: Leaves = {}
-    for layer, axis in _layers(calls).items():
-        name = _name("params", layer, "kernel")
-        new[name] = _times(leaves[name], factor, axis)
-        name = _name("params", layer, "bias")
-        if name in leaves:
-            of_bias = -1 if np.ndim(leaves[name]) - (factor.ndim - 1) == 1 else axis
-            new[name] = _times(leaves[name], factor, of_bias, shift if everywhere else None)
-    return new | _what_the_norm_keeps(path, calls, leaves, np.zeros_like(shift) if everywhere else shift)
-
-
-def _what_the_norm_keeps(path: str, calls: list[Call], leaves: Mapping[str, Any], shift: Any) -> Leaves:
-    """The variables of a folded norm: it adds the shift, and changes nothing else.
-
-    fl(fl(1 - epsilon) + epsilon) is 1 in float32, so its factor is 1.
-    """
-    has_bias = _name("params", path, "bias") in leaves
-    one = np.float32(1) - np.float32(calls[0].norm.epsilon)
-    kept = {
-        _name("batch_stats", path, "mean"): np.zeros_like(shift) if has_bias else -shift,
-        _name("batch_stats", path, "var"): np.full(shift.shape, one),
-        _name("params", path, "scale"): np.ones_like(shift),
-        _name("params", path, "bias"): shift,
-    }
-    return {name: _like(value, leaves[name]) for name, value in kept.items() if name in leaves}
-
-
-def _times(leaf: Any, factor: Any, axis: int, plus: Any = None) -> Any:
-    """A kernel or a bias times the factor of each feature, plus something of each feature."""
-
-    def placed(value: Any) -> Any:
-        shape = [1] * np.ndim(leaf)
-        shape[: value.ndim - 1] = value.shape[:-1]
-        shape[axis] = value.shape[-1]
-        return value.reshape(shape)
-
-    new = np.asarray(leaf, np.float64) * placed(factor)
-    return _like(new if plus is None else new + placed(plus), leaf)
-
-
-def _like(value: Any, leaf: Any) -> Any:
-    return jnp.asarray(value, jnp.result_type(leaf)).reshape(np.shape(leaf))
-
-
-def _said(path: str, calls: list[Call], leaves: Mapping[str, Any]) -> str:
-    parts = [] if _has_bias_everywhere(calls, leaves) else ["the norm adds the shift, because a layer has no bias"]
-    low = low_dtypes(calls)
-    far = _mean_over_std(path, leaves)
-    if low and far > FAR:
-        parts.append(
-            f"warning: |mean| is {far:.0f} times the standard deviation, and in {', '.join(low)} the folded layer is "
-            "less exact than layer and norm were"
-        )
-    return "; ".join(parts)
-
-
-def low_dtypes(calls: Iterable[Call]) -> set[str]:
-    """Those of bfloat16 and float16 that norms or the layers before them compute in."""
-    found = {tag.dtype for call in calls for tag in (call.norm, call.layer) if tag is not None}
-    return found & {"bfloat16", "float16"}
-
-
-def _evidence(calls: list[Call], path: str, leaves: Mapping[str, Any]) -> dict[str, Any]:
-    return {"into": ", ".join(_layers(calls)), "mean_over_std": _mean_over_std(path, leaves)}
-
-
-def _mean_over_std(path: str, leaves: Mapping[str, Any]) -> float:
-    mean, var = (np.asarray(leaves[_name("batch_stats", path, n)], np.float64) for n in ("mean", "var"))
-    return float(np.max(np.abs(mean) / np.sqrt(np.maximum(var, np.finfo(np.float32).tiny)), initial=0.0))
+def like(old: Any, new: Any) -> Any:
+    """`new` with the dtype of `old`, rounded once, and where `old` is."""
+    if not isinstance(old, jax.Array):
+        return np.asarray(new, np.asarray(old).dtype)
+    value = np.asarray(new).astype(old.dtype)
+    return jax.device_put(value, old.sharding) if old.committed else jnp.asarray(value)

@@ -17,6 +17,7 @@ from bnjax._lifecycle.tags import Tag, tag_of
 CALLS = {
     "jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr",
     "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
 }  # fmt: skip
 
 
@@ -29,6 +30,7 @@ class Node(NamedTuple):
       inputs: the values that it uses.
       outputs: the values that it makes.
       inside: the name of the loop or branch that an `enter` or a `leave` is of.
+      loop: of an `enter`, a number for each loop that takes one slice of its value at a time.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Node(NamedTuple):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     inside: str = ""
+    loop: int | None = None
 
     @property
     def tag(self) -> Tag | None:
@@ -106,18 +109,30 @@ class Graph:
             return self._written_out(getattr(called, "jaxpr", called), arguments)
         outputs = self._values(equation.outvars)
         self._add(Node(name, params, tuple(arguments), tuple(outputs)))
-        for body in bodies(params):
-            self._body(name, body, arguments)
+        for body, outer in insides(name, params, arguments):
+            self._body(name, body, outer)
         return outputs
 
-    def _body(self, name: str, body: Any, arguments: list[int]) -> None:
-        """Adds the inside of a loop or a branch: its arguments are the last ones of the operation."""
-        values = self._values(body.invars)
-        outer = arguments[len(arguments) - len(values) :] if len(arguments) >= len(values) else []
+    def _body(self, name: str, body: Any, outer: list[int]) -> None:
+        """Adds the inside of a loop or a branch, which is given the values `outer`."""
+        values, loop = self._values(body.invars), next(self._numbers)
         for argument, value in zip(outer, values, strict=False):
-            self._add(Node("enter", {}, (argument,), (value,), name))
+            sliced = len(self.shapes[argument]) == len(self.shapes[value]) + 1
+            self._add(Node("enter", {}, (argument,), (value,), name, loop if sliced else None))
         for result in self._written_out(body, values):
             self._add(Node("leave", {}, (result,), (), name))
+
+
+def insides(name: str, params: Any, arguments: list[int]) -> Iterator[tuple[Any, list[int]]]:
+    """The functions that a loop or a branch runs, and which of its arguments they are given: its last ones."""
+    if name == "while":
+        test, body = params["cond_nconsts"], params["body_nconsts"]
+        yield params["cond_jaxpr"].jaxpr, [*arguments[:test], *arguments[test + body :]]
+        yield params["body_jaxpr"].jaxpr, arguments[test:]
+        return
+    for function in bodies(params):
+        given = len(function.invars)
+        yield function, arguments[len(arguments) - given :] if given <= len(arguments) else []
 
 
 def bodies(params: Any) -> Iterator[Any]:

@@ -42,6 +42,7 @@ from bnjax.linen._weights import WeightStandardization as WeightStandardization
 # What happens to a norm after it is built: imported when it is first used.
 if _TYPE_CHECKING:
     from bnjax.linen.lifecycle import adapt as adapt
+    from bnjax.linen.lifecycle import fold as fold
     from bnjax.linen.lifecycle import freeze as freeze
     from bnjax.linen.lifecycle import frozen_labels as frozen_labels
     from bnjax.linen.lifecycle import recalibrate as recalibrate
@@ -52,6 +53,7 @@ if _TYPE_CHECKING:
 
 _LIFECYCLE = (
     "adapt",
+    "fold",
     "freeze",
     "frozen_labels",
     "recalibrate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from flax import linen as nn
 
 from bnjax._core.state import named_leaves
 from bnjax._lifecycle.compare import compared
-from bnjax._lifecycle.fold import folded, low_dtypes
+from bnjax._lifecycle.fold import folded
 from bnjax._lifecycle.pairs import Pairs
 from bnjax._lifecycle.report import Report, Row, raise_if_nothing_done
 from bnjax._lifecycle.trees import State, shown
@@ -51,17 +50,16 @@ def fold(
     >>> report["layers_1"].done, report["layers_1"].evidence["into"]
     (True, 'layers_0')
     """
-    graph, values = traced(model, variables, example, call)
+    run = nn.apply(call, model, mutable=["batch_stats"])
     named, structure = named_leaves(variables)
-    by_path = {shown(path): leaf for path, leaf in named.items()}
-    pairs = Pairs(graph, values)
-    new, rows = folded(pairs, by_path)
+    leaves = {shown(path): leaf for path, leaf in named.items()}
+    pairs = Pairs(*traced(run, leaves, structure, example))
+    new, rows = folded(pairs, leaves)
     report = Report([*rows, *_not_called(variables, rows)])
     raise_if_nothing_done("fold", report, "Check that `call` runs the model as for evaluation.")
-    out = structure.unflatten(new[path] for path in by_path)
-    run = jax.jit(nn.apply(call, model))
-    exact = not low_dtypes(itertools.chain.from_iterable(pairs.calls.values()))
-    return out, compared("fold", report, run(variables, example), run(out, example), exact=exact)
+    out = structure.unflatten(new.values())
+    before, after = (jax.jit(run)(v, example)[0] for v in (variables, out))
+    return out, compared("fold", report, before, after, exact=not pairs.low_dtypes)
 
 
 def _not_called(variables: Mapping[str, Any], rows: list[Row]) -> list[Row]:

@@ -43,6 +43,7 @@ from bnjax.nnx._weights import WeightStandardization as WeightStandardization
 # What happens to a norm after it is built: imported when it is first used.
 if _TYPE_CHECKING:
     from bnjax.nnx.lifecycle import adapt as adapt
+    from bnjax.nnx.lifecycle import fold as fold
     from bnjax.nnx.lifecycle import freeze as freeze
     from bnjax.nnx.lifecycle import frozen_labels as frozen_labels
     from bnjax.nnx.lifecycle import recalibrate as recalibrate
@@ -54,6 +55,7 @@ if _TYPE_CHECKING:
 
 _LIFECYCLE = (
     "adapt",
+    "fold",
     "freeze",
     "frozen_labels",
     "recalibrate",
