@@ -110,17 +110,22 @@ class Graph:
         outputs = self._values(equation.outvars)
         self._add(Node(name, params, tuple(arguments), tuple(outputs)))
         for body, outer in insides(name, params, arguments):
-            self._body(name, body, outer)
+            self._body(name, body, outer, outputs)
         return outputs
 
-    def _body(self, name: str, body: Any, outer: list[int]) -> None:
+    def _body(self, name: str, body: Any, outer: list[int], outputs: list[int]) -> None:
         """Adds the inside of a loop or a branch, which is given the values `outer`."""
-        values, loop = self._values(body.invars), next(self._numbers)
+        values, loop, slices = self._values(body.invars), next(self._numbers), {}
         for argument, value in zip(outer, values, strict=False):
-            sliced = len(self.shapes[argument]) == len(self.shapes[value]) + 1
-            self._add(Node("enter", {}, (argument,), (value,), name, loop if sliced else None))
-        for result in self._written_out(body, values):
-            self._add(Node("leave", {}, (result,), (), name))
+            if len(self.shapes[argument]) == len(self.shapes[value]) + 1:
+                slices[value] = argument
+            self._add(Node("enter", {}, (argument,), (value,), name, loop if value in slices else None))
+        for n, result in enumerate(self._written_out(body, values)):
+            whole = slices.get(result)  # a slice that is handed on as it is: together they are what was sliced
+            if name == "scan" and whole is not None and self.shapes[outputs[n]] == self.shapes[whole]:
+                self._add(Node("copy", {}, (whole,), (outputs[n],)))
+            else:
+                self._add(Node("leave", {}, (result,), (), name))
 
 
 def insides(name: str, params: Any, arguments: list[int]) -> Iterator[tuple[Any, list[int]]]:
