@@ -162,7 +162,11 @@ class Pairs:
             return STATELESS
         if self.leaf(layer, "kernel") is None:
             return f"the layer {layer!r} has no kernel"
-        for module, name in ((layer, "kernel"), (layer, "bias"), *((path, n) for n in ("mean", "var", "scale", "bias"))):
+        for module, name in (
+            (layer, "kernel"),
+            (layer, "bias"),
+            *((path, n) for n in ("mean", "var", "scale", "bias")),
+        ):
             leaf = self.leaf(module, name)
             if leaf is not None and not leaf.name:
                 return f"the {name} of {module!r} is no variable of the model as it is: something is computed from it"

@@ -57,7 +57,7 @@ def refused(run, x=X):
 
 
 def after(layer, **norm):
-    return lambda self, x: Norm(**norm)(layer(x))
+    return lambda self, x: Norm(**norm)(layer()(x))
 
 
 def test_by_hand():
@@ -82,8 +82,8 @@ def test_by_hand():
 
 
 def test_without_a_bias_the_norm_adds_the_shift():
-    assert folded(after(nn.Dense(5, use_bias=False))).reason == ADDS
-    assert folded(after(nn.Dense(5, use_bias=False), use_bias=False, use_scale=False)).reason == ADDS
+    assert folded(after(partial(nn.Dense, 5, use_bias=False))).reason == ADDS
+    assert folded(after(partial(nn.Dense, 5, use_bias=False), use_bias=False, use_scale=False)).reason == ADDS
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_without_a_bias_the_norm_adds_the_shift():
 )
 def test_layers(layer, axis):
     x = IMAGES[None] if layer.args[-1] == (2, 2, 2) else IMAGES
-    assert folded(after(layer(), axis=axis), x).done
+    assert folded(after(layer, axis=axis), x).done
 
 
 def rearranged(self, x):
@@ -132,11 +132,11 @@ def loop(self, x):
     return nn.while_loop(lambda _, c: c[0] < 3, step, self, (0, x), **shared)[1]
 
 
-def in_training_elsewhere(self, x):
+def used_twice_afterwards(self, x):
     return jnp.tanh(y := Norm()(nn.jit(nn.Dense)(5)(x))) + y
 
 
-@pytest.mark.parametrize("run", [rearranged, branches, twice, loop, in_training_elsewhere], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("run", [rearranged, branches, twice, loop, used_twice_afterwards], ids=lambda f: f.__name__)
 def test_what_stands_between_and_around(run):
     assert folded(run).done
 
@@ -176,27 +176,30 @@ class Standardized(nn.Dense):
         return value / jnp.linalg.norm(value) if name == "kernel" else value
 
 
-@pytest.mark.parametrize(
-    ("run", "why"),
-    [
-        (hidden, "its input is used 2 times"),
-        (Tied("kernel"), "the kernel of 'dense' is used 2 times, but the layer is called 1 times"),
-        (Tied("bias"), "the bias of 'dense' is used 2 times, but the layer is called 1 times"),
-        (two_norms, "the layer 'Dense_0' is called 2 times, and feeds 'a', 'b'"),
-        (lambda self, x: Norm()(nn.WeightNorm(nn.Dense(5))(x)), "no variable of the model as it is"),
-        (after(Standardized(5)), "the kernel of 'Standardized_0' is used for something else than the layer"),
-        (after(DenseRelu(5)), "`max` stands between it and a layer"),
-        (lambda self, x: Norm()(x), "no layer of this model makes its input"),
-        (lambda self, x: Norm()(lax.erf_inv(nn.Dense(5)(x))), "`erf_inv` stands between it and a layer"),
-        (lambda self, x: Norm()(nn.Dense(5)(x)[:, ::-1]), "`rev` stands between it and a layer"),
-        (lambda self, x: Norm()(nn.Dense(5)(x).reshape(2, 10)), "`reshape` stands between it and a layer"),
-        (lambda self, x: Norm(axis=0)(nn.Dense(5)(x)), "an axis that is not one of the features"),
-        (after(nn.DenseGeneral((2, 3)), axis=(-1, -2)), "it has several feature axes"),
-        (lambda self, x: nn.BatchNorm(use_running_average=False)(nn.Dense(5)(x)), "it normalizes by the batch"),
-    ],
-    ids=lambda v: v if isinstance(v, str) else "",
-)  # fmt: skip
-def test_refused(run, why):
+REFUSED = {
+    "hidden": (hidden, "its input is used 2 times"),
+    "tied kernel": (Tied("kernel"), "the kernel of 'dense' is used 2 times, but the layer is called 1 times"),
+    "tied bias": (Tied("bias"), "the bias of 'dense' is used 2 times, but the layer is called 1 times"),
+    "two norms": (two_norms, "the layer 'Dense_0' is called 2 times, and feeds 'a', 'b'"),
+    "weight norm": (lambda self, x: Norm()(nn.WeightNorm(nn.Dense(5))(x)), "no variable of the model as it is"),
+    "computed kernel": (
+        after(partial(Standardized, 5)),
+        "the kernel of 'Standardized_0' is used for something else than the layer",
+    ),
+    "layer with relu": (after(partial(DenseRelu, 5)), "`max` stands between it and a layer"),
+    "no layer": (lambda self, x: Norm()(x), "no layer of this model makes its input"),
+    "unknown": (lambda self, x: Norm()(lax.erf_inv(nn.Dense(5)(x))), "`erf_inv` stands between it and a layer"),
+    "reversed": (lambda self, x: Norm()(nn.Dense(5)(x)[:, ::-1]), "`rev` stands between it and a layer"),
+    "mixed": (lambda self, x: Norm()(nn.Dense(5)(x).reshape(2, 10)), "`reshape` stands between it and a layer"),
+    "other axis": (lambda self, x: Norm(axis=0)(nn.Dense(5)(x)), "an axis that is not one of the features"),
+    "two axes": (after(partial(nn.DenseGeneral, (2, 3)), axis=(-1, -2)), "it has several feature axes"),
+    "training": (lambda self, x: nn.BatchNorm(use_running_average=False)(nn.Dense(5)(x)), "it normalizes by the batch"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    run, why = REFUSED[name]
     assert why in refused(run)
 
 
