@@ -1,4 +1,4 @@
-"""What `fold` does to the models of the kit: `python -m tests.fold_table [--write]` prints it, or puts it in the guide."""
+"""What `fold` does to the models of the kit: `python -m tests.fold_table` prints it, `--write` puts it in the guide."""
 
 import re
 import sys

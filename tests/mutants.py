@@ -410,7 +410,8 @@ MUTANTS = [
     ),
     Mutant(
         "fold: a second use of a value on the way", "_lifecycle/pairs.py",
-        "        if len(users) > 1:\n            return call._replace(why=f\"its input", "        if not users:\n            return call._replace(why=f\"its input",
+        "if len(users) > 1:\n            return call._replace(why=f\"its input",
+        "if not users:\n            return call._replace(why=f\"its input",
         "lifecycle/test_fold.py::test_refused[hidden]",
     ),
     Mutant(

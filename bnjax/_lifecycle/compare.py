@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from bnjax._lifecycle.report import Report
 
 MOST = 1e-3  # of the largest output, in float32
+LOW = ("bfloat16", "float16", "float8")
 
 
 def compared(verb: str, report: Report, before: Any, after: Any, *, exact: bool) -> Report:
@@ -35,6 +37,11 @@ def compared(verb: str, report: Report, before: Any, after: Any, *, exact: bool)
             f"a fault of `{verb}`.\n{report}"
         )
     return Report(row._replace(evidence=row.evidence | {"error": error}) if row.done else row for row in report)
+
+
+def is_exact(dtypes: Iterable[str]) -> bool:
+    """Whether all values of a program are in float32 or wider, so that rounding stays small."""
+    return not any(dtype.startswith(LOW) for dtype in dtypes)
 
 
 def difference(before: Any, after: Any) -> float:

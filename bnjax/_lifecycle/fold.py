@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bnjax._lifecycle.pairs import Pairs, low_dtypes
+from bnjax._lifecycle.pairs import Pairs
 from bnjax._lifecycle.report import Row
 
 Leaves = dict[str, Any]  # the variables of a model by their paths
@@ -106,13 +106,20 @@ class _One:
 
     def _said(self, far: float) -> str:
         parts = [] if self.everywhere else ["the norm adds the shift, because a layer has no bias"]
-        low = low_dtypes(self.pairs.calls[self.path])
+        low = self._low_dtypes()
         if low and far > FAR:
             parts.append(
                 f"warning: |mean| is up to {far:.0f} times the standard deviation, and in {', '.join(sorted(low))} the "
                 "folded layer is less exact than layer and norm were"
             )
         return "; ".join(parts)
+
+    def _low_dtypes(self) -> set[str]:
+        """Those of bfloat16 and float16 that layers and norm compute in, or their kernels are kept in."""
+        tags = [tag for call in self.pairs.calls[self.path] for tag in (call.norm, call.layer) if tag is not None]
+        kernels = [leaf for layer in self.layers if (leaf := self.pairs.leaf(layer, "kernel")) is not None]
+        found = {tag.dtype for tag in tags} | {str(jnp.result_type(self.leaves[leaf.name])) for leaf in kernels}
+        return found & {"bfloat16", "float16"}
 
 
 def wide(value: Any) -> Any:
@@ -123,7 +130,8 @@ def wide(value: Any) -> Any:
 
 def like(old: Any, new: Any) -> Any:
     """`new` with the dtype of `old`, rounded once, and where `old` is."""
+    with np.errstate(over="ignore"):  # which is refused
+        value = np.asarray(new).astype(np.asarray(old).dtype)
     if not isinstance(old, jax.Array):
-        return np.asarray(new, np.asarray(old).dtype)
-    value = np.asarray(new).astype(old.dtype)
+        return value
     return jax.device_put(value, old.sharding) if old.committed else jnp.asarray(value)

@@ -55,11 +55,13 @@ class Graph:
     Attributes:
       inputs: the values of the arguments, in order.
       shapes: of all values.
+      dtypes: that any value has.
       users: of each value, in the order of the program.
     """
 
     def __init__(self, closed: Any):
         self.shapes: dict[int, tuple[int, ...]] = {}
+        self.dtypes: set[str] = set()
         self.users: dict[int, list[Node]] = defaultdict(list)
         self._makers: dict[int, Node] = {}
         self._numbers = itertools.count()
@@ -80,6 +82,7 @@ class Graph:
     def _values(self, variables: Sequence[Any]) -> list[int]:
         """New values for variables of a program."""
         numbers = [next(self._numbers) for _ in variables]
+        self.dtypes |= {str(getattr(v.aval, "dtype", "")) for v in variables}
         self.shapes |= {n: tuple(getattr(v.aval, "shape", ())) for n, v in zip(numbers, variables, strict=True)}
         return numbers
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from bnjax._lifecycle.graph import Graph, Node
@@ -31,12 +31,6 @@ class Call(NamedTuple):
     bias_axis: int = -1
     stacked: int = 0
     why: str = ""
-
-
-def low_dtypes(calls: Iterable[Call]) -> set[str]:
-    """Those of bfloat16 and float16 that norms or the layers before them compute in."""
-    found = {tag.dtype for call in calls for tag in (call.norm, call.layer) if tag is not None}
-    return found & {"bfloat16", "float16"}
 
 
 def calls(graph: Graph) -> list[Call]:
@@ -71,7 +65,7 @@ def _call(graph: Graph, node: Node, norm: Tag) -> Call:
 
 
 def _of_layer(graph: Graph, maker: Node, call: Call, axes: tuple[int, ...]) -> Call:
-    """The call of a norm, whose layer is found; `axes` are those of the layer's output that are stacked and features."""
+    """The call of a norm, whose layer is found; `axes` of its output are the stacked ones, then the features."""
     assert call.layer is not None
     output, layer = maker.inputs[0], call.layer
     rank, users = len(graph.shapes[output]), graph.users[output]
@@ -117,11 +111,6 @@ class Pairs:
     def layers(self, path: str) -> dict[str, Call]:
         """The layers before a norm, each with one of its calls."""
         return {call.layer.path: call for call in self.calls[path] if call.layer is not None}
-
-    @property
-    def low_dtypes(self) -> set[str]:
-        """Those that any norm, or a layer before one, computes in."""
-        return low_dtypes(call for calls in self.calls.values() for call in calls)
 
     def leaf(self, path: str, name: str) -> Source | None:
         """Which variable of the model is this one of the module at `path`; none where it has none."""

@@ -24,8 +24,8 @@ class Tag(NamedTuple):
     """What a value is.
 
     Attributes:
-      role: `"layer"`, a layer's output; `"norm_in"` and `"norm_out"`, a norm's input and output; `"leaf"`, a variable as
-        its module sees it, to which nothing is done.
+      role: `"layer"`, a layer's output; `"norm_in"` and `"norm_out"`, a norm's input and output; `"leaf"`, a variable
+        as its module sees it, to which nothing is done.
       path: of the module.
       rank: of the value where it was named; the axes of `vmap` come before.
       axis: of a norm, its feature axis, none where there are several; of a layer, the axis of its kernel, from the

@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 
 from bnjax._core.state import named_leaves
-from bnjax._lifecycle.compare import compared
+from bnjax._lifecycle.compare import compared, is_exact
 from bnjax._lifecycle.fold import folded
 from bnjax._lifecycle.pairs import Pairs
 from bnjax._lifecycle.report import Report, Row, raise_if_nothing_done
@@ -53,13 +53,14 @@ def fold(
     run = nn.apply(call, model, mutable=["batch_stats"])
     named, structure = named_leaves(variables)
     leaves = {shown(path): leaf for path, leaf in named.items()}
-    pairs = Pairs(*traced(run, leaves, structure, example))
-    new, rows = folded(pairs, leaves)
+    graph, values = traced(run, leaves, structure, example)
+    new, rows = folded(Pairs(graph, values), leaves)
     report = Report([*rows, *_not_called(variables, rows)])
     raise_if_nothing_done("fold", report, "Check that `call` runs the model as for evaluation.")
     out = structure.unflatten(new.values())
-    before, after = (jax.jit(run)(v, example)[0] for v in (variables, out))
-    return out, compared("fold", report, before, after, exact=not pairs.low_dtypes)
+    with jax.default_matmul_precision("highest"):  # or an accelerator would round more than folding does
+        before, after = (jax.jit(run)(v, example)[0] for v in (variables, out))
+    return out, compared("fold", report, before, after, exact=is_exact(graph.dtypes))
 
 
 def _not_called(variables: Mapping[str, Any], rows: list[Row]) -> list[Row]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 from flax import nnx
 
-from bnjax._lifecycle.compare import compared
+from bnjax._lifecycle.compare import compared, is_exact
 from bnjax._lifecycle.fold import folded
 from bnjax._lifecycle.pairs import Pairs
 from bnjax._lifecycle.refusals import NOT_CALLED, NOT_FOLDED, foreign
@@ -48,14 +49,15 @@ def fold(model: nnx.Module, example: Any, *, call: Call = default_call) -> tuple
     """
     check_model(model)
     parts = Parts(model, call)
-    pairs = Pairs(*parts.traced(example))
-    new, rows = folded(pairs, parts.leaves)
+    graph, values = parts.traced(example)
+    new, rows = folded(Pairs(graph, values), parts.leaves)
     report = Report([*rows, *_not_called(model, {row.path for row in rows})])
     raise_if_nothing_done("fold", report, "Check that `call` reaches the norms.")
     copy = nnx.clone(model)
     nnx.update(copy, parts.state(new))
-    before, after = parts.outputs(parts.leaves, example), parts.outputs(new, example)
-    return copy, compared("fold", report, before, after, exact=not pairs.low_dtypes)
+    with jax.default_matmul_precision("highest"):  # or an accelerator would round more than folding does
+        before, after = parts.outputs(parts.leaves, example), parts.outputs(new, example)
+    return copy, compared("fold", report, before, after, exact=is_exact(graph.dtypes))
 
 
 def _not_called(model: nnx.Module, called: set[str]) -> list[Row]:
