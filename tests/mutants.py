@@ -505,6 +505,37 @@ MUTANTS = [
         "    if norm.path in record.unreached:", "    if norm.path in record.unselected:",
         "lifecycle/test_contexts.py::test_methods_of_the_root_that_end_early_do_not_make_norms_unreached",
     ),
+    Mutant(
+        "fold: a second use of a value on the way", "_lifecycle/pairs.py",
+        "if len(users) > 1:\n            return call._replace(why=f\"its input",
+        "if not users:\n            return call._replace(why=f\"its input",
+        "lifecycle/test_fold.py::test_refused[hidden]",
+    ),
+    Mutant(
+        "fold: a tied kernel", "_lifecycle/pairs.py",
+        "if used != times:", "if not used:",
+        "lifecycle/test_fold.py::test_refused[tied kernel]",
+    ),
+    Mutant(
+        "fold: stacked otherwise", "_lifecycle/pairs.py",
+        "if stacks == {kernel.stack} and mapped", "if mapped",
+        "lifecycle/test_fold.py::test_under_vmap[0-None-not stacked as]",
+    ),
+    Mutant(
+        "fold: the norm that stays has a factor", "_lifecycle/fold.py",
+        "return np.asarray(1, dtype) - np.asarray(self.epsilon, dtype)", "return np.asarray(1, dtype)",
+        "lifecycle/test_fold.py::test_by_hand",
+    ),
+    Mutant(
+        "fold: no warning", "_lifecycle/fold.py",
+        "FAR = 10.0", "FAR = 100.0",
+        "lifecycle/test_fold.py::test_bfloat16_far_from_zero_is_warned_of[50.0-True]",
+    ),
+    Mutant(
+        "fold: arrays end up elsewhere", "_lifecycle/fold.py",
+        "return jax.device_put(value, old.sharding) if old.committed else", "return",
+        "lifecycle/test_fold.py::test_dtypes_places_and_containers_stay",
+    ),
 ]  # fmt: skip
 
 

@@ -13,6 +13,7 @@ NOT_CALLED = "it was not called"
 FROZEN = "it is frozen"
 FROZEN_TOO = "it is frozen, too"
 STATELESS = "it has no running state"
+NOT_FOLDED = "it is no plain batch norm: its map at evaluation does not go into a kernel"
 
 
 def refused(entry: Entry, kind: str, stateful: bool) -> str | None:

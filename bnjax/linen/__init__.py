@@ -44,6 +44,7 @@ if _TYPE_CHECKING:
     from bnjax.linen.lifecycle import Report as Report
     from bnjax.linen.lifecycle import Summary as Summary
     from bnjax.linen.lifecycle import adapt as adapt
+    from bnjax.linen.lifecycle import fold as fold
     from bnjax.linen.lifecycle import freeze as freeze
     from bnjax.linen.lifecycle import frozen_labels as frozen_labels
     from bnjax.linen.lifecycle import recalibrate as recalibrate
@@ -56,6 +57,7 @@ _LIFECYCLE = (
     "Report",
     "Summary",
     "adapt",
+    "fold",
     "freeze",
     "frozen_labels",
     "recalibrate",

@@ -45,6 +45,7 @@ if _TYPE_CHECKING:
     from bnjax.nnx.lifecycle import Report as Report
     from bnjax.nnx.lifecycle import Summary as Summary
     from bnjax.nnx.lifecycle import adapt as adapt
+    from bnjax.nnx.lifecycle import fold as fold
     from bnjax.nnx.lifecycle import freeze as freeze
     from bnjax.nnx.lifecycle import frozen_labels as frozen_labels
     from bnjax.nnx.lifecycle import recalibrate as recalibrate
@@ -58,6 +59,7 @@ _LIFECYCLE = (
     "Report",
     "Summary",
     "adapt",
+    "fold",
     "freeze",
     "frozen_labels",
     "recalibrate",
