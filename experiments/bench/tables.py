@@ -147,7 +147,7 @@ def _against_flax(records: Records, label: Callable[[dict[str, Any]], str], cost
         if r["contender"] != BASELINE and (base := bases.get(_compared(r))):
             machine = f"{r['target']}, {r['dtype']}"
             cells.setdefault(label(r), {}).setdefault(machine, []).append(_ratio(r, base))
-    machines = list(dict.fromkeys(m for row in cells.values() for m in row))
+    machines = sorted({m for row in cells.values() for m in row})
     lines = [[name, *(_range(row.get(m, []), m) for m in machines)] for name, row in cells.items()]
     return Table(f"{BASELINE} = 1: {costs} / temporary memory", ["", *machines], lines)
 
@@ -166,7 +166,7 @@ def _range(ratios: Sequence[tuple[float | None, float | None]], machine: str) ->
         "-".join(dict.fromkeys(f"{value:{form}}" for value in (min(found), max(found)))) if found else "-"
         for found, form in zip(both, (".2f" if machine.startswith("cpu") else ".3f", ".2f"), strict=False)
     ]
-    return " / ".join(written).removesuffix(" / -")
+    return " / ".join(written).removesuffix(" / -") if any(both) else ""
 
 
 def explanation_tables(records: Records) -> list[Table]:
