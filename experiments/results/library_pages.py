@@ -109,13 +109,22 @@ def reference_page(module: types.ModuleType) -> str:
     """A table of the public names of a module, and an entry for each."""
     names = public_names(module)
     home = module.__name__
-    rows = "".join(f"| {{py:obj}}`{name} <{home}.{name}>` | {first_line(module, name)} |\n" for name in names)
+    rows = "".join(
+        f"| {{py:obj}}`{name} <{first_home(module, name)}.{name}>` | {first_line(module, name)} |\n" for name in names
+    )
     entries = "\n".join(line for name in names for line in entry(module, name))
     return (
         f"# `{home}`\n\n{NOTE}{(module.__doc__ or '').strip()}\n\n"
         f"| name | what it is |\n| --- | --- |\n{rows}\n"
         f"```{{eval-rst}}\n.. currentmodule:: {home}\n\n{entries}```\n"
     )
+
+
+def first_home(module: types.ModuleType, name: str) -> str:
+    """The first module that has the same class: there alone it is in the index, which holds each class once."""
+    thing = getattr(module, name)
+    homes = (m.__name__ for m in MODULES if name in public_names(m) and getattr(m, name) is thing)
+    return next(homes) if inspect.isclass(thing) else module.__name__
 
 
 def first_line(module: types.ModuleType, name: str) -> str:
@@ -132,4 +141,5 @@ def entry(module: types.ModuleType, name: str) -> Iterator[str]:
         yield from (f".. py:data:: {name}", "", f"   {DATA[name][1]}", "")
     else:
         kind = "class" if inspect.isclass(getattr(module, name)) else "function"
-        yield from (f".. auto{kind}:: {module.__name__}.{name}", "")
+        again = [] if first_home(module, name) == module.__name__ else ["   :no-index:"]
+        yield from (f".. auto{kind}:: {module.__name__}.{name}", *again, "")
