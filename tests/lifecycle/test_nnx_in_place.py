@@ -111,6 +111,13 @@ def test_options_give_what_our_module_gives(options):
     assert_equal(got(x), want(x))
 
 
+def test_a_model_in_evaluation_can_be_upgraded_to_have_no_running_state():
+    model, want = one(), one(BatchNorm)
+    model.eval()
+    upgrade(model, track_running_stats=False)
+    assert_close(model(X), want(X), 1e-6)
+
+
 def test_axis_name_synchronizes_somebody_elses_model():
     want, got = (nnx.Sequential(one(), jnp.tanh, one()) for _ in range(2))
     upgrade(got, axis_name="d")
