@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from bnjax._lifecycle.context import ACTIVE
 from bnjax._lifecycle.overrides import Flow
 from bnjax._lifecycle.population import MEASURED, PREFIX, Law
 from bnjax._lifecycle.recalibrate import Found, Pairs, Request, Seen
 from bnjax._lifecycle.recalibrate import recalibrate as _recalibrate
-from bnjax._lifecycle.report import Report
+from bnjax._lifecycle.report import Report, Row
 from bnjax._lifecycle.trees import State
 from bnjax.linen._intercept import Record, in_force
 
@@ -43,6 +45,9 @@ def recalibrate(
     batch measures all norms. While it does, each normalizes by the batch, so only the norms with no other before them
     get exactly the statistics that they have at evaluation; the others come near, the nearer the larger the batches
     are. `by_layer=True` makes all exact, in as many passes as there are norms.
+
+    A second time the same model and the same `call` are not compiled again: give it a function that has a name, and not
+    a new `lambda` each time.
 
     Args:
       model: an unmodified linen model; its batch norms are Flax's, subclasses of it, or ours.
@@ -131,7 +136,7 @@ def _measured(
         )
     state = State.of(variables["batch_stats"])
     rest = {name: value for name, value in variables.items() if name != "batch_stats"}
-    passes = _Passes(model, rest, state, call, request.law)
+    passes = _Passes(_program(model, call, request.law, state), rest, state)
     pairs, report = _recalibrate(verb, state, batches, request, passes)
     return state.replaced(pairs), report
 
@@ -139,15 +144,13 @@ def _measured(
 class _Passes:
     """Batches through a model, its norms measured."""
 
-    def __init__(self, model: nn.Module, rest: Any, state: State, call: Call, law: Law):
-        self.model, self.rest, self.state, self.call, self.law = model, rest, state, call, law
-        self.record: Record | None = None
-        self._jitted = jax.jit(self._run, static_argnames="by")
+    def __init__(self, program: _Program, rest: Any, state: State):
+        self._program, self._rest, self._state = program, rest, state
 
     def measure(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Found:
         """What was measured, with one more batch."""
         try:
-            return self._jitted(self.rest, pairs, so_far, batch, valid, by=by)
+            return self._program.jitted(self._rest, self._state.replaced(pairs), so_far, batch, valid, by=by)
         except ValueError as error:
             if "broadcasted variable" not in str(error):
                 raise
@@ -156,20 +159,45 @@ class _Passes:
                 "measured; give the scan `variable_carry='batch_stats'` in the place of `variable_broadcast`."
             ) from error
 
-    def _run(self, rest: Any, pairs: Pairs, so_far: Found, batch: Any, valid: Any, *, by: Any) -> Found:
-        stats = plain(self.state.replaced(pairs))
-        for path, measured in so_far.items():
-            node(stats, path).update({PREFIX + name: measured[name] for name in MEASURED})
-        record = Record(Flow(by, self.law, next(_traces)), valid)
-        with in_force(record):
-            _, new = nn.apply(self.call, self.model, mutable=["batch_stats"])({**rest, "batch_stats": stats}, batch)
-        self.record = self.record or record
-        return {path: {name: node(new["batch_stats"], path)[PREFIX + name] for name in MEASURED} for path in so_far}
-
     def seen(self, path: str) -> Seen:
         """What is known of a norm after the first batch."""
-        row = self.record.rows.get(path) if self.record else None
+        row = self._program.rows.get(path)
         return Seen(row.kind, row.reason, row.evidence.get("features", 0)) if row else Seen("unknown")
+
+
+class _Program:
+    """A model, its norms measured, that is traced and compiled once.
+
+    Attributes:
+      jitted: one batch through the model.
+      rows: of the norms that were called, by path.
+    """
+
+    def __init__(self, model: nn.Module, call: Call, law: Law):
+        self._model, self._call, self._law = model, call, law
+        self.rows: dict[str, Row] = {}
+        self.jitted = jax.jit(self._run, static_argnames="by")
+
+    def _run(self, rest: Any, stats: Any, so_far: Found, batch: Any, valid: Any, *, by: Any) -> Found:
+        stats = plain(stats)
+        for path, measured in so_far.items():
+            node(stats, path).update({PREFIX + name: measured[name] for name in MEASURED})
+        record = Record(Flow(by, self._law, next(_traces)), valid)
+        with in_force(record):
+            _, new = nn.apply(self._call, self._model, mutable=["batch_stats"])({**rest, "batch_stats": stats}, batch)
+        self.rows = record.rows
+        return {path: {name: node(new["batch_stats"], path)[PREFIX + name] for name in MEASURED} for path in so_far}
+
+
+_PROGRAMS = functools.lru_cache(maxsize=8)(lambda model, call, law, *_: _Program(model, call, law))
+
+
+def _program(model: nn.Module, call: Call, law: Law, state: State) -> _Program:
+    """The program of a model; that of the last time, where it is the same, and what is in force around it."""
+    try:
+        return _PROGRAMS(model, call, law, ACTIVE.value, state.structure)
+    except TypeError:  # a model or a call that cannot be hashed
+        return _Program(model, call, law)
 
 
 def plain(tree: Any) -> Any:

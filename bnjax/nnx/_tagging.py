@@ -33,10 +33,10 @@ class Parts:
     """
 
     def __init__(self, model: nnx.Module, call: Callable[[Any, Any], Any]):
+        self._rest: Any
         self._copy, self._call = nnx.clone(model), call
         self._copy.eval()
-        parts: Any = nnx.split(self._copy, FOLDED, ...)
-        graphdef, state, self._rest = parts
+        graphdef, state, self._rest = nnx.split(self._copy, FOLDED, ...)  # type: ignore[misc]
         self._jitted = jax.jit(functools.partial(self._run, graphdef))
         named, self._structure = named_leaves(state)
         self.leaves = {shown(path): leaf for path, leaf in named.items()}
