@@ -319,3 +319,21 @@ def test_statistics_that_a_scan_shares_are_refused():
     case = LINEN["broadcast"]
     with pytest.raises(ValueError, match="`call` runs a batch norm whose `batch_stats` are broadcast"):
         recalibrate(case.make(), models_linen.variables("broadcast"), case.batches(1), call=case.call)
+
+
+def test_a_model_is_traced_once_and_again_where_something_else_is_in_force():
+    traces = []
+
+    def call(model, batch):
+        traces.append(batch.shape)
+        return model(batch)
+
+    first, _ = recalibrate(TWO, VARIABLES, X[:1], call=call)
+    again, _ = recalibrate(Two(), VARIABLES, X[:1], call=call)
+    assert len(traces) == 1
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    with freeze("b"):
+        _, report = recalibrate(TWO, VARIABLES, X[:1], call=call)
+    assert (len(traces), report.done) == (2, ("a",))
+    _, report = recalibrate(TWO, VARIABLES, X[:1], call=call)
+    assert (len(traces), report.done) == (2, ("a", "b"))
