@@ -55,6 +55,8 @@ def carried(
     for name in ("axis", "feature_axes", *(("reduction_axes",) if axis != -1 and "feature_axes" in known else ())):
         if name in known:
             kept[name] = axis
+    if {"feature_axes", "reduction_axes"} <= {*own} & {*known}:
+        kept["reduction_axes"] = own["reduction_axes"]
     if axis != -1 and not {"axis", "feature_axes"} & {*known, *given}:
         raise ValueError(
             f"`name` is {target.name if target else 'none'!r}, which takes channels on the last axis alone, but the "

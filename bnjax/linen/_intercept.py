@@ -163,7 +163,9 @@ def _refused(entry: Entry, plan: Plan, norm: _Norm) -> str | None:
         return f"it is swapped for {plan.swap.name!r}"
     if isinstance(entry, Flow) and plan.freeze is not None:
         return FROZEN
-    return refused(entry, norm.kind, bool(statistics(norm.module)))
+    # `init` makes the state in this call.
+    stateful = bool(statistics(norm.module)) or (norm.module.is_initializing() and norm.kind == "batch")
+    return refused(entry, norm.kind, stateful)
 
 
 def _note(entry: Entry, plan: Plan) -> str:

@@ -394,3 +394,16 @@ def test_a_match_that_finds_nothing_lists_what_there_is():
     words = r"`upgrade` found nothing to do(.|\n)*first \(batch\): `match` does not select it(.|\n)*second"
     with pytest.raises(ValueError, match=words), upgrade("third"):
         jax.eval_shape(step, VARIABLES, X)
+
+
+def test_a_norm_of_weights_whose_layer_is_given_its_input_by_name():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.BatchNorm(use_running_average=True)(nn.SpectralNorm(nn.Dense(4))(inputs=x, update_stats=False))
+
+    variables = Model().init(jax.random.key(0), X)
+    with upgrade() as report:
+        jax.eval_shape(Model().apply, variables, X)
+    assert report.done == ("BatchNorm_0",)
+    assert report["SpectralNorm_0"].reason == "a norm of kind 'spectral', not a batch norm"

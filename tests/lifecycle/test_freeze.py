@@ -101,6 +101,18 @@ def test_what_cannot_be_held_is_refused_by_name():
         pass
 
 
+def test_init_inside_is_flaxs_init():
+    model = Net(nn.BatchNorm)
+    want = model.init(jax.random.key(0), X)
+    with freeze(parameters=True) as report:
+        got = model.init(jax.random.key(0), X)
+    with freeze():
+        shapes = jax.eval_shape(model.init, jax.random.key(0), X)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, want)
+    assert report.done == ("norm",)
+
+
 class Pretrained(nn.Module):
     """A sub-net that somebody trained, and a new head."""
 

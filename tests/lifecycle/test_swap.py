@@ -84,6 +84,14 @@ def test_groups_are_the_largest_divisor(channels, asked, groups):
     np.testing.assert_allclose(got, t.reshape(x.shape), rtol=1e-5, atol=1e-5)
 
 
+def test_axes_that_a_layer_norm_reduces_are_kept():
+    model = nn.LayerNorm(reduction_axes=(-2, -1), feature_axes=-1)
+    with swap("rms"):
+        got = model.apply(model.init(jax.random.key(0), X), X)
+    wide = X.astype(float)
+    np.testing.assert_allclose(got, wide / np.sqrt(np.square(wide).mean((-2, -1), keepdims=True) + 1e-6), rtol=1e-5)
+
+
 def test_none_is_the_identity():
     model = nn.BatchNorm(use_running_average=False)
     with swap("none"):
