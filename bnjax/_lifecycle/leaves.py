@@ -13,7 +13,7 @@ from bnjax._lifecycle.walk import ALIKE
 
 PRODUCTS = frozenset({"conv_general_dilated", "dot_general"})
 ADDED = frozenset({"add"})
-REARRANGES = {*ALIKE, "reshape", "transpose", "rev", "squeeze", "expand_dims", "broadcast_in_dim", "enter"}
+REARRANGES = {*ALIKE, "reshape", "transpose", "rev", "squeeze", "broadcast_in_dim", "enter"}
 CARRIES = {"scan", "while", "cond"}  # whose inside is looked at by itself
 
 

@@ -8,10 +8,9 @@ from bnjax._lifecycle.graph import Graph, Node
 
 # What changes neither the order of the numbers nor, but for rounding, their values.
 ALIKE = {
-    "convert_element_type", "copy", "copy_p", "name", "optimization_barrier", "pvary", "reduce_precision", "reshard",
-    "sharding_constraint",
+    "convert_element_type", "copy", "name", "optimization_barrier", "reduce_precision", "sharding_constraint",
 }  # fmt: skip
-RESHAPES = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
+RESHAPES = {"reshape", "squeeze", "broadcast_in_dim"}
 
 
 def axes_before(graph: Graph, node: Node, axes: tuple[int, ...]) -> tuple[int, ...] | None:

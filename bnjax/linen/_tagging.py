@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.core import meta
 
 from bnjax._lifecycle.context import ACTIVE
 from bnjax._lifecycle.graph import Graph
@@ -43,7 +42,7 @@ def _tagging(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -
 def _leaves(module: nn.Module, *names: str) -> None:
     """Names the variables of a module."""
     found = {**module.variables.get("params", {}), **module.variables.get("batch_stats", {})}
-    tag_leaves("/".join(module.path), {name: meta.unbox(found[name]) for name in names if name in found})
+    tag_leaves("/".join(module.path), {name: nn.unbox(found[name]) for name in names if name in found})
 
 
 def _layer(module: Any, y: Any) -> Any:

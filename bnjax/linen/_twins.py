@@ -127,10 +127,13 @@ def fields(module: nn.Module, cls: type) -> dict[str, Any]:
 
 def batch_norm_twin(module: nn.Module, plan: Plan, x: Any) -> Overridden:
     """Our batch norm on the variables of `module`."""
-    own = fields(module, BatchNorm) | {"use_running_average": None} | dict(plan.options)
+    # What a subclass of Flax's class calls `activation`, say, is its own affair.
+    own = fields(module, BatchNorm if isinstance(module, BatchNorm) else nn.BatchNorm)
+    own |= {"use_running_average": None} | dict(plan.options)
     freeze, flow = plan.freeze, plan.flow
     if freeze is not None:
-        override = Override(by="running" if freeze.use else None, steps=freeze.update)
+        use = freeze.use and own.get("track_running_stats", True)
+        override = Override(by="running" if use else None, steps=freeze.update)
         own |= {"override": override, "parameters_held": freeze.parameters}
     elif flow is not None:
         own |= measuring(flow, own["axis_name"], x)
