@@ -57,7 +57,9 @@ def tent(model: nn.Module, variables: Mapping[str, Any], tx: Any, *, call: Call 
     def step(params: Any, opt_state: Any, batch: Any) -> tuple[Array, Any, Any]:
         def loss(own: Any) -> tuple[Array, Array]:
             with in_force(Record(Flow("batch"))):
-                logits = nn.apply(call, model)({**rest, "params": put_back(own, params, mask)}, batch)
+                # A scan that carries the state wants to write it; what is written is left.
+                run = nn.apply(call, model, mutable=["batch_stats"])
+                logits, _ = run({**rest, "params": put_back(own, params, mask)}, batch)
             return entropy(logits), logits
 
         own = chosen(params, mask)

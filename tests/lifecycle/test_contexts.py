@@ -277,7 +277,7 @@ def test_an_upgrade_without_options_runs_through_bnjax():
         np.testing.assert_allclose(step(variables, x, model)[0], want, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", ["axis", "lifted", "shared", "odd", "masked"])
+@pytest.mark.parametrize("name", ["axis", "lifted_last", "shared", "odd", "masked"])
 def test_models_of_flax_compute_the_same(name):
     """`evaluate` and `train` were jitted before, for other tests, and remain what they are."""
     case, variables = LINEN[name], models_linen.variables(name)
@@ -294,7 +294,7 @@ def test_models_of_flax_compute_the_same(name):
 
 
 def test_gradients_are_flaxs():
-    case, variables = LINEN["densenet"], models_linen.variables("densenet")
+    case, variables = LINEN["own"], models_linen.variables("own")
 
     @jax.jit
     def gradient(params):

@@ -21,7 +21,7 @@ def test_paths_of_leaves_are_searched():
     assert frozen_labels(frozen(PARAMS), ".") == frozen(jax.tree.map(lambda _: "frozen", PARAMS))
 
 
-@pytest.mark.parametrize("name", ["boxed", "lifted", "frozendict"])
+@pytest.mark.parametrize("name", ["boxed", "lifted_last", "frozendict"])
 def test_optax_takes_them_and_a_box_has_one_label(name):
     params = models_linen.variables(name)["params"]
     labels = frozen_labels(params, "scale$")

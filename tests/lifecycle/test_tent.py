@@ -12,7 +12,7 @@ from tests.kit import models_linen
 from tests.kit.models_linen import LINEN
 
 
-@pytest.mark.parametrize("name", ["densenet", "own"])
+@pytest.mark.parametrize("name", ["frozendict", "own", "carried"])
 def test_only_parameters_of_norms_move_and_the_entropy_falls(name):
     case, variables = LINEN[name], models_linen.variables(name)
     before = jax.tree.map(np.array, variables)
