@@ -83,7 +83,7 @@ def test_by_hand():
     assert np.all(new["params"]["layers_1"]["scale"] == 1)
     assert not np.any(new["params"]["layers_1"]["bias"])
     assert not np.any(new["batch_stats"]["layers_1"]["mean"])
-    y = X @ np.asarray(got["kernel"], np.float64) + got["bias"]
+    y = X @ np.asarray(got["kernel"], np.float64) + np.asarray(got["bias"], np.float64)
     np.testing.assert_allclose(model.apply(variables, X), y, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(model.apply(new, X), nn.Dense(5).apply({"params": got}, X))  # the norm is nothing
     assert report["layers_1"].evidence["into"] == "layers_0"
