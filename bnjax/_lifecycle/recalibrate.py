@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -97,7 +97,7 @@ def recalibrate(
     """
     old = state.pairs()
     if not old:
-        raise_if_nothing_done(verb, Report(_others(state)), "The state has no mean and variance side by side.")
+        raise_if_nothing_done(verb, Report(state.other_rows()), "The state has no mean and variance side by side.")
     one_pass = _OnePass(old, request, passes)
     new, measured = one_pass(old, batches, "batch")
     for _ in range(1, _slices(measured, passes) if request.by_layer else 1):
@@ -106,7 +106,7 @@ def recalibrate(
         if not _moved(before, new):
             break
     rows = [_row(path, old[path], new[path], measured[path], one_pass, passes.seen(path)) for path in old]
-    report = Report([*rows, *_others(state)])
+    report = Report([*rows, *state.other_rows()])
     raise_if_nothing_done(verb, report, "Check that `call` runs the norms of the model on a batch.")
     return {row.path: new[row.path] for row in rows if row.done}, report
 
@@ -202,8 +202,3 @@ def _change(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:
     moved = np.abs(new_mean - mean) / np.sqrt(new_var)
     factor = np.exp(np.abs(np.log(new_var / var)))
     return {"mean_moved": float(moved.max(initial=0.0)), "var_factor": float(factor.max(initial=1.0))}
-
-
-def _others(state: State) -> Iterator[Row]:
-    for path in state.others():
-        yield Row(path, "leaf", False, "no mean and no variance")

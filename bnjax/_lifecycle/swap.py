@@ -49,6 +49,8 @@ def carried(
     both_stateful = "momentum" in own and target is not None and target.takes_running_average
     names = VARIABLES + (STATE if both_stateful else ())
     kept = {name: own[name] for name in names if name in own and name in known}
+    # A start of ours may be a number, or nothing, which is no initializer of Flax.
+    kept = {name: value for name, value in kept.items() if callable(value) or not name.endswith("_init")}
     if kept.get("momentum", 0) is None and target is not None and target.module != "BatchNorm":
         del kept["momentum"]
     axis = own.get("axis", own.get("feature_axes", -1))

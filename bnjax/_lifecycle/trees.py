@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bnjax._core.state import Path, named_leaves
+from bnjax._lifecycle.report import Row
 
 
 class State(NamedTuple):
@@ -40,6 +41,10 @@ class State(NamedTuple):
         """The paths of all other leaves."""
         owners = set(self.owners)
         return [shown(p) for p in self.leaves if p[:-1] not in owners or p[-1] not in ("mean", "var")]
+
+    def other_rows(self) -> list[Row]:
+        """Of a report: that nothing is done to these leaves."""
+        return [Row(path, "leaf", False, "no mean and no variance") for path in self.others()]
 
     def replaced(self, pairs: Mapping[str, Mapping[str, Any]]) -> Any:
         """The tree with other means and variances."""

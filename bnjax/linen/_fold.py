@@ -67,5 +67,4 @@ def _not_called(variables: Mapping[str, Any], rows: list[Row]) -> list[Row]:
     state = State.of(variables.get("batch_stats", {}))
     called = {row.path for row in rows}
     pairs = [Row(path, "unknown", False, "no batch norm of Flax or bnjax was called there") for path in state.pairs()]
-    others = [Row(path, "leaf", False, "no mean and no variance") for path in state.others()]
-    return [row for row in (*pairs, *others) if row.path not in called]
+    return [row for row in (*pairs, *state.other_rows()) if row.path not in called]

@@ -220,5 +220,5 @@ def _complete(record: Record, root: nn.Module) -> None:
             why = foreign(cls) if cls else NOT_CALLED
             record.rows[path] = Row(path, cls or "unknown", False, why)
             record.unreached.add(path)
-    for path in state.others():
-        record.rows.setdefault(path, Row(path, "leaf", False, "no mean and no variance"))
+    for row in state.other_rows():
+        record.rows.setdefault(row.path, row)

@@ -43,8 +43,7 @@ def _constructor(swap: Swap, module: nn.Module, x: Any) -> tuple[Any, dict[str, 
     """The class of the new norm, and its attributes."""
     made: Any = make_norm(swap.name, **dict(swap.options))  # type: ignore[arg-type]
     known = {f.name for f in dataclasses.fields(made.func)} - {"parent", "name"}
-    own = {n: v for n, v in fields(module, type(module)).items() if callable(v) or not n.endswith("_init")}
-    attributes = carried(own, known, target_named(swap.name), made.keywords)
+    attributes = carried(fields(module, type(module)), known, target_named(swap.name), made.keywords)
     if "num_groups" in known and attributes.get("group_size") is None:
         default = getattr(made.func, "num_groups", 32)
         axis = attributes.get("axis", -1)

@@ -23,7 +23,8 @@ def traced(run: Callable[..., Any], leaves: Mapping[str, Any], structure: Any, e
     def program(leaves: Any, example: Any) -> Any:
         return run(structure.unflatten(leaves), example)
 
-    with nn.intercept_methods(_tagging), ACTIVE(("fold",)):  # or `jit` would run what it has traced without tags
+    # A key of its own, or `jit` would run what it has traced without tags.
+    with nn.intercept_methods(_tagging), ACTIVE((*ACTIVE.value, "fold")):
         graph = Graph(jax.make_jaxpr(program)(list(leaves.values()), example))
     return graph, dict(zip(leaves, graph.inputs, strict=False))
 

@@ -39,13 +39,6 @@ class Overridden(Twin, BatchNorm):  # type: ignore[misc]
 
     override: Override = Override()
     law: Law | None = None
-    parameters_held: bool = False
-
-    @nn.nowrap
-    def param(self, *args: Any, **kwargs: Any) -> Any:
-        """A parameter; without a gradient, where it is held."""
-        value = super().param(*args, **kwargs)
-        return lax.stop_gradient(value) if self.parameters_held else value
 
     @nn.nowrap
     def _compute(
@@ -121,11 +114,11 @@ def owner_of(module: nn.Module, function: Callable[..., Any]) -> type[nn.Module]
 
 def fields(module: nn.Module, cls: type) -> dict[str, Any]:
     """The attributes of a module that `cls` has, too."""
-    names = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")]  # type: ignore
+    names = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in ("parent", "name")]  # type: ignore[arg-type]
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
-def batch_norm_twin(module: nn.Module, plan: Plan, x: Any) -> Overridden:
+def batch_norm_twin(module: nn.Module, plan: Plan, x: Any) -> Any:
     """Our batch norm on the variables of `module`."""
     # What a subclass of Flax's class calls `activation`, say, is its own affair.
     own = fields(module, BatchNorm if isinstance(module, BatchNorm) else nn.BatchNorm)
@@ -134,11 +127,12 @@ def batch_norm_twin(module: nn.Module, plan: Plan, x: Any) -> Overridden:
     if freeze is not None:
         use = freeze.use and own.get("track_running_stats", True)
         override = Override(by="running" if use else None, steps=freeze.update)
-        own |= {"override": override, "parameters_held": freeze.parameters}
+        own["override"] = override
     elif flow is not None:
         own |= measuring(flow, own["axis_name"], x)
-    scope: Any = module.scope
-    return Overridden(**own, parent=scope)
+    held = freeze is not None and freeze.parameters
+    cls: Any = with_mixin(HeldParameters, Overridden) if held else Overridden
+    return cls(**own, parent=module.scope)
 
 
 def measuring(flow: Flow, axis_name: Any, x: Any) -> dict[str, Any]:

@@ -236,8 +236,7 @@ def _rows_of_state(model: nnx.Module) -> Iterator[Row]:
     state, names = State.of(nnx.state(model, nnx.BatchStat)), owner_names(model)
     for path in state.pairs():
         yield Row(path, names[path], False, foreign(names[path]))
-    for path in state.others():
-        yield Row(path, "leaf", False, "no mean and no variance")
+    yield from state.other_rows()
 
 
 def _not_upgraded(module: nnx.Module, options: dict[str, Any]) -> str | None:

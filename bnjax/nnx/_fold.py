@@ -70,5 +70,4 @@ def _not_called(model: nnx.Module, called: set[str]) -> list[Row]:
         kind = kind_of(cls)
         why = foreign(cls.__name__) if kind is None else NOT_FOLDED if kind != "batch" else cut_off(cls) or NOT_CALLED
         rows.append(Row(path, kind or cls.__name__, False, why))
-    rows += [Row(path, "leaf", False, "no mean and no variance") for path in state.others()]
-    return [row for row in rows if row.path not in called]
+    return [row for row in (*rows, *state.other_rows()) if row.path not in called]

@@ -101,7 +101,6 @@ def _positional(cls: Any) -> tuple[str, ...]:
 def _constructor(module: nnx.Module, swap: Swap, rngs: nnx.Rngs) -> Callable[[], nnx.Module]:
     """The constructor of the new norm, with all its arguments."""
     own = {n: v for n, v in vars(module).items() if not n.startswith(OF_FLAX) and not isinstance(v, nnx.Variable)}
-    own = {n: v for n, v in own.items() if callable(v) or not n.endswith("_init")}  # a number is no initializer of Flax
     made: Any = make_norm(swap.name, **dict(swap.options))  # type: ignore[arg-type]
     target, features = target_named(swap.name), _features(module)
     known: dict[str, Any] = (
