@@ -36,8 +36,8 @@ BUT = {
     "test_every_layout_computes_the_same_in_float32",
     "test_two_processes_end_with_the_parameters_of_one_that_nothing_disturbed",
 }
-# Of a test with many cases, the newest jax runs so many, from the first to the last in equal steps: what another release
-# changes, it changes for more than one of them. Of the contract of every norm it runs all.
+# Of a test with many cases, the newest jax runs so many, from the first to the last in equal steps: what another
+# release changes, it changes for more than one of them. Of the contract of every norm it runs all.
 CASES = 8
 ALL_CASES = ("norms/battery",)
 # What the rest do without, beside LLVM's passes: kernels by way of MLIR, and 32 modules to be compiled at a time.
