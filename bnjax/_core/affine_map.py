@@ -30,7 +30,6 @@ class MapConfig(NamedTuple):
     compute_dtype: Any  # of the arithmetic: float32 or wider; complex for complex input
     out_dtype: Any  # of the result
     relu: bool
-    chooses_residuals: bool = True  # by `linear`; not within `remat`, which chooses
 
 
 class AffineOperands(NamedTuple):
@@ -74,8 +73,6 @@ def _apply_map_jvp(config: MapConfig, primals: Any, tangents: Any) -> Any:
 def tangent(config: MapConfig, primals: Any, tangents: Any, mask: Array | None) -> Array:
     """The tangent of `finish(affine_map(...))` at `(x, affine, c, delta, var)`."""
     f = partial(_tangent, config)
-    if not config.chooses_residuals:
-        return f((primals, mask), tangents)
     x, affine, *moments = primals
     if not config.relu:
         affine = affine._replace(residual=None)  # what is not needed would be kept, too

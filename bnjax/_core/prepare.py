@@ -18,7 +18,6 @@ from jax.typing import ArrayLike, DTypeLike
 from bnjax import _checks as checks
 from bnjax import _masks as masks
 from bnjax._core.affine_map import BY_AUTODIFF, Activation, AffineOperands, MapConfig
-from bnjax._lowering.checkpoint import chooses_residuals
 
 CheckAxes = Callable[
     [tuple[int, ...], checks.Axes, int], None
@@ -128,7 +127,7 @@ def _map_config(x: Array, activation: Activation, out_dtype: Any) -> MapConfig:
     if isinstance(activation, str) and jnp.issubdtype(compute_dtype, jnp.complexfloating):
         of = "`x`" if jnp.iscomplexobj(x) else "`dtype`"
         raise ValueError(f"`activation` is {activation!r}, which has no meaning for a complex {of}; pass a callable.")
-    return MapConfig(compute_dtype, out_dtype, activation == "relu", chooses_residuals())
+    return MapConfig(compute_dtype, out_dtype, activation == "relu")
 
 
 def _affine_operands(

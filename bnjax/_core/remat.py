@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from bnjax._core.rule import INPUT, MOMENTS
-from bnjax._lowering.checkpoint import within_remat
 
 POLICY = jax.checkpoint_policies.save_only_these_names(INPUT, MOMENTS)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,9 +27,8 @@ def remat(f: F) -> F:
     Its backward pass first computes the rest again. A convolution or a dense layer that a norm follows is not
     computed again: its output is the norm's input. The result is exact: the same numbers are computed twice.
 
-    It is `jax.checkpoint` with a policy and two additions, without which little memory is saved. The gradients of a
-    unit wait for each other: compilers would move those of all weights to the end, and keep the tensors that they need.
-    And the norms inside do not choose what to keep.
+    It is `jax.checkpoint` with a policy and an addition, without which little memory is saved. The gradients of a unit
+    wait for each other: compilers would move those of all weights to the end, and keep the tensors that they need.
 
     Args:
       f: a function of arrays (and trees of them). Pass parameters and input by position: their gradients wait for each
@@ -48,8 +46,7 @@ def remat(f: F) -> F:
 
     @wraps(f)
     def unit(*args: Any, **kwargs: Any) -> Any:
-        with within_remat():
-            return f(*together(args), **kwargs)
+        return f(*together(args), **kwargs)
 
     return jax.checkpoint(unit, policy=POLICY)  # type: ignore[return-value]
 

@@ -199,8 +199,7 @@ def _measured_tangent(
 ) -> tuple[Array, Array]:
     """The tangents of the mean and the variance."""
     delta, var, count = moments
-    f = partial(_sums, config, reduction)
-    sums = linear(f, primals, dx) if config.chooses_residuals else f(primals, dx)
+    sums = linear(partial(_sums, config, reduction), primals, dx)
     t1, t2 = _combine(reduction, sums if reduction.pools is None else isolated(sums, var))
     k = at_least_one(count)
     ddelta = t1 / k if reduction.use_mean else jnp.zeros_like(t1)

@@ -35,6 +35,4 @@ model --target gpu:h100`.
 
 `sums.summed_rows_first` takes a gradient of each example in two steps on a CPU, so that the products are not stored.
 See `--parts compiled --target cpu`.
-
-`checkpoint` says whether a norm is within the memory switch, where `linear` is not used.
 """

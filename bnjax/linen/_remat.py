@@ -9,7 +9,6 @@ import jax
 from flax import linen as nn
 
 from bnjax._core.remat import POLICY, together
-from bnjax._lowering.checkpoint import within_remat
 from bnjax.linen._unstable import lift_transform, pack
 
 M = TypeVar("M", bound=type[nn.Module] | Callable[..., Any])
@@ -36,8 +35,7 @@ def remat(target: M) -> M:
                 params, others = variables
                 params, args = together((params, args))
                 scope = scope_fn((params, others), rngs)
-                with within_remat():
-                    y = fn(scope, *args, **kwargs)
+                y = fn(scope, *args, **kwargs)
                 return y, repack(scope)
 
             return jax.checkpoint(unit, policy=POLICY)(variables, rngs, args)

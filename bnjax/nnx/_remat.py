@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from flax import nnx
 
 from bnjax._core.remat import POLICY, together
-from bnjax._lowering.checkpoint import within_remat
 
 _STATE = nnx.All(nnx.Variable, nnx.Not(nnx.Param))  # running statistics, say
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,8 +30,7 @@ def remat(f: F) -> F:
     def tied(*args: Any) -> Any:
         graph, *states = nnx.split(args, nnx.Not(_STATE), _STATE)
         again = nnx.merge(graph, together(states[0]), states[1])
-        with within_remat():
-            y = f(*again)
+        y = f(*again)
         nnx.update(args, nnx.state(again, _STATE))
         return y
 
