@@ -10,7 +10,9 @@ def products(jaxpr: Any) -> int:
     Raises:
       ValueError: a loop whose length is not known.
 
-    >>> products(jax.make_jaxpr(lambda a, b: a @ b)(jnp.ones((2, 3)), jnp.ones((3, 5))).jaxpr)
+    >>> import jax
+    >>> a, b = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((2, 3), (3, 5)))
+    >>> products(jax.make_jaxpr(lambda a, b: a @ b)(a, b).jaxpr)
     30
     """
     return sum(_own(equation) + _inner(equation) for equation in jaxpr.eqns)

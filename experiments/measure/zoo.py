@@ -123,7 +123,8 @@ def _transformer(size: str, published: str) -> Row:
 
 def _bert(size: str, published: str) -> Row:
     source = "arXiv 1810.04805; transformers' `BertForPreTraining`"
-    return Row(f"BERT {size}", bert.build, size, "layer", tokens(512), tokens(32), source, published)
+    heads = {"next_sentence": True}
+    return Row(f"BERT {size}", bert.build, size, "layer", tokens(512), tokens(32), source, published, sizes=heads)
 
 
 ROWS = (

@@ -8,7 +8,6 @@ Any other norm sits at the same two places. Images are flattened with the channe
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -70,7 +69,7 @@ class Stage(nn.Module):
 
     Attributes:
       layer: its sizes.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     layer: Layer
@@ -96,7 +95,7 @@ class AlexNet(nn.Module):
       hidden: features of the dense layers before the last.
       dropout: the rate, before each of them.
       classes: the number of logits.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: NormChoice
@@ -104,12 +103,12 @@ class AlexNet(nn.Module):
     hidden: Sequence[int] = (4096, 4096)
     dropout: float = 0.5
     classes: int = 1000
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         norms = norms_of(self.norm, train, mask, self.dtype)
-        x = inputs.astype(self.dtype)
+        x = inputs if self.dtype is None else inputs.astype(self.dtype)
         for i, layer in enumerate(self.layers):
             x = Stage(layer, self.dtype, name=f"stage{i}")(x, norms)
         x = x.reshape(x.shape[0], -1)
@@ -118,13 +117,23 @@ class AlexNet(nn.Module):
         return nn.Dense(self.classes, dtype=self.dtype)(x)
 
 
-def build(*, norm: NormChoice, size: str = "two_groups", dtype: Any = jnp.float32, **sizes: Any) -> AlexNet:
+def build(
+    *,
+    norm: NormChoice,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    **sizes: Any,
+) -> AlexNet:
     """An AlexNet.
 
     Args:
       norm: behind the first two relus.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dropout: the rate; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: attributes of `AlexNet` in the place of those of `size`.
     """
-    return AlexNet(norm, dtype=dtype, **sized(SIZES, size, sizes))
+    return AlexNet(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, "dropout": dropout, **sizes}))

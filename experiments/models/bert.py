@@ -18,9 +18,9 @@ from experiments.models.norms import Call, NormChoice, no_norm
 from experiments.models.sizes import Sizes, sized
 
 SIZES: Sizes = {
-    "base": {"features": 768, "heads": 12, "blocks": 12, "dropout": 0.1, "next_sentence": True},
-    "large": {"features": 1024, "heads": 16, "blocks": 24, "dropout": 0.1, "next_sentence": True},
-    "tiny": {"features": 128, "heads": 2, "blocks": 2, "dropout": 0.1, "next_sentence": True},
+    "base": {"features": 768, "heads": 12, "blocks": 12, "dropout": 0.1},
+    "large": {"features": 1024, "heads": 16, "blocks": 24, "dropout": 0.1},
+    "tiny": {"features": 128, "heads": 2, "blocks": 2, "dropout": 0.1},
     "small": {"features": 64, "heads": 2, "blocks": 2, "vocabulary": 128, "length": 128},
 }
 INIT = nn.initializers.truncated_normal(0.02)
@@ -80,7 +80,7 @@ class BERT(nn.Module):
     Attributes:
       norm: which one.
       plan: the sizes. With `next_sentence` there is a pair of outputs: these logits, and (n, 2) from the first token.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
 
     Raises:
       ValueError: sequences that are longer than `plan.length`.
@@ -88,7 +88,7 @@ class BERT(nn.Module):
 
     norm: NormChoice
     plan: Plan = Plan()
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def setup(self) -> None:
         add_layers(self, linen_layers(self.norm, self.dtype), self.plan)
@@ -119,13 +119,27 @@ class BERT(nn.Module):
         return may_look_at(mask, tokens.shape[1], self.plan.causal)
 
 
-def build(*, norm: NormChoice, size: str = "base", dtype: Any = jnp.float32, **sizes: Any) -> BERT:
+def build(
+    *,
+    norm: NormChoice,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    causal: bool = False,
+    dtype: Any = None,
+    **sizes: Any,
+) -> BERT:
     """BERT for linen, of a published size.
 
     Args:
       norm: at every site.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of tokens, which is that of the logits; that of `size` by default.
+      dropout: the rate; that of `size` by default.
+      causal: positions see those before them alone.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: fields of `Plan` in the place of those of `size`.
     """
-    return BERT(norm, Plan(**sized(SIZES, size, sizes)), dtype)
+    return BERT(
+        norm, Plan(**sized(SIZES, size, {"vocabulary": classes, "dropout": dropout, "causal": causal, **sizes})), dtype
+    )

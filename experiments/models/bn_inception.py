@@ -88,7 +88,7 @@ class BNInception(nn.Module):
       images: `large` ones lose all but an eighth of their resolution in the first layers, `small` ones nothing.
       activation: after each norm.
       classes: the number of logits.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: NormChoice
@@ -97,13 +97,14 @@ class BNInception(nn.Module):
     images: Literal["large", "small"] = "large"
     activation: Literal["relu", "sigmoid"] = "relu"
     classes: int = 1000
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         norms = norms_of(self.norm, train, mask, self.dtype)
         unit = partial(_unit, dtype=self.dtype, activation=ACTIVATIONS[self.activation])
-        x = self.stem(inputs.astype(self.dtype), partial(unit, norms))
+        x = inputs if self.dtype is None else inputs.astype(self.dtype)
+        x = self.stem(x, partial(unit, norms))
         for name in self.modules:
             widths = _divided(MODULES[name], self.divided_by)
             x = Inception(widths, unit, name=f"inception_{name}")(x, norms)
@@ -130,13 +131,16 @@ def _divided(widths: Widths, by: int) -> Widths:
     return Widths(one // by, (three[0] // by, three[1] // by), (double[0] // by, double[1] // by), pool // by, kind)
 
 
-def build(*, norm: NormChoice, size: str = "224", dtype: Any = jnp.float32, **sizes: Any) -> BNInception:
+def build(
+    *, norm: NormChoice, size: str = "small", classes: int | None = None, dtype: Any = None, **sizes: Any
+) -> BNInception:
     """A BN-Inception, for 224x224 pixels or small.
 
     Args:
       norm: after each convolution.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: attributes of `BNInception` in the place of those of `size`.
     """
-    return BNInception(norm, dtype=dtype, **sized(SIZES, size, sizes))
+    return BNInception(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, **sizes}))

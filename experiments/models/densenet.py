@@ -35,7 +35,7 @@ class Block(nn.Module):
       growth: the channels that each adds.
       bottleneck: a convolution of 1x1 with four times as many comes first.
       dropout: the rate, after each convolution.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     layers: int
@@ -69,7 +69,7 @@ class DenseNet(nn.Module):
       images: `large` ones go through a 7x7 convolution of stride 2 and a pooling first, `small` ones through a 3x3 one.
       dropout: the rate, after each convolution but the first.
       classes: the number of logits.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: NormChoice
@@ -81,12 +81,13 @@ class DenseNet(nn.Module):
     images: Literal["large", "small"] = "large"
     dropout: float = 0.0
     classes: int = 1000
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         norms = norms_of(self.norm, train, mask, self.dtype)
-        x = self.stem(inputs.astype(self.dtype), norms)
+        x = inputs if self.dtype is None else inputs.astype(self.dtype)
+        x = self.stem(x, norms)
         for i, layers in enumerate(self.blocks):
             block = Block(layers, self.growth, self.bottleneck, self.dropout, self.dtype, name=f"stage{i}")
             x = block(x, norms)
@@ -105,13 +106,23 @@ class DenseNet(nn.Module):
         return nn.max_pool(norms.relu(x), (3, 3), (2, 2), "SAME")
 
 
-def build(*, norm: NormChoice, size: str = "121", dtype: Any = jnp.float32, **sizes: Any) -> DenseNet:
+def build(
+    *,
+    norm: NormChoice,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    **sizes: Any,
+) -> DenseNet:
     """A DenseNet, of a published size.
 
     Args:
       norm: before each relu and convolution.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dropout: the rate; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: attributes of `DenseNet` in the place of those of `size`.
     """
-    return DenseNet(norm, dtype=dtype, **sized(SIZES, size, sizes))
+    return DenseNet(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, "dropout": dropout, **sizes}))

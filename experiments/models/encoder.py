@@ -156,14 +156,14 @@ class Encoder(nn.Module):
       blocks: how many.
       heads: of the attention.
       features: of each position.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: Any
     blocks: int = 12
     heads: int = 12
     features: int = 768
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def setup(self) -> None:
         design = Design(self.features, 4 * self.features, self.heads, pre=True)

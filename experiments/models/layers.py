@@ -47,7 +47,7 @@ def linen_layers(norm: NormChoice | Callable[..., Any], dtype: Any) -> Layers:
 
     Args:
       norm: a choice, or what makes a norm of its attributes alone.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     def conv(_: int, features: int, kernel: int, strides: int = 1, *, use_bias: bool = False, **more: Any) -> Any:

@@ -74,12 +74,12 @@ class MLP(nn.Module):
     Attributes:
       norm: which one.
       plan: the sizes.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: NormChoice
     plan: Plan = Plan()
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def setup(self) -> None:
         add_layers(self, linen_layers(self.norm, self.dtype), self.plan)
@@ -91,27 +91,46 @@ class MLP(nn.Module):
 class NnxMLP(nnx.Module):
     """For nnx: the same call, and the same names."""
 
-    def __init__(self, norm: NormChoice, plan: Plan, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, norm: NormChoice, plan: Plan, *, rngs: nnx.Rngs, dtype: Any = None):
         add_layers(self, nnx_layers(norm, dtype, rngs), plan)
 
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         return forward(self, inputs, Call(train, mask))
 
 
-def build(*, norm: NormChoice, size: str = "small", dtype: Any = jnp.float32, **sizes: Any) -> MLP:
+def build(
+    *,
+    norm: NormChoice,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    **sizes: Any,
+) -> MLP:
     """A multilayer perceptron for linen.
 
     Args:
       norm: behind every dense layer but the last.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dropout: the rate; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: fields of `Plan` in the place of those of `size`.
     """
-    return MLP(norm, Plan(**sized(SIZES, size, sizes)), dtype)
+    return MLP(norm, Plan(**sized(SIZES, size, {"classes": classes, "dropout": dropout, **sizes})), dtype)
 
 
 def build_nnx(
-    *, norm: NormChoice, rngs: nnx.Rngs, size: str = "small", dtype: Any = jnp.float32, **sizes: Any
+    *,
+    norm: NormChoice,
+    rngs: nnx.Rngs,
+    inputs: int | None = None,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    **sizes: Any,
 ) -> NnxMLP:
     """The same for nnx; `inputs` are the numbers of one example."""
-    return NnxMLP(norm, Plan(**sized(SIZES, size, sizes)), rngs=rngs, dtype=dtype)
+    given = {"inputs": inputs, "classes": classes, "dropout": dropout, **sizes}
+    return NnxMLP(norm, Plan(**sized(SIZES, size, given)), rngs=rngs, dtype=dtype)

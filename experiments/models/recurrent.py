@@ -39,7 +39,7 @@ class Recurrent(nn.Module):
       features: of its output, the last one of which goes to a dense layer.
       by: what a time step sees, a row of the image or a pixel.
       classes: the number of logits.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
 
     Raises:
       ValueError: a norm that the cell has not, or an argument of norms of the batch that it does not take.
@@ -50,18 +50,20 @@ class Recurrent(nn.Module):
     features: int = 100
     by: Literal["rows", "pixels"] = "rows"
     classes: int = 10
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         n, height, width, channels = inputs.shape
         shape = (n, height, width * channels) if self.by == "rows" else (n, height * width, channels)
-        x = inputs.reshape(shape).astype(self.dtype)
+        x = inputs.reshape(shape).astype(self.dtype or inputs.dtype)
         cell = self.made(train)
         lengths = None if mask is None else jnp.where(mask, shape[1], 0)
         more = {"lengths": lengths} if isinstance(cell, bnn.BatchNormLSTMCell) else {}
         carry = cell.initialize_carry(jax.random.key(0), (n, x.shape[-1]), **more)
-        carry = jax.tree.map(lambda t: t.astype(self.dtype) if t.ndim > 1 else t, carry)
+        # Zeros that are made of the input: under `shard_map` a loop's carry must differ by device from its start.
+        zero = (jnp.isnan(x[:, 0, :1]) & False).astype(x.dtype)
+        carry = jax.tree.map(lambda t: zero + t.astype(x.dtype) if t.ndim > 1 else t, carry)
         scanned: Any = nn.RNN(cell, variable_axes={"batch_stats": 0, "batch_moments": 0}, name="rnn")
         return nn.Dense(self.classes, dtype=self.dtype)(scanned(x, initial_carry=carry)[:, -1])
 
@@ -76,19 +78,27 @@ class Recurrent(nn.Module):
             )
         if self.norm.name != "batch":
             return CELLS[kind](self.features, dtype=self.dtype)
-        if unknown := sorted(set(self.norm.batch) - {"axis_name"}):
-            raise ValueError(f"A batch norm in a cell takes `axis_name` alone, but `batch` has {', '.join(unknown)}.")
-        arguments = {"use_running_average": not train, "momentum": self.norm.momentum, **self.norm.batch}
+        batch = dict(self.norm.batch)
+        if len(batch.get("axis_index_groups") or ()) <= 1:  # all devices together
+            batch.pop("axis_index_groups", None)
+        if unknown := sorted(set(batch) - {"axis_name"}):
+            raise ValueError(
+                f"A batch norm in a cell measures all examples of a step together, but `batch` has `{unknown[0]}`."
+            )
+        arguments = {"use_running_average": not train, "momentum": self.norm.momentum, **batch}
         return CELLS[kind](self.features, dtype=self.dtype, **arguments)
 
 
-def build(*, norm: NormChoice, size: str = "lstm", dtype: Any = jnp.float32, **sizes: Any) -> Recurrent:
+def build(
+    *, norm: NormChoice, size: str = "small", classes: int | None = None, dtype: Any = None, **sizes: Any
+) -> Recurrent:
     """A recurrent network for linen.
 
     Args:
       norm: none, layer, or, of an LSTM, batch.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: attributes of `Recurrent` in the place of those of `size`.
     """
-    return Recurrent(norm, dtype=dtype, **sized(SIZES, size, sizes))
+    return Recurrent(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, **sizes}))

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from jax import Array
@@ -52,7 +51,7 @@ class ResNet(nn.Module):
       norm: a `NormChoice`, or what makes a norm from the attributes of `flax.linen.BatchNorm`.
       relu_inside: the norm takes the shortcut and relu, too.
       remat: `bnjax.linen.remat` of the stem and of every stage.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
       stages, filters, classes, bottleneck, images, shortcut, branch: see `Plan`.
     """
 
@@ -66,7 +65,7 @@ class ResNet(nn.Module):
     images: Literal["large", "small"] = "large"
     shortcut: Literal["projection", "padding"] = "projection"
     branch: Branch = "zero"
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def setup(self) -> None:
         plan = Plan(**{name: getattr(self, name) for name in Plan._fields if name != "channels"})
@@ -86,11 +85,11 @@ class NnxResNet(nnx.Module):
       norm: which one.
       rngs: for the parameters.
       remat: as for linen.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
       **plan: see `Plan`.
     """
 
-    def __init__(self, norm: NormChoice, *, rngs: nnx.Rngs, remat: bool = False, dtype: Any = jnp.float32, **plan: Any):
+    def __init__(self, norm: NormChoice, *, rngs: nnx.Rngs, remat: bool = False, dtype: Any = None, **plan: Any):
         self.norm = norm
         made = Plan(**plan)
         add_layers(self, nnx_layers(norm, dtype, rngs), made, style_of(norm, made, remat))
@@ -118,18 +117,29 @@ def call_of(norm: Any, train: bool, mask: Array | None) -> Call:
     return Call(train, mask, isinstance(norm, NormChoice) and norm.active)
 
 
-def build(*, norm: NormChoice, size: str = "50", dtype: Any = jnp.float32, **sizes: Any) -> ResNet:
+def build(
+    *, norm: NormChoice, size: str = "small", classes: int | None = None, dtype: Any = None, **sizes: Any
+) -> ResNet:
     """A ResNet for linen, of a published size.
 
     Args:
       norm: at every site; "none" with `branch="fixup"` or `"zero"` trains without.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: attributes of `ResNet` in the place of those of `size`.
     """
-    return ResNet(norm, dtype=dtype, **sized(SIZES, size, sizes))
+    return ResNet(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, **sizes}))
 
 
-def build_nnx(*, norm: NormChoice, rngs: nnx.Rngs, size: str = "50", **sizes: Any) -> NnxResNet:
+def build_nnx(
+    *,
+    norm: NormChoice,
+    rngs: nnx.Rngs,
+    channels: int | None = None,
+    size: str = "small",
+    classes: int | None = None,
+    **sizes: Any,
+) -> NnxResNet:
     """The same for nnx; `channels` are those of the images."""
-    return NnxResNet(norm, rngs=rngs, **sized(SIZES, size, sizes))
+    return NnxResNet(norm, rngs=rngs, **sized(SIZES, size, {"channels": channels, "classes": classes, **sizes}))

@@ -61,7 +61,7 @@ def add_layers(net: Any, layers: Layers, plan: Plan) -> None:
 
 def forward(net: Any, inputs: Mapping[str, Array], train: bool, mask: Mapping[str, Array] | None) -> Array:
     """The logits (n, target length, vocabulary) of tokens, see `Transformer`."""
-    of_source, of_target = (Call(train, mask and mask[name]) for name in ("source", "target"))
+    of_source, of_target = (Call(train, mask[name] if mask else None) for name in ("source", "target"))
     source, target = (_embedded(net, inputs[name], of_source) for name in ("source", "target"))
     seen = may_look_at(of_source.mask, source.shape[1])
     source = net.encoder(source, of_source, seen)
@@ -96,12 +96,12 @@ class Transformer(nn.Module):
     Attributes:
       norm: which one.
       plan: the sizes.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: NormChoice
     plan: Plan = Plan()
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     def setup(self) -> None:
         add_layers(self, linen_layers(self.norm, self.dtype), self.plan)
@@ -113,27 +113,46 @@ class Transformer(nn.Module):
 class NnxTransformer(nnx.Module):
     """For nnx: the same call, and the same names."""
 
-    def __init__(self, norm: NormChoice, plan: Plan, *, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, norm: NormChoice, plan: Plan, *, rngs: nnx.Rngs, dtype: Any = None):
         add_layers(self, nnx_layers(norm, dtype, rngs), plan)
 
     def __call__(self, inputs: Mapping[str, Array], train: bool = True, mask: Mapping[str, Array] | None = None) -> Any:
         return forward(self, inputs, train, mask)
 
 
-def build(*, norm: NormChoice, size: str = "base", dtype: Any = jnp.float32, **sizes: Any) -> Transformer:
+def build(
+    *,
+    norm: NormChoice,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    **sizes: Any,
+) -> Transformer:
     """A Transformer for linen, of a published size.
 
     Args:
       norm: at every site.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of tokens, which is that of the logits; that of `size` by default.
+      dropout: the rate; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: fields of `Plan` in the place of those of `size`.
     """
-    return Transformer(norm, Plan(**sized(SIZES, size, sizes)), dtype)
+    return Transformer(norm, Plan(**sized(SIZES, size, {"vocabulary": classes, "dropout": dropout, **sizes})), dtype)
 
 
 def build_nnx(
-    *, norm: NormChoice, rngs: nnx.Rngs, size: str = "base", dtype: Any = jnp.float32, **sizes: Any
+    *,
+    norm: NormChoice,
+    rngs: nnx.Rngs,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    **sizes: Any,
 ) -> NnxTransformer:
     """The same for nnx."""
-    return NnxTransformer(norm, Plan(**sized(SIZES, size, sizes)), rngs=rngs, dtype=dtype)
+    return NnxTransformer(
+        norm, Plan(**sized(SIZES, size, {"vocabulary": classes, "dropout": dropout, **sizes})), rngs=rngs, dtype=dtype
+    )

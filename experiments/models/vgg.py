@@ -7,7 +7,6 @@ with the channels last.
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -29,7 +28,7 @@ class Stage(nn.Module):
     Attributes:
       widths: of the convolutions.
       pools: whether there is a pooling at the end.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     widths: Sequence[int]
@@ -53,7 +52,7 @@ class VGG(nn.Module):
       hidden: features of the two dense layers.
       dropout: the rate, after each of them.
       classes: the number of logits.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: NormChoice
@@ -62,12 +61,12 @@ class VGG(nn.Module):
     hidden: int = 4096
     dropout: float = 0.5
     classes: int = 1000
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         norms = norms_of(self.norm, train, mask, self.dtype)
-        x = inputs.astype(self.dtype)
+        x = inputs if self.dtype is None else inputs.astype(self.dtype)
         for i, widths in enumerate(self.stages):
             x = Stage(widths, i < self.pools, self.dtype, name=f"stage{i}")(x, norms)
         x = x.reshape(x.shape[0], -1)
@@ -76,13 +75,23 @@ class VGG(nn.Module):
         return nn.Dense(self.classes, dtype=self.dtype)(x)
 
 
-def build(*, norm: NormChoice, size: str = "16", dtype: Any = jnp.float32, **sizes: Any) -> VGG:
+def build(
+    *,
+    norm: NormChoice,
+    size: str = "small",
+    classes: int | None = None,
+    dropout: float | None = None,
+    dtype: Any = None,
+    **sizes: Any,
+) -> VGG:
     """A VGG, of a published size.
 
     Args:
       norm: after each convolution.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dropout: the rate; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: attributes of `VGG` in the place of those of `size`.
     """
-    return VGG(norm, dtype=dtype, **sized(SIZES, size, sizes))
+    return VGG(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, "dropout": dropout, **sizes}))

@@ -7,7 +7,6 @@ adds one.
 
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
@@ -33,7 +32,7 @@ class Separable(nn.Module):
     Attributes:
       features: of the output.
       use_bias: of the pointwise convolution.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     features: int
@@ -54,7 +53,7 @@ class Block(nn.Module):
       widths: of the convolutions.
       halves: the resolution, in a pooling at the end and in the shortcut.
       relu_first: whether there is a relu before the first convolution.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     widths: tuple[int, ...]
@@ -86,7 +85,7 @@ class Xception(nn.Module):
       middle: how many blocks of three convolutions there are behind them.
       exits: the widths of the last block, and of the two convolutions behind it.
       classes: the number of logits.
-      dtype: of the computation.
+      dtype: of the computation; that of inputs and parameters by default.
     """
 
     norm: NormChoice
@@ -96,12 +95,12 @@ class Xception(nn.Module):
     middle: int = 8
     exits: tuple[int, int, int, int] = (728, 1024, 1536, 2048)
     classes: int = 1000
-    dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         norms = norms_of(self.norm, train, mask, self.dtype)
-        x = inputs.astype(self.dtype)
+        x = inputs if self.dtype is None else inputs.astype(self.dtype)
         for width, stride in zip(self.stem, (self.stem_stride, 1), strict=True):
             conv = nn.Conv(width, (3, 3), (stride, stride), "VALID", use_bias=norms.use_bias, dtype=self.dtype)
             x = norms.relu(conv(x))
@@ -116,13 +115,16 @@ class Xception(nn.Module):
         return nn.Dense(self.classes, dtype=self.dtype)(x.mean((1, 2)))
 
 
-def build(*, norm: NormChoice, size: str = "299", dtype: Any = jnp.float32, **sizes: Any) -> Xception:
+def build(
+    *, norm: NormChoice, size: str = "small", classes: int | None = None, dtype: Any = None, **sizes: Any
+) -> Xception:
     """An Xception, for 299x299 pixels or small.
 
     Args:
       norm: after each convolution.
       size: of `SIZES`.
-      dtype: of the computation.
+      classes: the number of logits; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
       **sizes: attributes of `Xception` in the place of those of `size`.
     """
-    return Xception(norm, dtype=dtype, **sized(SIZES, size, sizes))
+    return Xception(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, **sizes}))

@@ -96,7 +96,9 @@ def bert_count(features, blocks, heads, vocabulary=30_522, length=512, **_):
 def test_sizes_of_bert_are_those_that_are_published():
     assert f"{bert_count(**bert.SIZES['base']):,}" == BY_NAME["BERT base"].published
     assert f"{bert_count(**bert.SIZES['large']):,}" == BY_NAME["BERT large"].published
-    tiny = traced(bert.build(norm=NormChoice("layer"), size="tiny"), BY_NAME["BERT base"].small_inputs)
+    tiny = traced(
+        bert.build(norm=NormChoice("layer"), size="tiny", next_sentence=True), BY_NAME["BERT base"].small_inputs
+    )
     assert tiny.parameters == bert_count(**bert.SIZES["tiny"])
     heads = sum(
         x.size for k, v in tiny.variables["params"].items() if "head" in k or "next" in k for x in jax.tree.leaves(v)

@@ -275,7 +275,9 @@ def test_wrong_names_are_refused_with_the_choices():
         resnet.build(norm=NormChoice(), size="fifty")
     with pytest.raises(ValueError, match=r"`norm` 'group' cannot sit in a cell 'gru'.* Choose one of none, layer"):
         built("gru", "group").init(jax.random.key(0), IMAGES)
-    with pytest.raises(ValueError, match="takes `axis_name` alone, but `batch` has axis_index_groups"):
-        recurrent.build(norm=NormChoice(batch={"axis_index_groups": ((0, 1),)})).init(jax.random.key(0), IMAGES)
+    with pytest.raises(
+        ValueError, match="measures all examples of a step together, but `batch` has `axis_index_groups`"
+    ):
+        recurrent.build(norm=NormChoice(batch={"axis_index_groups": ((0,), (1,))})).init(jax.random.key(0), IMAGES)
     with pytest.raises(ValueError, match=r"`norm` 'instance' cannot sit at images of one pixel .n, 1, 1, 4."):
         built("vgg", "instance", stages=((4,),) * 4, pools=4).init(jax.random.key(0), IMAGES)
