@@ -185,6 +185,7 @@ def _train_epoch(
             metrics = {**_metrics(task, "train", sums), **_metrics(task, "eval", held_out)}
             more = _evaluate_otherwise(config, data, program, state, order)
             log.add({"step": epoch * per_epoch + i, **metrics, **more})
+            report.record(log.records[-1])
             sums = []
         report.advance()
     return state
