@@ -1,0 +1,59 @@
+"""Jobs on a SLURM cluster, by submitit."""
+
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.cli.errors import UserError
+from experiments.training.jobs import Job, perform
+
+Cluster = Literal["slurm", "local", "debug"]  # submitit's names; the last two need no cluster
+POLL = 1  # seconds
+
+
+def check() -> None:
+    """Refuses a cluster where submitit is not installed.
+
+    Raises:
+      UserError: it is not.
+    """
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError("`--where` needs the package `submitit` for a cluster; `pip install 'bnjax[slurm]'` brings it.")
+
+
+def submit(jobs: Sequence[Job], folder: Path, cluster: Cluster, **parameters: Any) -> list[Any]:
+    """Hands jobs to a cluster, and returns submitit's handles.
+
+    Args:
+      jobs: what to run; their folders must be on a disk that all machines share.
+      folder: for the files of submitit.
+      cluster: its name.
+      **parameters: those of `submitit.AutoExecutor.update_parameters`.
+
+    Raises:
+      UserError: there is no such cluster, or it refuses.
+    """
+    check()
+    import submitit
+
+    try:
+        executor = submitit.AutoExecutor(folder=str(folder / "%j"), cluster=cluster)
+        executor.update_parameters(**parameters)
+        with executor.batch():
+            handles = [executor.submit(perform, job) for job in jobs]
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"`--where={cluster}` cannot run the jobs: {error}") from error
+    return handles
+
+
+def wait(jobs: Sequence[Job], handles: Sequence[Any], ended: Callable[[Job, int], None]) -> None:
+    """Waits until all have ended; calls `ended` with each and its status, 1 where the cluster ended it."""
+    left = dict(enumerate(handles))
+    while left:
+        for i in [i for i, handle in left.items() if handle.done()]:
+            handle = left.pop(i)
+            ended(jobs[i], 1 if handle.exception() is not None else handle.result())
+        if left:
+            time.sleep(POLL)
