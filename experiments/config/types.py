@@ -24,10 +24,12 @@ class DataConfig:
     """What is learned from."""
 
     name: str = "digits"  # one of `experiments.data.SETS`, or `FILE.py:NAME`
-    directory: str = ""  # where the four idx files are (`name="idx"`)
+    directory: str = ""  # where the four idx files are (`idx`; `fashion_mnist`, if not where Debian puts them)
     train_examples: Count | None = None  # only this many of the training examples
     eval_examples: Count | None = None  # only this many of the held-out ones
     shuffle_labels: bool = False  # shuffle the training labels: nothing can be learned then
+    corruption: str = ""  # damage to the held-out images, one of `experiments.data.corruptions.KINDS`
+    severity: Annotated[int, Range(low=1, high=5)] = 1  # of that damage
     length: Annotated[int, Range(low=2, high=2**16)] = 32  # of a sequence (`text`, `copy`, `reverse`, `sort`)
 
 

@@ -16,6 +16,7 @@ from experiments.cli.schema import differences, fields
 from experiments.config import Config
 from experiments.config.file import load, to_json
 from experiments.data import Data, Examples, batches, count, epoch_order, kind_of, steps_per_epoch
+from experiments.data.prefetch import prefetched
 from experiments.results.files import write_text
 from experiments.results.records import AVERAGED, RECALIBRATED, MetricsLog, Record, read_metrics, splits
 from experiments.tasks import task_of
@@ -175,7 +176,8 @@ def _train_epoch(
     per_epoch, task = steps_per_epoch(config, data), task_of(config)
     order = epoch_order(config.seed, epoch, count(data.train))
     sums: list[Sums] = []
-    for i, batch in enumerate(batches(data.train, config.train.batch_size, order, program.train_share), start=1):
+    in_turn = prefetched(batches(data.train, config.train.batch_size, order, program.train_share))
+    for i, batch in enumerate(in_turn, start=1):
         state, new = program.train_step(state, batch)
         sums.append(new)
         if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
@@ -183,6 +185,7 @@ def _train_epoch(
             metrics = {**_metrics(task, "train", sums), **_metrics(task, "eval", held_out)}
             more = _evaluate_otherwise(config, data, program, state, order)
             log.add({"step": epoch * per_epoch + i, **metrics, **more})
+            report.record(log.records[-1])
             sums = []
         report.advance()
     return state
@@ -190,7 +193,8 @@ def _train_epoch(
 
 def evaluate(program: Program, state: TrainState, examples: Examples, batch_size: int) -> list[Sums]:
     """What the model is worth on `examples`, each counted once."""
-    return [program.eval_step(state, batch) for batch in batches(examples, batch_size, share=program.eval_share)]
+    in_turn = prefetched(batches(examples, batch_size, share=program.eval_share))
+    return [program.eval_step(state, batch) for batch in in_turn]
 
 
 def _evaluate_otherwise(config: Config, data: Data, program: Program, state: TrainState, order: np.ndarray) -> Record:
