@@ -1,1 +1,5 @@
-"""Studies: what a page of the guide says in figures, each a command of its own."""
+"""Studies, one question a file: a new one is its file, with a `STUDY`, and a line here."""
+
+STUDIES = {  # by name, the module; it is imported when it is asked for
+    "gradients": "experiments.studies.gradients",
+}
