@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     arguments = parse(Arguments, argv, "python -m experiments.train")
     config = arguments.config
-    task = task_of(config.task)
+    task = task_of(config)
     processes.start(config, arguments.distributed, arguments.resume)
     recalibration.check(config)
     make_layout(config)  # what does not fit the devices is refused before any work

@@ -21,24 +21,27 @@ else:
 class DataConfig:
     """What is learned from."""
 
-    name: str = "digits"  # one of `experiments.data.SETS`: scikit-learn's `digits`, or `idx`, MNIST's file format
+    name: str = "digits"  # one of `experiments.data.SETS`, or `FILE.py:NAME`
     directory: str = ""  # where the four idx files are (`name="idx"`)
     train_examples: Count | None = None  # only this many of the training examples
     eval_examples: Count | None = None  # only this many of the held-out ones
     shuffle_labels: bool = False  # shuffle the training labels: nothing can be learned then
+    length: Annotated[int, Range(low=2, high=2**16)] = 32  # of a sequence (`text`, `copy`, `reverse`, `sort`)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The network, and the norm in it."""
 
-    name: str = "article_cnn"  # one of `experiments.models.MODELS`
+    name: str = "article_cnn"  # one of `experiments.models.MODELS`, or `FILE.py:NAME`
     api: Literal["linen", "nnx"] = "linen"  # the same network, layer by layer
     norm: Norm = "batch"
     momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
     groups: Count = 8  # of channels (`group`, `evonorm_s0`, `bcn`); what does not divide them becomes what does
     ghost_size: Annotated[int, Range(low=2, high=2**31 - 1)] = 16  # examples in a slice (`ghost`)
-    widths: tuple[Width, Width, Width] = (32, 64, 128)  # of two convolutions and the dense layer
+    widths: tuple[Width, Width, Width] = (32, 64, 128)  # of two convolutions and the dense layer (`article_cnn`)
+    size: str = ""  # one of the sizes that the model has; its own choice by default (all but `article_cnn`)
+    dropout: Annotated[float, Range(low=0, high=1)] | None = None  # by default the choice of the model
     dtype: Literal["float32", "float64"] = "float32"  # of everything, the running statistics included
 
 
@@ -50,6 +53,13 @@ class OptimizerConfig:
     learning_rate: Annotated[float, Range(above=0, high=100)] = 0.1  # its peak
     schedule: Literal["cosine", "constant"] = "cosine"  # to zero at the last step, or not at all
     warmup_steps: Steps = 0  # linear, from zero to the peak
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularizersConfig:
+    """What keeps a model from learning the examples by heart."""
+
+    label_smoothing: Annotated[float, Range(low=0, high=1)] = 0.0  # the part of a label that all classes share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +95,11 @@ class Config:
     """One experiment."""
 
     seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0  # of the initial parameters and the order of examples
-    task: str = "classification"  # one of `experiments.tasks.TASKS`
+    task: str = "classification"  # one of `experiments.tasks.TASKS`, or `FILE.py:NAME`
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    regularizers: RegularizersConfig = RegularizersConfig()
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -108,8 +108,8 @@ def load(config: DataConfig) -> Data:
         raise UserError("`data.directory` must name the folder of the four idx files; --config.data.directory=...")
     parts = [_examples(*read_pair(Path(directory), part), f"{directory}/{part}") for part in ("train", "t10k")]
     train, held_out = parts
-    if train.image.shape[1:] != held_out.image.shape[1:]:
-        sizes = " and ".join(" by ".join(map(str, p.image.shape[1:3])) for p in parts)
+    if train["image"].shape[1:] != held_out["image"].shape[1:]:
+        sizes = " and ".join(" by ".join(map(str, p["image"].shape[1:3])) for p in parts)
         raise UserError(f"The images of `train` and `t10k` in `{directory}` are not of one size: {sizes}.")
     return Data(train, held_out)
 
@@ -119,4 +119,4 @@ def _examples(images: np.ndarray, labels: np.ndarray, source: str) -> Examples:
         raise UserError(f"The labels of `{source}` must be below {CLASSES}, but one is {labels.max()}.")
     if min(images.shape[1:]) < 4:
         raise UserError(f"The images of `{source}` must be 4 by 4 at least, for two poolings, but they are smaller.")
-    return Examples(images[..., None].astype(np.float32) / 255, labels.astype(np.int32))
+    return {"image": images[..., None].astype(np.float32) / 255, "label": labels.astype(np.int32)}

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from jax import Array
 
 from experiments.config import ModelConfig
-from experiments.models.network import Network, Shape, linen_network, nnx_network
+from experiments.models.network import Job, Network, Shape, linen_network, nnx_network
 from experiments.models.norms import ACTIVE, linen_norm, nnx_norm, takes_state
 
 
@@ -60,7 +61,8 @@ def build(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, An
     """The network for images of `shape`; `norm` are arguments of every norm of the batch."""
     if config.api == "nnx":
         return nnx_network(lambda rngs: NnxCNN(config, shape, classes, norm, rngs=rngs))
-    return linen_network(LinenCNN(config, shape, classes, norm), shape)
+    job = Job(jax.ShapeDtypeStruct((1, *shape), jnp.float32), classes)
+    return linen_network(LinenCNN(config, shape, classes, norm), job)
 
 
 class LinenCNN(nn.Module):

@@ -69,7 +69,7 @@ class Checkpoints:
         """Saves `state`; from then on the run's log must begin as it does before `log`."""
         record = {"made_by": self._made_by, "log": log._asdict(), "arrays": digests(state)}
         sealed = ocp.args.JsonSave({**record, "seal": _seal(record)})
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=sealed)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(_present(state)), record=sealed)
         if not self._manager.save(int(state.step), args=items):
             raise RuntimeError(f"The checkpoint of step {int(state.step)} was not saved.")
         if processes.is_main():
@@ -116,8 +116,8 @@ class Checkpoints:
 
     def _checked(self, step: int, like: TrainState, log: Path) -> Restored:
         mark, arrays = self._record(step)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        state = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _present(like))
+        state = like._replace(**self._read(step, state=ocp.args.StandardRestore(abstract)).state)
         if other := [name for name, digest in digests(state).items() if arrays.get(name) != digest]:
             raise DamagedError(f"holds another `{other[0]}` than was saved")
         if int(state.step) != step:
@@ -177,6 +177,11 @@ def _damaged_file(folder: Path) -> str:
     except (ValueError, AttributeError, RecursionError):
         other = [FILES]
     return f"has another `{other[0][:200]}` than was saved" if other else ""
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """The fields of a state that the run has: a checkpoint from before there were others is as good."""
+    return {name: value for name, value in state._asdict().items() if value is not None}
 
 
 def digests(state: TrainState) -> dict[str, str]:

@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 import bnjax
 from experiments.cli.errors import UserError
 from experiments.config import Config
-from experiments.models.network import Network, Tree
+from experiments.models.network import Network, Tree, dtype_of
 from experiments.models.norms import hands_out_moments, takes_state
+from experiments.tasks import classification
+from experiments.tasks.task import Task, View
+from experiments.training import noise
 from experiments.training.layouts import Layout, is_moments
 
 Measure = Callable[[Any, Mapping[str, Any]], Any]  # of a state and a batch: the moments of every norm
@@ -32,14 +36,26 @@ def check(config: Config) -> None:
         )
 
 
-def measure_step(network: Network, layout: Layout, state: Any, batch: Mapping[str, Array]) -> Tree:
+def measure_step(
+    network: Network, layout: Layout, state: Any, batch: Mapping[str, Array], task: Task = classification.TASK
+) -> Tree:
     """The moments of every norm over a batch, each norm normalizing as in training; for one part of the batch."""
 
-    def measured(part: Mapping[str, Array]) -> Tree:
-        return network.measure(state.params, state.batch_stats, part["image"], mask=part["mask"])[1]
+    def measured(part: View) -> Tree:
+        return network.measure(state.params, state.batch_stats, part.inputs, mask=part.mask)[1]
 
-    image = batch["image"].astype(jax.tree.leaves(state.params)[0].dtype)
-    return layout.pooled(layout.accumulated(measured, {**batch, "image": image}))
+    return layout.pooled(layout.accumulated(measured, evaluated_view(task, batch, state.params)))
+
+
+def evaluated_view(task: Task, batch: Mapping[str, Array], params: Tree) -> View:
+    """A batch as a task sees it where nothing is learned: every time alike."""
+    return task.view(cast(batch, params), noise.keys(noise.of_evaluation(batch)) if task.random else None)
+
+
+def cast(batch: Mapping[str, Array], params: Tree) -> dict[str, Array]:
+    """A batch whose numbers with a point have the dtype of the parameters."""
+    dtype = dtype_of(params)
+    return {name: t.astype(dtype) if jnp.issubdtype(t.dtype, jnp.floating) else t for name, t in batch.items()}
 
 
 def recalibrated(measure: Measure, state: Any, batches: Iterable[Mapping[str, Any]]) -> Any:

@@ -15,7 +15,7 @@ from experiments.cli.report import Report
 from experiments.cli.schema import differences, fields
 from experiments.config import Config
 from experiments.config.file import load, to_json
-from experiments.data import CLASSES, Data, Examples, batches, epoch_order, steps_per_epoch
+from experiments.data import Data, Examples, batches, count, epoch_order, kind_of, steps_per_epoch
 from experiments.results.files import write_text
 from experiments.results.records import RECALIBRATED, MetricsLog, Record, has_recalibrated, read_metrics
 from experiments.tasks import task_of
@@ -96,7 +96,7 @@ def program_of(config: Config, data: Data) -> Program:
     Raises:
       UserError: what does not fit the devices, or their memory.
     """
-    program = make_program(config, data.train.image.shape[1:], CLASSES, total_steps(config, data))
+    program = make_program(config, kind_of(data), total_steps(config, data))
     state = jax.tree.leaves(jax.eval_shape(program.init, jax.random.key(0)))
     needed, there = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in state), memory()  # gradients and updates, too
     if needed > there:
@@ -116,7 +116,7 @@ def memory() -> int:
 def checkpoints_of(workdir: Path, config: Config, data: Data) -> Checkpoints:
     """The checkpoints of the run of `config` in `workdir`: they are of that config and of these examples."""
     made_by = {name: value for name, value in fields(config).items() if name not in ELSEWHERE}
-    made_by["config.data (the examples)"] = digest(*data.train, *data.held_out)
+    made_by["config.data (the examples)"] = digest(*data.train.values(), *data.held_out.values())
     return Checkpoints(workdir / CHECKPOINTS, made_by, before=fields(Config()))
 
 
@@ -172,8 +172,8 @@ def take_up(
 def _train_epoch(
     config: Config, data: Data, program: Program, state: TrainState, epoch: int, log: MetricsLog, report: Report
 ) -> TrainState:
-    per_epoch, task = steps_per_epoch(config, data), task_of(config.task)
-    order = epoch_order(config.seed, epoch, len(data.train.label))
+    per_epoch, task = steps_per_epoch(config, data), task_of(config)
+    order = epoch_order(config.seed, epoch, count(data.train))
     sums: list[Sums] = []
     for i, batch in enumerate(batches(data.train, config.train.batch_size, order, program.train_share), start=1):
         state, new = program.train_step(state, batch)
@@ -203,7 +203,7 @@ def _evaluate_recalibrated(
     first = itertools.islice(batches(data.train, config.train.batch_size, order, share), config.eval.recalibrate)
     state = recalibrated(program.measure_step, state, first)
     return _metrics(
-        task_of(config.task), RECALIBRATED, evaluate(program, state, data.held_out, config.train.eval_batch_size)
+        task_of(config), RECALIBRATED, evaluate(program, state, data.held_out, config.train.eval_batch_size)
     )
 
 
@@ -213,7 +213,7 @@ def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> Record:
 
 
 def _sentence(epoch: int, config: Config, record: Record) -> str:
-    task = task_of(config.task)
+    task = task_of(config)
     splits = ("train", "eval", *((RECALIBRATED,) if has_recalibrated(record) else ()))
     shown = "  ".join(task.line(record, split) for split in splits)
     return f"epoch {epoch:3} of {config.train.epochs}  step {record['step']:6}  {shown}"

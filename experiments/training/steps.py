@@ -11,13 +11,14 @@ from jax import Array
 
 import bnjax
 from experiments.config import Config, OptimizerConfig
-from experiments.data import Share
-from experiments.models import make_network
-from experiments.models.network import Network, Shape, Tree
-from experiments.tasks import classification, task_of
-from experiments.tasks.task import Sums, Task
+from experiments.data import Kind, Share
+from experiments.models import Job, make_network
+from experiments.models.network import Network, Tree, dtype_of
+from experiments.tasks import check_fits, classification, task_of
+from experiments.tasks.task import Sums, Task, View
+from experiments.training import noise
 from experiments.training.layouts import Layout, make_layout
-from experiments.training.recalibration import Measure, check, measure_step
+from experiments.training.recalibration import Measure, cast, check, evaluated_view, measure_step
 
 
 class TrainState(NamedTuple):
@@ -27,6 +28,8 @@ class TrainState(NamedTuple):
     params: Tree
     batch_stats: Tree
     opt_state: Any
+    key: Array | None = None
+    """What random numbers are made of, of a run that draws any: the words of a random key, from its seed."""
 
 
 class Program(NamedTuple):
@@ -42,19 +45,22 @@ class Program(NamedTuple):
     """The share of this process of the batches of training and of evaluation."""
 
 
-def make_program(
-    config: Config, shape: Shape, classes: int, total_steps: int, devices: Sequence[jax.Device] | None = None
-) -> Program:
-    """The program of a config for images of `shape`; `train_step` takes over the memory of the state it is given."""
+def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence[jax.Device] | None = None) -> Program:
+    """The program of a config for data of a kind; `train_step` takes over the memory of the state it is given.
+
+    Raises:
+      UserError: what does not fit: the layout the devices, the data the task, the model its inputs.
+    """
     check(config)
-    layout, task = make_layout(config, devices), task_of(config.task)
+    check_fits(config, [name for name, *_ in kind.arrays])
+    layout, task = make_layout(config, devices), task_of(config)
     train_share = layout.share(config.train.batch_size, layout.accumulate)
-    network = make_network(config.model, shape, classes, layout.norm(train_share.rows))
+    network = make_network(config.model, job_of(task, kind), layout.norm(train_share.rows))
     optimizer = make_optimizer(config.optimizer, total_steps)
-    init = functools.partial(init_state, network, optimizer, config.model.dtype)
+    init = functools.partial(init_state, network, optimizer, config.model.dtype, random=network.random or task.random)
     train = layout.spread(functools.partial(train_step, network, optimizer, layout, task=task), donate=True)
     evaluate = layout.spread(functools.partial(eval_step, network, layout, task=task))
-    measure = layout.spread(functools.partial(measure_step, network, layout))
+    measure = layout.spread(functools.partial(measure_step, network, layout, task=task))
     return Program(
         jax.jit(init, out_shardings=layout.whole),
         lambda state, batch: train(state, layout.place(batch)),
@@ -63,6 +69,15 @@ def make_program(
         train_share,
         layout.share(config.train.eval_batch_size),
     )
+
+
+def job_of(task: Task, kind: Kind) -> Job:
+    """What a network is made for, by what a task makes of one example."""
+    one = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, shape, dtype in kind.arrays}
+    batch = {**one, "mask": jax.ShapeDtypeStruct((1,), bool), "index": jax.ShapeDtypeStruct((1,), jnp.int32)}
+    view = jax.eval_shape(task.view, batch, jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)))
+    outputs = None if task.outputs is None else task.outputs(view, kind.classes)
+    return Job(view.inputs, kind.classes, view.mask, outputs, task.options)
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
@@ -75,14 +90,19 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     return optax.adam(schedule) if config.name == "adam" else optax.sgd(schedule, momentum=0.9, nesterov=True)
 
 
-def init_state(network: Network, optimizer: optax.GradientTransformation, dtype: str, key: Array) -> TrainState:
+def init_state(
+    network: Network, optimizer: optax.GradientTransformation, dtype: str, key: Array, random: bool = False
+) -> TrainState:
+    """What training begins with; `random` where it draws random numbers."""
+
     def cast(t: Array) -> Array:
         return t.astype(dtype) if jnp.issubdtype(t.dtype, jnp.inexact) else t
 
     params, stats = network.init(key)
     params = jax.tree.map(cast, params)
     stats = jax.tree.map(lambda t: cast(t) if t.ndim else t, stats)  # what counts steps would stop in half precision
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
+    noise = jax.random.key_data(jax.random.fold_in(key, 1)) if random else None
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), noise)
 
 
 def train_step(
@@ -93,34 +113,33 @@ def train_step(
     batch: Mapping[str, Array],
     task: Task = classification.TASK,
 ) -> tuple[TrainState, Sums]:
-    """One step down the mean loss of the examples that count; written for one part of the batch, see `Layout`."""
-    batch = _cast(batch, state.params)
-    total = jnp.maximum(layout.total(batch["mask"].sum(dtype=batch["image"].dtype)), 1)
+    """One step down the mean loss of what counts; written for one part of the batch, see `Layout`."""
+    drawn = noise.of_step(state, batch)
+    view = task.view(cast(batch, state.params), noise.keys(drawn) if task.random else None)
+    total = jnp.maximum(layout.total(view.weight.sum(dtype=dtype_of(state.params))), 1)
 
-    def share_of_loss(params: Tree, part: Mapping[str, Array]) -> tuple[Array, tuple[Sums, Tree]]:
-        logits, moments = network.measure(params, state.batch_stats, part["image"], mask=part["mask"])
-        sums = task.measure(logits, part)
+    def share_of_loss(params: Tree, given: tuple[View, Any]) -> tuple[Array, tuple[Sums, Tree]]:
+        part, example = given
+        with_noise = {"noise": drawn._replace(example=example)} if network.random and drawn else {}
+        outputs, moments = network.measure(params, state.batch_stats, part.inputs, mask=part.mask, **with_noise)
+        sums = task.measure(outputs, part, True)
         return sums["loss"] / total, (sums, moments)
 
     gradient = functools.partial(jax.grad(share_of_loss, has_aux=True), layout.own(state.params))
-    grads, (sums, moments) = layout.accumulated(gradient, batch)
+    grads, (sums, moments) = layout.accumulated(gradient, (view, drawn.example if drawn else None))
     grads, sums = layout.total((grads, sums))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     stats = moments  # as the norms stepped them
     if network.hands_out:
         stats = bnjax.update_batch_stats(state.batch_stats, layout.pooled(moments))
-    return TrainState(state.step + 1, params, stats, opt_state), sums
+    return state._replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state), sums
 
 
 def eval_step(
     network: Network, layout: Layout, state: TrainState, batch: Mapping[str, Array], task: Task = classification.TASK
 ) -> Sums:
     """What `state` is worth on a batch, by its running statistics."""
-    batch = _cast(batch, state.params)
-    logits, _ = network.apply(state.params, state.batch_stats, batch["image"], train=False, mask=batch["mask"])
-    return layout.total(task.measure(logits, batch))
-
-
-def _cast(batch: Mapping[str, Array], params: Tree) -> dict[str, Array]:
-    return {**batch, "image": batch["image"].astype(jax.tree.leaves(params)[0].dtype)}
+    view = evaluated_view(task, batch, state.params)
+    outputs, _ = network.apply(state.params, state.batch_stats, view.inputs, train=False, mask=view.mask)
+    return layout.total(task.measure(outputs, view, False))

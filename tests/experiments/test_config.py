@@ -134,7 +134,7 @@ def python(config):
         (
             "a.json",
             '{"zzz": 1}',
-            "It can be: `seed`, `task`, `data`, `model`, `optimizer`, `parallel`, `train`, `eval`.",
+            "It can be: `seed`, `task`, `data`, `model`, `optimizer`, `regularizers`, `parallel`, `train`, `eval`.",
         ),
         ("a.json", '{"data": {"train_examples": 0}}', "`config.data.train_examples` must be at least 1"),
         ("a.json", '{"seed": true}', "`config.seed` must be of type `int`, but it is True"),
