@@ -5,14 +5,13 @@
 """
 
 import dataclasses
-import importlib
 import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from experiments.cli.errors import UserError, chosen
+from experiments.cli.errors import UserError
 from experiments.cli.flags import new_folder, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
@@ -24,10 +23,9 @@ from experiments.results.files import write_text
 from experiments.results.study import Settings, Study
 from experiments.results.tables import Table
 from experiments.results.versions import in_words, versions
-from experiments.studies import STUDIES
+from experiments.studies import FOLDER, STUDIES, all_studies, study_of
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "docs" / "results" / "studies"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +68,6 @@ def main(argv: Sequence[str]) -> None:
     found = measure(study, arguments, workdir)
     show_claims(study, found, arguments.json)
     return None
-
-
-def study_of(name: str) -> Study:
-    """The study of a name.
-
-    Raises:
-      UserError: there is none.
-    """
-    study: Study = importlib.import_module(chosen(STUDIES, name, "the name of a study")).STUDY
-    return study
 
 
 def measure(study: Study, arguments: Arguments, workdir: Path) -> Evidence:
@@ -135,19 +123,10 @@ def commit() -> str:
     return head.stdout.strip() + "+" * bool(changed)
 
 
-def all_studies() -> list[tuple[Study, Evidence]]:
-    """Every study with its committed numbers."""
-    return [(study, evidence.load(FOLDER / f"{study.name}.csv")) for study in map(study_of, STUDIES)]
-
-
 def make_pages(folder: Path) -> None:
     """Writes a page for each study, and the index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = all_studies()
-    for study, measured in found:
-        write_text(folder / f"{study.name}.html", study_page.study_page(study, measured))
-    write_text(folder / "index.html", study_page.index_page(found))
-    print(f"{len(found)} studies: {folder / 'index.html'}")
+    study_page.save_all(folder, all_studies())
+    print(f"The index: {folder / 'index.html'}")
 
 
 def show_list(as_json: bool) -> None:

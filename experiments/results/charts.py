@@ -7,7 +7,10 @@ Rows = Sequence[Mapping[str, Any]]
 HEIGHT = 260  # pixels; the width is the page's
 # Told apart by people who see colours differently, on white and on black (Okabe and Ito).
 FACETS = 5  # side by side; a narrow page shows two
-COLOURS = ["#999999", "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#a08f00"]
+COLOURS = {
+    "none": "#888888", "batch": "#0072b2", "layer": "#e69f00", "rms": "#009e73", "group": "#d55e00", "dyt": "#cc79a7",
+    "instance": "#56b4e9", "ghost": "#a08f00",
+}  # fmt: skip
 
 
 def lines(
@@ -19,21 +22,23 @@ def lines(
     """
     import altair as alt
 
-    chosen = alt.selection_point(fields=[colour], bind="legend")
-    xs = alt.X(x, type="quantitative", scale=alt.Scale(type="log" if log_x else "linear", nice=not log_x))
+    chosen = alt.selection_point(name="chosen", fields=[colour], bind="legend")
+    places = sorted({row[x] for row in rows})
+    scale_x = alt.Scale(type="log" if log_x else "linear", nice=False)
+    xs = alt.X(x, type="quantitative", scale=scale_x, axis=alt.Axis(values=places, grid=False))
     scale = alt.Scale(type="log" if log_y else "linear", zero=False)
     faded = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
-    colours = alt.Color(
-        colour, type="nominal", scale=alt.Scale(domain=list(order), range=COLOURS[: len(order)]), sort=list(order),
-        legend=alt.Legend(orient="bottom", columns=4),
-    )  # fmt: skip
+    named = alt.Scale(domain=list(order), range=[COLOURS[name] for name in order])
+    legend = alt.Legend(orient="bottom", columns=3)
+    colours = alt.Color(colour, type="nominal", scale=named, sort=list(order), legend=legend)
     base = alt.Chart(alt.InlineData(values=[dict(row) for row in rows])).encode(x=xs, color=colours, opacity=faded)
     ys = alt.Y(y, type="quantitative", scale=scale)
     shown = [alt.Tooltip(name, type=_kind(rows, name)) for name in rows[0]]
     parts = [base.mark_line(point=True).encode(y=ys, tooltip=shown).add_params(chosen)]
     if rows and "low" in rows[0]:
         bars = alt.Y("low", type="quantitative", scale=scale, title=y)
-        parts.insert(0, base.mark_rule(strokeWidth=2).encode(y=bars, y2="high:Q"))
+        # After the lines, or the legend would be that of the intervals, which takes no clicks.
+        parts.append(base.mark_rule(strokeWidth=2).encode(y=bars, y2="high:Q"))
     return _finished(alt.layer(*parts))
 
 
@@ -52,7 +57,7 @@ def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[
         alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
         .mark_rect()
         .encode(
-            x=alt.X(x, type="ordinal", axis=alt.Axis(labelOverlap=True)),
+            x=alt.X(x, type="ordinal", axis=alt.Axis(labelAngle=0, title=None)),
             y=alt.Y(y, type="ordinal", sort="descending", axis=alt.Axis(labelOverlap=True)),
             color=alt.Color(
                 value, type="quantitative", scale=alt.Scale(scheme="viridis"), legend=alt.Legend(orient="bottom")

@@ -4,10 +4,12 @@ import functools
 import json
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 
 from experiments.results.charts import FACETS
 from experiments.results.claims import Judged, judge
 from experiments.results.evidence import Evidence
+from experiments.results.files import write_text
 from experiments.results.study import Chart, Study
 
 SIGNS = {"held": "✓", "failed": "✗", "within noise": "≈", "not measured": "?"}
@@ -20,7 +22,8 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(-
 .claims { list-style: none; padding: 0; }
 .claims > li { border: 1px solid var(--line); border-left-width: 6px; border-radius: 4px;
   padding: .6rem .9rem; margin: .7rem 0; }
-.held { border-left-color: #009e73; } .failed { border-left-color: #d55e00; } .noise { border-left-color: #e69f00; }
+.claims > .held { border-left-color: #009e73; } .claims > .failed { border-left-color: #d55e00; }
+.claims > .noise { border-left-color: #e69f00; }
 .verdict { font-weight: 700; } .more { display: block; font-size: .9rem; opacity: .85; }
 .chart, .wide { overflow-x: auto; } .chart svg { max-width: 100%; height: auto; }
 .vega-embed { width: 100%; } .vega-bindings { font-size: .95rem; padding: .3rem 0; } .vega-bind input { width: 60%; }
@@ -74,6 +77,32 @@ def index_page(studies: Sequence[tuple[Study, Evidence]]) -> str:
             _claims(judged, short=True),
         ]
     return _page("Studies", body, "")
+
+
+def save_all(folder: Path, studies: Sequence[tuple[Study, Evidence]]) -> None:
+    """Writes a page for each study, and `index.html`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for study, evidence in studies:
+        write_text(folder / f"{study.name}.html", study_page(study, evidence))
+    write_text(folder / "index.html", index_page(studies))
+
+
+def markdown_of(studies: Sequence[tuple[Study, Evidence]]) -> str:
+    """The studies as a page of the documents, with links to their own pages in the folder `studies`."""
+    parts = ["# Studies\n"]
+    parts.append(
+        "Questions about normalization, answered by runs that anyone can repeat. Each sentence is a claim in code,\n"
+        "judged by the numbers in `docs/results/studies`: it held, it failed, or the difference lies within noise. In\n"
+        "brackets is the 95 % interval of a mean over the seeds.\n"
+    )
+    for study, evidence in studies:
+        parts.append(f"## {study.title}\n\n*{study.question}*\n")
+        parts += [f"- **{one.verdict.capitalize()}.** {one.said}" for one in (judge(c, evidence) for c in study.claims)]
+        parts.append(
+            f'\nPictures, what was done and what would falsify it: <a href="studies/{study.name}.html">the page of '
+            f"this study</a>. To repeat it: `python -m experiments.study {study.name}`.\n"
+        )
+    return "\n".join(parts)
 
 
 def _claims(judged: Sequence[Judged], short: bool = False) -> str:
