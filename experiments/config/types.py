@@ -8,6 +8,8 @@ from experiments.cli.schema import Count, Range
 
 Width = Annotated[int, Range(low=1, high=2**16)]
 BatchSize = Annotated[int, Range(low=2, high=2**31 - 1)]
+Strength = Annotated[float, Range(low=0, high=1000)]
+Positive = Annotated[float, Range(above=0, high=1e9)]
 Steps = Annotated[int, Range(low=0, high=2**31 - 1)]
 # All norms of activations that need nothing at the call but the input; `ghost` is `batch` measured in slices.
 NORMS = tuple(n for n, row in bnjax.NORMS.items() if n not in ("domain", "split") and not row.wraps)
@@ -22,10 +24,12 @@ class DataConfig:
     """What is learned from."""
 
     name: str = "digits"  # one of `experiments.data.SETS`, or `FILE.py:NAME`
-    directory: str = ""  # where the four idx files are (`name="idx"`)
+    directory: str = ""  # where the four idx files are (`idx`; `fashion_mnist`, if not where Debian puts them)
     train_examples: Count | None = None  # only this many of the training examples
     eval_examples: Count | None = None  # only this many of the held-out ones
     shuffle_labels: bool = False  # shuffle the training labels: nothing can be learned then
+    corruption: str = ""  # damage to the held-out images, one of `experiments.data.corruptions.KINDS`
+    severity: Annotated[int, Range(low=1, high=5)] = 1  # of that damage
     length: Annotated[int, Range(low=2, high=2**16)] = 32  # of a sequence (`text`, `copy`, `reverse`, `sort`)
 
 
@@ -60,6 +64,13 @@ class RegularizersConfig:
     """What keeps a model from learning the examples by heart."""
 
     label_smoothing: Annotated[float, Range(low=0, high=1)] = 0.0  # the part of a label that all classes share
+    l1: Strength = 0.0  # times the sum of absolute weights, in what is minimized
+    l2: Strength = 0.0  # times half the sum of squared weights, in what is minimized
+    weight_decay: Strength = 0.0  # this part of a weight, times the learning rate, is taken away in each step (AdamW)
+    decay_norms: bool = False  # whether those three also reach the scales and biases of norms
+    clip_norm: Positive | None = None  # the largest norm of the gradient of all weights together
+    clip_adaptive: Positive | None = None  # the largest norm of a unit's gradient, as a part of that of its weights
+    average: Annotated[float, Range(low=0, high=1)] = 0.0  # of averaged weights, the part that a step keeps; 0: none
 
 
 @dataclasses.dataclass(frozen=True)

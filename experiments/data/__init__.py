@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.cli.errors import UserError, short
+from experiments.cli.errors import UserError, chosen, short
 from experiments.config import DataConfig
 from experiments.config.own import chosen_or_own
-from experiments.data import digits, idx, sequences, text
+from experiments.data import corruptions, digits, idx, sequences, text
 from experiments.data.examples import CLASSES as CLASSES
 from experiments.data.examples import Batch as Batch
 from experiments.data.examples import Data as Data
@@ -25,6 +25,7 @@ from experiments.data.examples import take as take
 SETS: dict[str, Callable[[DataConfig], Data]] = {
     "digits": digits.load,
     "idx": idx.load,
+    "fashion_mnist": idx.load_fashion,
     "text": text.load,
     **sequences.SETS,
 }
@@ -51,7 +52,20 @@ def load_data(config: DataConfig) -> Data:
                 f"{', '.join(f'`{n}`' for n in train)}; leave it out."
             )
         train = {**train, "label": np.random.RandomState(1).permutation(train["label"])}
-    return data._replace(train=train, held_out=take(data.held_out, config.eval_examples))
+    held_out = _damaged(data.held_out, config) if config.corruption else data.held_out
+    return data._replace(train=train, held_out=take(held_out, config.eval_examples))
+
+
+def _damaged(examples: Examples, config: DataConfig) -> Examples:
+    chosen(corruptions.KINDS, config.corruption, "config.data.corruption")
+    if "image" not in examples:
+        raise UserError(
+            f"`config.data.corruption` damages images, but `config.data.name={config.name}` has none; leave it out."
+        )
+    return {
+        **examples,
+        "image": corruptions.corrupted(np.asarray(examples["image"]), config.corruption, config.severity),
+    }
 
 
 def _loaded(load: Callable[[DataConfig], Data], config: DataConfig) -> Data:

@@ -20,6 +20,7 @@ DIGEST_SIZE = 16  # bytes
 KEYS = ("step", "train/loss", "train/accuracy", "eval/loss", "eval/accuracy")  # of a classification
 NEEDED = ("step", "train/loss", "eval/loss")  # of every task
 RECALIBRATED = "recalibrated"  # what the held-out examples give with statistics of some batches of training
+AVERAGED = "averaged"  # what they give with averaged weights
 MORE = (f"{RECALIBRATED}/loss", f"{RECALIBRATED}/accuracy")  # of a run that is evaluated with them, too
 
 

@@ -7,10 +7,15 @@ from jax import Array
 from jax.nn import logsumexp
 
 from experiments.results.curves import Line, Panel
-from experiments.results.records import RECALIBRATED, Record, splits
+from experiments.results.records import AVERAGED, RECALIBRATED, Record, splits
 from experiments.tasks.task import Sums, View
 
-LABELS = {"train": "training", "eval": "held out", RECALIBRATED: "held out, recalibrated"}
+LABELS = {
+    "train": "training",
+    "eval": "held out",
+    RECALIBRATED: "held out, recalibrated",
+    AVERAGED: "held out, averaged",
+}
 FORMATS = {"loss": "7.4f", "accuracy": ".4f"}
 
 
@@ -56,8 +61,8 @@ def loss(record: Record, split: str) -> float:
 
 
 def verdict(record: Record, what: str, metric: str = "accuracy") -> str:
-    """A sentence with a metric of the held-out examples, and with recalibrated statistics where it is there."""
-    again = (
-        f", with recalibrated statistics {record[name]:.4f}" if (name := f"{RECALIBRATED}/{metric}") in record else ""
-    )
-    return f"{what} on the held-out examples: {record[f'eval/{metric}']:.4f}{again}."
+    """A sentence with a metric of the held-out examples, and of other ways to evaluate where they are there."""
+    ways = {RECALIBRATED: "recalibrated statistics", AVERAGED: "averaged weights"}
+    there = {way: f"{split}/{metric}" for split, way in ways.items() if f"{split}/{metric}" in record}
+    more = "".join(f", with {way} {record[name]:.4f}" for way, name in there.items())
+    return f"{what} on the held-out examples: {record[f'eval/{metric}']:.4f}{more}."

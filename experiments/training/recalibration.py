@@ -23,11 +23,21 @@ Measure = Callable[[Any, Mapping[str, Any]], Any]  # of a state and a batch: the
 
 
 def check(config: Config) -> None:
-    """Refuses a recalibration where there is nothing to recalibrate.
+    """Refuses a recalibration where there is nothing to recalibrate, and averaged weights without one where there is.
 
     Raises:
-      UserError: the norm is no batch norm.
+      UserError: the norm is no batch norm; or averaged weights would have the statistics of others.
     """
+    if config.regularizers.average and takes_state(config.model) and not config.eval.recalibrate:
+        way = (
+            "write `--config.eval.recalibrate=10`, for example"
+            if hands_out_moments(config.model)
+            else ("no other ones can be measured; write another norm, `--config.model.norm=batch` for example")
+        )
+        raise UserError(
+            f"`config.regularizers.average={config.regularizers.average}` averages weights, for which the running "
+            f"statistics of `config.model.norm={config.model.norm}` are not right: {way}."
+        )
     if config.eval.recalibrate and not (takes_state(config.model) and hands_out_moments(config.model)):
         raise UserError(
             f"`config.eval.recalibrate` must be 0 for `config.model.norm={config.model.norm}`, which has no running "

@@ -1,7 +1,7 @@
 """What is compiled: the initial state, a training step and an evaluation step, all pure."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,14 +10,17 @@ import optax
 from jax import Array
 
 import bnjax
-from experiments.config import Config, OptimizerConfig
+from bnjax.linen import Diagnosis
+from experiments.config import Config
 from experiments.data import Kind, Share
 from experiments.models import Job, make_network
 from experiments.models.network import Network, Tree, dtype_of
 from experiments.tasks import check_fits, classification, task_of
 from experiments.tasks.task import Sums, Task, View
 from experiments.training import noise
+from experiments.training.examination import examined
 from experiments.training.layouts import Layout, make_layout
+from experiments.training.optimizer import make_optimizer
 from experiments.training.recalibration import Measure, cast, check, evaluated_view, measure_step
 
 
@@ -30,6 +33,8 @@ class TrainState(NamedTuple):
     opt_state: Any
     key: Array | None = None
     """What random numbers are made of, of a run that draws any: the words of a random key, from its seed."""
+    average: Tree | None = None
+    """The exponential average of the parameters, of a run that keeps it."""
 
 
 class Program(NamedTuple):
@@ -43,6 +48,8 @@ class Program(NamedTuple):
     train_share: Share
     eval_share: Share
     """The share of this process of the batches of training and of evaluation."""
+    examine: Callable[[TrainState, Iterable[Mapping[str, Any]]], Diagnosis]
+    """What is wrong with the norms, by batches of training."""
 
 
 def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -56,9 +63,12 @@ def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence
     layout, task = make_layout(config, devices), task_of(config)
     train_share = layout.share(config.train.batch_size, layout.accumulate)
     network = make_network(config.model, job_of(task, kind), layout.norm(train_share.rows))
-    optimizer = make_optimizer(config.optimizer, total_steps)
-    init = functools.partial(init_state, network, optimizer, config.model.dtype, random=network.random or task.random)
-    train = layout.spread(functools.partial(train_step, network, optimizer, layout, task=task), donate=True)
+    optimizer = make_optimizer(config.optimizer, total_steps, config.regularizers)
+    average = config.regularizers.average
+    begin = functools.partial(init_state, random=network.random or task.random, average=bool(average))
+    init = functools.partial(begin, network, optimizer, config.model.dtype)
+    step = functools.partial(train_step, network, optimizer, layout, task=task, average=average)
+    train = layout.spread(step, donate=True)
     evaluate = layout.spread(functools.partial(eval_step, network, layout, task=task))
     measure = layout.spread(functools.partial(measure_step, network, layout, task=task))
     return Program(
@@ -68,6 +78,7 @@ def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence
         lambda state, batch: measure(state, layout.place(batch)),
         train_share,
         layout.share(config.train.eval_batch_size),
+        functools.partial(examined, network, optimizer, task),
     )
 
 
@@ -80,20 +91,15 @@ def job_of(task: Task, kind: Kind) -> Job:
     return Job(view.inputs, kind.classes, view.mask, outputs, task.options)
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """The optimizer of a config, with its schedule over `total_steps`."""
-    peak, warmup = config.learning_rate, min(config.warmup_steps, total_steps)
-    after = optax.constant_schedule(peak)
-    if config.schedule == "cosine" and warmup < total_steps:
-        after = optax.cosine_decay_schedule(peak, total_steps - warmup)
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
-    return optax.adam(schedule) if config.name == "adam" else optax.sgd(schedule, momentum=0.9, nesterov=True)
-
-
 def init_state(
-    network: Network, optimizer: optax.GradientTransformation, dtype: str, key: Array, random: bool = False
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    dtype: str,
+    key: Array,
+    random: bool = False,
+    average: bool = False,
 ) -> TrainState:
-    """What training begins with; `random` where it draws random numbers."""
+    """What training begins with; `random` where it draws random numbers, `average` where it averages weights."""
 
     def cast(t: Array) -> Array:
         return t.astype(dtype) if jnp.issubdtype(t.dtype, jnp.inexact) else t
@@ -101,8 +107,10 @@ def init_state(
     params, stats = network.init(key)
     params = jax.tree.map(cast, params)
     stats = jax.tree.map(lambda t: cast(t) if t.ndim else t, stats)  # what counts steps would stop in half precision
-    noise = jax.random.key_data(jax.random.fold_in(key, 1)) if random else None
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), noise)
+    words = jax.random.key_data(jax.random.fold_in(key, 1)) if random else None
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, stats, optimizer.init(params), words, params if average else None
+    )
 
 
 def train_step(
@@ -112,6 +120,7 @@ def train_step(
     state: TrainState,
     batch: Mapping[str, Array],
     task: Task = classification.TASK,
+    average: float = 0.0,
 ) -> tuple[TrainState, Sums]:
     """One step down the mean loss of what counts; written for one part of the batch, see `Layout`."""
     drawn = noise.of_step(state, batch)
@@ -133,7 +142,10 @@ def train_step(
     stats = moments  # as the norms stepped them
     if network.hands_out:
         stats = bnjax.update_batch_stats(state.batch_stats, layout.pooled(moments))
-    return state._replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state), sums
+    new = state._replace(step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state)
+    if average:
+        new = new._replace(average=optax.incremental_update(params, state.average, 1 - average))
+    return new, sums
 
 
 def eval_step(

@@ -16,7 +16,8 @@ from experiments.models import Job, make_network
 from experiments.tasks import classes, classification
 from experiments.tasks.task import View
 from experiments.training.layouts import make_layout
-from experiments.training.steps import eval_step, init_state, make_optimizer, train_step
+from experiments.training.optimizer import make_optimizer
+from experiments.training.steps import eval_step, init_state, train_step
 from tests.kit.comparison import assert_trees_close
 
 SHAPE, CLASSES, BATCH = (8, 12, 2), 5, 6

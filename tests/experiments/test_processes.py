@@ -116,7 +116,7 @@ def program_of(devices, config=CONFIG):
 
 
 class Quiet:
-    advance = line = staticmethod(lambda *_: None)
+    advance = line = record = staticmethod(lambda *_: None)
 
 
 def restored(workdir, program):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from tensorboardX.proto.event_pb2 import Event
 
 from experiments import train
 from experiments.cli.errors import UserError
@@ -213,15 +214,31 @@ def test_a_run_of_another_task_is_interrupted_and_goes_on(tmp_path, capsys):
     config = config_of("masked_language_model", dtype="float32")
     config = dataclasses.replace(config, train=TrainConfig(epochs=2, batch_size=43, eval_batch_size=7))
     (tmp_path / "a.json").write_text(to_json(config))
-    argv = [f"--config={tmp_path}/a.json"]
-    train.main([*argv, f"--workdir={tmp_path}/whole"])
+    train.main([f"--config={tmp_path}/a.json", f"--workdir={tmp_path}/whole", "--tensorboard"])
     said = " ".join(capsys.readouterr().out.split())
     whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert f"Perplexity on the held-out examples: {whole[-1]['eval/perplexity']:.4f}." in said
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "4")
-    train.main(["--resume", f"--workdir={tmp_path}/broken", "--config.parallel.layout=shard_map"])
+    train.main(["--resume", f"--workdir={tmp_path}/broken", "--config.parallel.layout=shard_map", "--tensorboard"])
     again = read_metrics(tmp_path / "broken" / "metrics.jsonl")
     assert [r["step"] for r in again] == [2, 4]
     for name, value in whole[-1].items():
         np.testing.assert_allclose(again[-1][name], value, rtol=1e-5)
+    first, second = map(events, sorted((tmp_path / "broken" / "tensorboard").iterdir()))
+    expected = [{k: pytest.approx(v, rel=1e-6) for k, v in r.items() if k != "step"} for r in whole]
+    assert first[1] == {2: expected[0], 4: expected[1]}
+    assert second == (4, {4: {k: pytest.approx(v, rel=1e-5) for k, v in whole[1].items() if k != "step"}})
+
+
+def events(file):
+    """What a file of TensorBoard's holds: from which step it replaces what was before, and scalars by step."""
+    content, purged, scalars = file.read_bytes(), None, {}
+    while content:
+        size = int.from_bytes(content[:8], "little")
+        event, content = Event.FromString(content[12 : 12 + size]), content[16 + size :]
+        if event.HasField("session_log"):
+            purged = event.step
+        for value in event.summary.value:
+            scalars.setdefault(event.step, {})[value.tag] = value.simple_value
+    return purged, scalars

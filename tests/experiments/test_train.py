@@ -272,7 +272,7 @@ def digits(tmp_path_factory):
     program = run.program_of(base, load_data(base.data))
 
     class Quiet:
-        advance = line = staticmethod(lambda *_: None)
+        advance = line = record = staticmethod(lambda *_: None)
 
     def final_accuracy(config):
         workdir = tmp_path_factory.mktemp("digits")
