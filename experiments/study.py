@@ -87,8 +87,7 @@ def measure(study: Study, arguments: Arguments, workdir: Path) -> Evidence:
                 report.line(f"To continue: {again}{' --quick' if arguments.quick else ''}")
                 raise
             report.advance()
-        _write(study, rows, arguments, workdir, report)
-    return Evidence(rows)
+        return _written(study, rows, arguments, workdir, report)
 
 
 def _cell(study: Study, settings: Settings, seeds: Sequence[int], folder: Path) -> list[Row]:
@@ -103,13 +102,17 @@ def _cell(study: Study, settings: Settings, seeds: Sequence[int], folder: Path) 
     return rows
 
 
-def _write(study: Study, rows: Sequence[Row], arguments: Arguments, workdir: Path, report: Report) -> None:
-    evidence.save(workdir / f"{study.name}.csv", rows)
-    write_text(workdir / f"{study.name}.html", study_page.study_page(study, Evidence(rows)))
+def _written(study: Study, rows: Sequence[Row], arguments: Arguments, workdir: Path, report: Report) -> Evidence:
+    """The rows as they come back from their file, of which the page is made, too."""
+    file = workdir / f"{study.name}.csv"
+    evidence.save(file, rows)
+    found = evidence.load(file)
+    write_text(workdir / f"{study.name}.html", study_page.study_page(study, found))
     report.line(f"The page: {workdir / f'{study.name}.html'}")
     if arguments.write:
         FOLDER.mkdir(exist_ok=True)
         evidence.save(FOLDER / f"{study.name}.csv", rows)
+    return found
 
 
 def commit() -> str:

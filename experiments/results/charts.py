@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.results.tables import Table
+
 Rows = Sequence[Mapping[str, Any]]
 HEIGHT = 260  # pixels; the width is the page's
 # Told apart by people who see colours differently, on white and on black (Okabe and Ito).
@@ -40,6 +42,15 @@ def lines(
         # After the lines, or the legend would be that of the intervals, which takes no clicks.
         parts.append(base.mark_rule(strokeWidth=2).encode(y=bars, y2="high:Q"))
     return _finished(alt.layer(*parts))
+
+
+def table(rows: Rows, *, x: str, y: str, line: str, title: str) -> Table:
+    """The figures of `lines`: a row for each line, a column for each `x`, the mean with its interval."""
+    columns = sorted({row[x] for row in rows})
+    found = {(row[line], row[x]): f"{row[y]:.3g} [{row['low']:.3g}, {row['high']:.3g}]" for row in rows}
+    names = dict.fromkeys(row[line] for row in rows)
+    cells = [[name, *(found.get((name, column), "") for column in columns)] for name in names]
+    return Table(title, ["", *(f"{column} {x}" for column in columns)], cells)
 
 
 def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[str], slider: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.results.claims import Claim
 from experiments.results.evidence import Evidence, Measured
+from experiments.results.tables import Table
 
 Settings = Mapping[str, Any]  # of a cell; plain numbers and words
 
@@ -17,6 +18,8 @@ class Chart(NamedTuple):
     title: str
     text: str
     spec: Mapping[str, Any]
+    table: Table | None = None
+    """The figures of the picture."""
 
 
 class Study(NamedTuple):

@@ -27,7 +27,8 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(-
 .verdict { font-weight: 700; } .more { display: block; font-size: .9rem; opacity: .85; }
 .chart, .wide { overflow-x: auto; } .chart svg { max-width: 100%; height: auto; }
 .vega-embed { width: 100%; } .vega-bindings { font-size: .95rem; padding: .3rem 0; } .vega-bind input { width: 60%; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { border: 1px solid var(--line); padding: .2rem .5rem; }
+table { border-collapse: collapse; font-size: .85rem; }
+caption { text-align: left; } th, td { border: 1px solid var(--line); padding: .2rem .5rem; }
 td { text-align: right; font-variant-numeric: tabular-nums; } th { text-align: left; background: var(--soft); }
 pre { background: var(--soft); padding: .6rem; overflow-x: auto; } footer { font-size: .85rem; opacity: .8; }
 @media (max-width: 30rem) { body { padding: .6rem; font-size: 15px; } }
@@ -122,10 +123,11 @@ def _chart(i: int, chart: Chart) -> str:
     """A chart, and in its place a picture where there is no JavaScript."""
     name = f"spec{i}"
     spec = json.dumps(chart.spec).replace("</", "<\\/")
+    table = f'<div class="wide">{chart.table.html()}</div>' if chart.table else ""
     return (
         f"<h3>{escape(chart.title)}</h3>\n<p>{escape(chart.text)}</p>\n"
         f'<div class="chart" data-spec="{name}">{_svg(json.dumps(chart.spec))}</div>\n'
-        f'<script type="application/json" id="{name}">{spec}</script>'
+        f'<script type="application/json" id="{name}">{spec}</script>\n{table}'
     )
 
 

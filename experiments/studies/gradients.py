@@ -278,6 +278,7 @@ def pictures(evidence: Evidence) -> list[Chart]:
                 "Accuracy on the held-out digits after training, sigmoid networks. A line is the mean over the seeds, "
                 "with its 95 % interval. Click a norm in the legend to fade the others.",
                 charts.lines(rows, x="layers", y="accuracy", colour="norm", order=NORMS),
+                charts.table(rows, x="layers", y="accuracy", line="norm", title="Accuracy, mean and 95 % interval"),
             )
         )
     if rows := _map(evidence):
@@ -296,6 +297,9 @@ def pictures(evidence: Evidence) -> list[Chart]:
                 "By which factor gradients grow a layer, towards the first layer, before training; 1 is neither growth "
                 "nor decay.",
                 charts.lines(rows, x="examples", y="growth", colour="norm", order=NORMS[1:3], log_x=True),
+                charts.table(
+                    rows, x="examples", y="growth", line="norm", title="Growth a layer, mean and 95 % interval"
+                ),
             )
         )
     return found
