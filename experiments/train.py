@@ -13,6 +13,7 @@ from experiments.data import check_sizes, load_data
 from experiments.tasks import task_of
 from experiments.training import processes, recalibration, run
 from experiments.training.board import Board, check_board
+from experiments.training.examination import hint
 from experiments.training.layouts import make_layout
 from experiments.training.pictures import save_curves
 from experiments.training.processes import Distributed
@@ -59,6 +60,8 @@ def main(argv: Sequence[str]) -> None:
             save_curves(workdir / "curves.png", records, run.title(config, workdir), task)
         seconds = time.monotonic() - began
         report.line(f"{task.verdict(records[-1])} {seconds:.0f} s; everything is in {workdir}.")
+        if said := hint(records[-1], config, workdir):
+            report.line(said)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,9 @@ from flax import linen as nn
 from flax import nnx
 from jax import Array
 
+from bnjax import linen as bnn
 from bnjax import nnx as bnnx
+from bnjax.linen import Diagnosis
 from experiments.models.dropout import ByExample, Noise, by_example
 
 Tree = Mapping[str, Any]
@@ -50,6 +52,8 @@ class Network(NamedTuple):
     """Whether `measure` returns moments."""
     random: bool = False
     """Whether it takes `noise`. Without it nothing is dropped."""
+    examine: Callable[..., Diagnosis] | None = None
+    """`examine(params, stats, batches, tx)`: what is wrong with its norms, by batches of pairs `(x, mask)`."""
 
 
 def linen_network(model: nn.Module, job: Job, *, takes_mask: bool = True, random: bool = False) -> Network:
@@ -77,8 +81,15 @@ def linen_network(model: nn.Module, job: Job, *, takes_mask: bool = True, random
             )
         return outputs.astype(dtype_of(params)), new.get(out, {})
 
+    def evaluated(model: Any, batch: Any) -> Any:
+        return model(batch[0], **keywords(False, batch[1]))
+
+    def examine(params: Tree, stats: Tree, batches: Iterable[Any], tx: Any) -> Diagnosis:
+        variables = {"params": params, "batch_stats": stats}
+        return bnn.doctor(model, variables, batches, call=evaluated, tx=tx)
+
     measure = functools.partial(call, train=True, out="batch_moments")
-    return Network(init, functools.partial(call, out="batch_stats"), measure, random=random)
+    return Network(init, functools.partial(call, out="batch_stats"), measure, random=random, examine=examine)
 
 
 def dtype_of(params: Tree) -> Any:
@@ -113,7 +124,14 @@ def nnx_network(make: Callable[[nnx.Rngs], nnx.Module], *, takes_mask: bool = Tr
             outputs = net(x, **how)
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
-    return Network(init, call, functools.partial(call, train=True, moments=True), random=random)
+    def evaluated(net: Any, batch: Any) -> Any:
+        return net(batch[0], **({"train": False, "mask": batch[1]} if takes_mask else {"train": False}))
+
+    def examine(params: Tree, stats: Tree, batches: Iterable[Any], tx: Any) -> Diagnosis:
+        net = nnx.merge(graph, params, stats, _seeded(rngs, None))
+        return bnnx.doctor(net, batches, call=evaluated, tx=tx)
+
+    return Network(init, call, functools.partial(call, train=True, moments=True), random=random, examine=examine)
 
 
 def _seeded(rngs: nnx.State, noise: Noise | None) -> nnx.State:

@@ -4,12 +4,14 @@ import hashlib
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -224,3 +226,35 @@ def last_arrays(directory: Path) -> dict[str, np.ndarray]:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
     arrays = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return {jax.tree_util.keystr(name): leaf for name, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+
+
+def last_state(directory: Path, like: Any) -> Any:
+    """`like` with the parameters and statistics of the last checkpoint in a folder, which is only read.
+
+    Raises:
+      UserError: there is none, or it is of another model.
+    """
+    try:
+        arrays = {_plain(name): array for name, array in last_arrays(directory).items()}
+        new = {part: _filled(getattr(like, part), part, arrays) for part in ("params", "batch_stats")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"`{directory}` must hold a checkpoint of this run, but none can be read: {type(error).__name__} {error}. "
+            "A run writes one after each epoch."
+        ) from error
+    return like._replace(**new)
+
+
+def _filled(tree: Any, part: str, arrays: Mapping[str, Any]) -> Any:
+    def array(path: Any, leaf: Any) -> Any:
+        found = arrays[f"/{part}{_plain(jax.tree_util.keystr(path))}"]
+        if found.shape != leaf.shape:
+            raise ValueError(f"an array of shape {found.shape} where the model has {leaf.shape}")
+        return jnp.asarray(found, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(array, tree)
+
+
+def _plain(name: str) -> str:
+    """`['params'][0]` as `/params/0`, whatever holds it."""
+    return re.sub(r"\['?([^'\]]*)'?\]|\.(\w+)", lambda found: f"/{found[1] or found[2]}", name)

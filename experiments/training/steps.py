@@ -1,7 +1,7 @@
 """What is compiled: the initial state, a training step and an evaluation step, all pure."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ import optax
 from jax import Array
 
 import bnjax
+from bnjax.linen import Diagnosis
 from experiments.config import Config
 from experiments.data import Kind, Share
 from experiments.models import Job, make_network
@@ -17,6 +18,7 @@ from experiments.models.network import Network, Tree, dtype_of
 from experiments.tasks import check_fits, classification, task_of
 from experiments.tasks.task import Sums, Task, View
 from experiments.training import noise
+from experiments.training.examination import examined
 from experiments.training.layouts import Layout, make_layout
 from experiments.training.optimizer import make_optimizer
 from experiments.training.recalibration import Measure, cast, check, evaluated_view, measure_step
@@ -46,6 +48,8 @@ class Program(NamedTuple):
     train_share: Share
     eval_share: Share
     """The share of this process of the batches of training and of evaluation."""
+    examine: Callable[[TrainState, Iterable[Mapping[str, Any]]], Diagnosis]
+    """What is wrong with the norms, by batches of training."""
 
 
 def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence[jax.Device] | None = None) -> Program:
@@ -74,6 +78,7 @@ def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence
         lambda state, batch: measure(state, layout.place(batch)),
         train_share,
         layout.share(config.train.eval_batch_size),
+        functools.partial(examined, network, optimizer, task),
     )
 
 

@@ -123,6 +123,7 @@ BIAS = ("a", "bias-before-norm", "note")
 # Variables, what else is given, and all that is found.
 FAULTS = {
     "none": (healthy, {}, {}),
+    "chance": (healthy, {"batches": [BATCHES[0][:16]]}, {}),
     "never-updated": (
         lambda: put("batch_stats/a", lambda s: {"mean": 0 * s["mean"], "var": 0 * s["var"] + 1}, again=False),
         {}, {("a", "never-updated", "error")},

@@ -106,12 +106,13 @@ class _Gap:
     """How much the outputs in both flows differ."""
 
     def __init__(self) -> None:
-        self._apart, self._spread = 0.0, 0.0
+        self._apart, self._spread, self._examples = 0.0, 0.0, 1
 
     def add(self, by_batch: Any, by_running: Any) -> None:
         """The outputs of one more batch."""
         for a, b in zip(jax.tree.leaves(by_batch), jax.tree.leaves(by_running), strict=True):
             if jnp.issubdtype(jnp.result_type(a), jnp.inexact):
+                self._examples = max(self._examples, *jnp.shape(a)[:1], 1)
                 apart, spread = jax.device_get(_apart(a, b))
                 self._apart, self._spread = self._apart + float(apart), self._spread + float(spread)
 
@@ -123,11 +124,16 @@ class _Gap:
     def findings(self, others: Sequence[Finding], norms: Sequence[Norm]) -> list[Finding]:
         """The finding, where nothing else explains it; with the norm whose statistics are the furthest off."""
         explained = any(f.code in EXPLAINS and (f.code == "few-values" or f.severity != "note") for f in others)
-        if explained or not self.relative > limits.GAP:
+        limit = max(limits.GAP, limits.GAP_CHANCE / self._examples**0.5)
+        if explained or not self.relative > limit:
             return []
         off = {norm.path: offs(norm) for norm in norms if norm.measured}
-        evidence = {"furthest_off": max(off, key=lambda path: max(off[path].values(), default=0))} if off else {}
-        return [finding("", "train-eval-gap", "warning", outputs_differ=self.relative, **evidence)]
+        evidence: dict[str, Any] = (
+            {"furthest_off": max(off, key=lambda path: max(off[path].values(), default=0))} if off else {}
+        )
+        several = [norm.path for norm in norms if norm.batches.calls > len(norm.batches)]
+        evidence |= {"called_several_times": ", ".join(several)} if several else {}
+        return [finding("", "train-eval-gap", "warning", outputs_differ=self.relative, limit=limit, **evidence)]
 
 
 @jax.jit

@@ -40,7 +40,8 @@ REMEDIES = {
     "bias-before-norm": "The norm takes the bias of the layer before away again. Write `use_bias=False` in that "
     "layer.",
     "train-eval-gap": "By its running statistics the model gives other outputs than by those of the batch, and no "
-    "norm is to blame alone. Shuffle the batches, or measure all of them together: `recalibrate`.",
+    "norm is to blame alone. Shuffle the batches, give each place a norm of its own, or measure all batches together: "
+    "`recalibrate`.",
 }  # fmt: skip
 
 

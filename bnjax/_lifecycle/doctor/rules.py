@@ -37,10 +37,10 @@ def stale(norm: Norm) -> Said:
         return None
     found, noise = offs(norm), _noise(norm)
     mean, factor = found["mean_off"], found["var_factor"]
-    off = mean > limits.MEAN_OFF + noise[0] or np.log(factor) > np.log(limits.VAR_FACTOR) + noise[1]
+    off = mean > max(limits.MEAN_OFF, noise[0]) or np.log(factor) > max(np.log(limits.VAR_FACTOR), noise[1])
     if not off or _explained_by_dropout(norm, mean, factor):
         return None
-    far = mean > limits.MEAN_FAR + noise[0] or np.log(factor) > np.log(limits.VAR_FAR) + noise[1]
+    far = mean > max(limits.MEAN_FAR, noise[0]) or np.log(factor) > max(np.log(limits.VAR_FAR), noise[1])
     return "error" if far else "warning", found
 
 
