@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
-from flax.errors import FlaxError
+from flax.errors import FlaxError, ModifyScopeVariableError
 
-from experiments.cli.errors import UserError, short, shown
+from experiments.cli.errors import UserError, short
 from experiments.config import ModelConfig
 from experiments.models.network import Job, Network, linen_network, nnx_network
 from experiments.models.norms import choice_of, hands_out_moments
@@ -47,10 +47,7 @@ def built(build: Callable[..., Any], config: ModelConfig, job: Job, batch: Mappi
     except ERRORS as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(
-            f"`{name}` with `config.model.norm={config.norm}` does not take {described(job.inputs)}: "
-            f"{shown(str(error))}"
-        ) from error
+        raise UserError(_why(error, name, config, job)) from error
     if stats and batch and "norm" not in takes:
         raise UserError(
             f"`{name}` has running statistics, but takes no `norm` that knows of the other devices; give it one, or "
@@ -65,6 +62,16 @@ def offers(config: ModelConfig, job: Job) -> dict[str, Any]:
     one = next(iter(jax.tree.leaves(job.inputs))).shape[1:] or (1,)
     facts = {"classes": job.classes, "vocabulary": job.classes, "inputs": math.prod(one), "channels": one[-1]}
     return {**job.options, **facts, "length": one[0], "dtype": jnp.dtype(config.dtype), **said}
+
+
+def _why(error: Exception, name: str, config: ModelConfig, job: Job) -> str:
+    said = " ".join(str(error).split())[:1000]  # of a norm that cannot sit there, with all that can
+    if isinstance(error, ModifyScopeVariableError) and "batch_stats" in said:
+        return (
+            f"`{name}` has a batch norm that does not hand out what it measures, as Flax's. Use that of `bnjax.linen` "
+            "or `bnjax.nnx`, which take the same arguments, or the `norm` that it can be given."
+        )
+    return f"`{name}` with `config.model.norm={config.norm}` does not take {described(job.inputs)}: {said}"
 
 
 def described(inputs: Any) -> str:
@@ -127,8 +134,5 @@ def _check(network: Network, name: str, job: Job, config: ModelConfig) -> bool:
             f"{described(job.inputs)}, but they are {_axes(outputs)}."
         )
     if hands_out_moments(config) and jax.tree.leaves(stats) and not jax.tree.leaves(moments):
-        raise UserError(
-            f"`{name}` has a batch norm that does not hand out what it measures, as Flax's. Use that of "
-            "`bnjax.linen` or `bnjax.nnx`, which take the same arguments, or the `norm` that it can be given."
-        )
+        raise ModifyScopeVariableError("batch_stats", name, "")  # as Flax says it where it can
     return bool(jax.tree.leaves(stats))

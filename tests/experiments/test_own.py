@@ -59,7 +59,8 @@ def get_config():
         ("task=lambda config: 1", "`config.task` is <function .*define it there, outside of `get_config..`"),
         ("task='nowhere.py:x'", "`config.task` names the file `nowhere.py`, which is not there"),
         ("task=f'{__file__}:missing'", r"`config.task=.*:missing`: the file `.*a.py` has no `missing`"),
-        ("task=f'{__file__}:get_config'", r"`config.task=.*` must be .*Task"),
+        ("task=f'{__file__}:nn'", r"`config.task=.*` must be .*Task.* but it is <module"),
+        ("task=f'{__file__}:get_config'", r"`config.task=.*` fails: TypeError: get_config.. takes 0 positional"),
         ("data=DataConfig(name=f'{__file__}:Config')", r"must be a function of a config that returns .* gave Config"),
         ("model=ModelConfig(name=Net)", r"`config.model.name=.*:Net` .* does not take inputs \(n, 8, 8, 1\)"),
     ],
@@ -166,7 +167,7 @@ def test_what_a_model_has_not_is_refused_and_not_left_out():
         make_network(ModelConfig(size="small"), JOB)
     with pytest.raises(UserError, match=r"`norm` 'instance' cannot sit at features .* Choose one of none, batch"):
         make_network(ModelConfig(name="mlp", norm="instance"), JOB)
-    with pytest.raises(UserError, match=r"`config.model.name` with `config.model.api=nnx` must be one of `article_cnn`"):
+    with pytest.raises(UserError, match=r"`config.model.api=nnx` must be one of `article_cnn`, `mlp`, .*'vgg'"):
         make_network(ModelConfig(name="vgg", api="nnx"), JOB)
 
 
