@@ -548,7 +548,7 @@ MUTANTS = [
     ),
     Mutant(
         "doctor: one cause, two findings", "_lifecycle/doctor/examine.py",
-        "if explained or not self", "if not self",
+        "if any(map(_explains, others)) or not self", "if not self",
         "lifecycle/test_doctor.py::test_a_fault_is_found_where_it_is_and_nothing_else[linen-stale]",
     ),
     Mutant(

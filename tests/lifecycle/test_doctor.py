@@ -10,12 +10,14 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from bnjax import linen as bl
 from bnjax import nnx as bx
 from bnjax._lifecycle.doctor.facts import Batches
 from bnjax._lifecycle.doctor.picture import figure
-from tests.kit import models_linen, population, references
+from tests.kit import devices, models_linen, population, references
 from tests.kit.models_linen import LINEN
 
 RNG = np.random.default_rng(0)
@@ -165,6 +167,10 @@ FAULTS = {
         lambda: put("params/first/kernel", lambda t: t * np.float32("nan"), again=False),
         {}, {("a", "not-finite", "error")},
     ),
+    "nan at the end": (
+        lambda: put("params/head/bias", lambda t: t * np.float32("nan"), again=False),
+        {}, {("", "not-finite", "error")},
+    ),
     "decayed": (
         healthy, {"tx": optax.adamw(optax.linear_schedule(0, 1e-3, 10))},
         {("a", "decayed", "warning"), ("b", "decayed", "warning")},
@@ -246,6 +252,26 @@ def test_every_pair_of_a_state_is_measured_or_said_why_not(name):
     foreign = {path for path in want if "other" in path}
     assert set(diagnosis.report.refused) == foreign
     assert all(f"Not measured: {path}" in str(diagnosis) for path in foreign)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_four_devices_are_one(kind):
+    mesh, want = devices.mesh(4, kind=kind), diagnosed("linen", FAULTS["stale"][0]())
+    with jax.set_mesh(mesh):
+        variables = jax.device_put(FAULTS["stale"][0](), NamedSharding(mesh, P()))
+        spread = [jax.device_put(x, NamedSharding(mesh, P("d"))) for x in BATCHES]
+        got = diagnosed("linen", variables, spread)
+    assert found(got) == found(want) == {("a", "stale", "error")}
+    np.testing.assert_allclose(got.outputs_differ, want.outputs_differ, rtol=1e-5)
+
+
+def test_padded_examples_count_for_nothing():
+    rest = RNG.normal(50, 9, (8, 6)).astype(np.float32)
+    padded = [np.concatenate([x, rest]) for x in BATCHES]
+    diagnosis = diagnosed("linen", healthy(), padded, valid=lambda batch: jnp.arange(72) < 64)
+    assert diagnosis.report["a"].evidence["values"] == 64
+    assert diagnosis.findings == ()
+    np.testing.assert_allclose(diagnosis.outputs_differ, diagnosed("linen", healthy()).outputs_differ, rtol=1e-4)
 
 
 def test_norms_without_a_state_and_no_norms():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Diagnosis:
         parts = [_rows(self.findings)] if self.findings else ["No findings."]
         remedies = {f.code: f.remedy for f in self.findings}
         parts += [textwrap.fill(f"{code}: {remedy}", WIDTH) for code, remedy in remedies.items()]
-        if self.outputs_differ is not None:
+        if self.outputs_differ is not None and math.isfinite(self.outputs_differ):
             parts.append(
                 f"Outputs by the running statistics and by those of the batch differ by {self.outputs_differ:.2g} of "
                 "their standard deviation."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -71,7 +72,7 @@ def examine(subject: Subject, batches: Iterable[Any]) -> Diagnosis:
         valid = valid_of(subject.valid, batch)
         found, by_batch = subject.passes.run(pairs, nothing, batch, valid, "batch")
         _, by_running = subject.passes.run(pairs, nothing, batch, valid, "running")
-        gap.add(by_batch, by_running)
+        gap.add(by_batch, by_running, valid)
         found = jax.device_get(found)
         for norm in norms:
             if norm.path in found:
@@ -108,12 +109,12 @@ class _Gap:
     def __init__(self) -> None:
         self._apart, self._spread, self._examples = 0.0, 0.0, 1
 
-    def add(self, by_batch: Any, by_running: Any) -> None:
+    def add(self, by_batch: Any, by_running: Any, valid: Any) -> None:
         """The outputs of one more batch."""
         for a, b in zip(jax.tree.leaves(by_batch), jax.tree.leaves(by_running), strict=True):
             if jnp.issubdtype(jnp.result_type(a), jnp.inexact):
                 self._examples = max(self._examples, *jnp.shape(a)[:1], 1)
-                apart, spread = jax.device_get(_apart(a, b))
+                apart, spread = jax.device_get(_apart(a, b, _of_outputs(valid, jnp.shape(a))))
                 self._apart, self._spread = self._apart + float(apart), self._spread + float(spread)
 
     @property
@@ -123,25 +124,39 @@ class _Gap:
 
     def findings(self, others: Sequence[Finding], norms: Sequence[Norm]) -> list[Finding]:
         """The finding, where nothing else explains it; with the norm whose statistics are the furthest off."""
-        explained = any(f.code in EXPLAINS and (f.code == "few-values" or f.severity != "note") for f in others)
+        if not math.isfinite(self.relative) and all(f.code != "not-finite" for f in others):
+            return [finding("", "not-finite", "error", where="outputs")]
         limit = max(limits.GAP, limits.GAP_CHANCE / self._examples**0.5)
-        if explained or not self.relative > limit:
+        if any(map(_explains, others)) or not self.relative > limit:
             return []
-        off = {norm.path: offs(norm) for norm in norms if norm.measured}
-        evidence: dict[str, Any] = (
-            {"furthest_off": max(off, key=lambda path: max(off[path].values(), default=0))} if off else {}
-        )
-        several = [norm.path for norm in norms if norm.batches.calls > len(norm.batches)]
-        evidence |= {"called_several_times": ", ".join(several)} if several else {}
-        return [finding("", "train-eval-gap", "warning", outputs_differ=self.relative, limit=limit, **evidence)]
+        evidence: dict[str, Any] = {"outputs_differ": self.relative, "limit": limit}
+        off = {norm.path: o["mean_off"] + math.log(o["var_factor"]) for norm in norms if (o := offs(norm))}
+        if off:
+            evidence["furthest_off"] = max(off, key=lambda path: off[path])
+        if several := [norm.path for norm in norms if norm.batches.calls > len(norm.batches)]:
+            evidence["called_several_times"] = ", ".join(several)
+        return [finding("", "train-eval-gap", "warning", **evidence)]
+
+
+def _explains(other: Finding) -> bool:
+    return other.code in EXPLAINS and (other.code == "few-values" or other.severity != "note")
+
+
+def _of_outputs(valid: Any, shape: tuple[int, ...]) -> Any:
+    """Which outputs of that shape count: of valid examples, or of valid positions where there is one for each."""
+    while valid is not None and valid.shape != shape[: valid.ndim]:
+        valid = valid.any(-1) if valid.ndim > 1 else None
+    return None if valid is None else valid.reshape(valid.shape + (1,) * (len(shape) - valid.ndim))
 
 
 @jax.jit
-def _apart(by_batch: Any, by_running: Any) -> tuple[Any, Any]:
+def _apart(by_batch: Any, by_running: Any, valid: Any) -> tuple[Any, Any]:
     """Sums of squares: of the difference, and of the outputs about their mean over the examples."""
-    wide = [jnp.asarray(t, jnp.promote_types(t.dtype, jnp.float32)) for t in (by_batch, by_running)]
-    centre = wide[0].mean(0, keepdims=True) if wide[0].ndim > 1 and len(wide[0]) > 1 else 0
-    return tuple(jnp.sum(jnp.abs(t) ** 2) for t in (wide[0] - wide[1], wide[0] - centre))  # type: ignore[return-value]
+    a, b = (jnp.asarray(t, jnp.promote_types(t.dtype, jnp.float32)) for t in (by_batch, by_running))
+    several = a.ndim > 1 and len(a) > 1
+    centre = a.mean(0, keepdims=True, where=valid) if several else jnp.zeros_like(a)
+    apart, spread = (jnp.sum(jnp.abs(t) ** 2, where=valid) for t in (a - b, a - centre))
+    return apart, spread
 
 
 def of_optimizer(tx: Any, params: Any, mask: Any) -> list[Finding]:

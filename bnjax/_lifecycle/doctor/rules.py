@@ -28,7 +28,7 @@ def never_updated(norm: Norm) -> Said:
     """The state of the beginning, of a norm that is run."""
     if not norm.state or not norm.called or (norm.state["mean"] != 0).any() or (norm.state["var"] != 1).any():
         return None
-    return "error", offs(norm) if norm.measured else {"mean": 0.0, "var": 1.0}
+    return "error", offs(norm)
 
 
 def stale(norm: Norm) -> Said:
@@ -46,7 +46,7 @@ def stale(norm: Norm) -> Said:
 
 def offs(norm: Norm) -> dict[str, float]:
     """How far the running statistics are from those of the batches, in the feature in the middle."""
-    if not norm.live.any():
+    if not norm.measured or not norm.live.any():
         return {}
     return {
         "mean_off": float(np.median(np.abs(norm.mean_off))),
@@ -110,7 +110,7 @@ def momentum_torch(norm: Norm) -> Said:
     """A momentum in the sense of PyTorch."""
     if not norm.state or norm.momentum is None or norm.momentum > limits.MOMENTUM:
         return None
-    return "warning", {"momentum": norm.momentum, **(offs(norm) if norm.measured else {})}
+    return "warning", {"momentum": norm.momentum, **offs(norm)}
 
 
 def bias_before_norm(norm: Norm) -> Said:
@@ -138,7 +138,7 @@ def low_precision_state(norm: Norm) -> Said:
     """A running state of few bits."""
     if not norm.state or not norm.dtype.startswith(LOW):
         return None
-    return "warning", {"dtype": norm.dtype, **(offs(norm) if norm.measured else {})}
+    return "warning", {"dtype": norm.dtype, **offs(norm)}
 
 
 def _part(which: Any) -> Said:
