@@ -170,9 +170,7 @@ def found(works: Sequence[str], layouts: Sequence[str], cases: Sequence[str], re
 def main(argv: Sequence[str]) -> int:
     arguments = parse_flags(Arguments, argv, "python -m experiments.matrix", __doc__)
     works: Sequence[str] = arguments.works or tuple(WORKS)
-    processes.start(
-        dataclasses.replace(config_of("classification"), parallel=ParallelConfig(fake_devices=DEVICES))
-    )
+    processes.start(dataclasses.replace(config_of("classification"), parallel=ParallelConfig(fake_devices=DEVICES)))
     with reporting(len(works) * len(arguments.cases) * len(arguments.layouts)) as report:
         rows = found(works, arguments.layouts, arguments.cases, report)
     head = ["task", "case", *(f"`{layout}`" for layout in arguments.layouts)]

@@ -115,8 +115,6 @@ class Plain(nn.Module):
         return nn.Dense(self.classes)(self.own(use_running_average=not train)(x.reshape(len(x), -1)))
 
 
-
-
 def no_norm(classes):
     return Plain(classes)
 
