@@ -562,6 +562,11 @@ MUTANTS = [
         "lifecycle/test_doctor.py::test_a_dropout_counts_for_the_first_norm_behind_it",
     ),
     Mutant(
+        "doctor: a stack is one norm", "_lifecycle/doctor/facts.py",
+        "if values.size == self.features or not axes:", "if axes or not axes:",
+        "lifecycle/test_doctor.py::test_one_norm_of_a_stack[0-False]",
+    ),
+    Mutant(
         "doctor: the variance between batches is left out", "_lifecycle/doctor/facts.py",
         "return self.within + self._pooled(", "return self.within + 0 * self._pooled(",
         "lifecycle/test_doctor.py::test_moments_of_uneven_batches",

@@ -8,32 +8,61 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from experiments.cli.errors import UserError
+from experiments.cli.errors import UserError, chosen
 from experiments.config import ModelConfig
 from experiments.config.own import chosen_or_own
-from experiments.models import article_cnn
+from experiments.models import (
+    alexnet,
+    article_cnn,
+    bert,
+    bn_inception,
+    densenet,
+    mlp,
+    recurrent,
+    resnet,
+    transformer,
+    vgg,
+    xception,
+)
 from experiments.models.building import built, described
 from experiments.models.network import Job as Job
 from experiments.models.network import Network
-from experiments.models.norms import OF_SOME_WIDTHS, hands_out_moments, linen_norm
+from experiments.models.norms import OF_SOME_WIDTHS, hands_out_moments
 
 Norm = Mapping[str, Any]  # arguments of every norm of the batch
 
-# By name, what makes a network: of a config, for a job, with arguments of every norm of the batch.
-MODELS: dict[str, Callable[..., Any]] = {"article_cnn": article_cnn.build}
+# By name, what makes a model for linen, of a `norm`; `article_cnn` makes a network of a config.
+MODELS: dict[str, Callable[..., Any]] = {
+    "article_cnn": article_cnn.build,
+    "mlp": mlp.build,
+    "resnet": resnet.build,
+    "vgg": vgg.build,
+    "alexnet": alexnet.build,
+    "bn_inception": bn_inception.build,
+    "densenet": densenet.build,
+    "xception": xception.build,
+    "transformer": transformer.build,
+    "bert": bert.build,
+    "recurrent": recurrent.build,
+}
+# Those that there are for nnx, too.
+NNX: dict[str, Callable[..., Any]] = {
+    "mlp": mlp.build_nnx,
+    "resnet": resnet.build_nnx,
+    "transformer": transformer.build_nnx,
+}
 
 
 def make_network(config: ModelConfig, job: Job, norm: Norm | None = None) -> Network:
     """The network of a config; `norm` are arguments of every norm of the batch.
 
     Raises:
-      UserError: a name that is not in `MODELS`, inputs that it does not take, or widths that the norm cannot take.
+      UserError: a name that is not in `MODELS`, inputs that it does not take, or a norm that cannot sit there.
     """
     build = chosen_or_own(MODELS, config.name, "config.model.name")
-    if build is article_cnn.build:
-        network = _article_cnn(config, job, norm or {})
-    else:
-        network = built(build, config, job, partial(linen_norm, config, batch=norm or {}))
+    if config.name in MODELS and config.api == "nnx" and build is not article_cnn.build:
+        build = chosen({"article_cnn": build, **NNX}, config.name, "config.model.name` with `config.model.api=nnx")
+    network = (_article_cnn if build is article_cnn.build else partial(built, build))(config, job, norm or {})
     if hands_out_moments(config):
         return network
     return network._replace(measure=partial(network.apply, train=True), hands_out=False)

@@ -254,6 +254,38 @@ def test_every_pair_of_a_state_is_measured_or_said_why_not(name):
     assert all(f"Not measured: {path}" in str(diagnosis) for path in foreign)
 
 
+@pytest.mark.parametrize(("axis", "fresh"), [(0, False), (1, False), (1, True)])
+def test_one_norm_of_a_stack(axis, fresh):
+    """Three norms under a scan, of which one is stale, or was never updated."""
+
+    class Stack(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            lift = {"variable_axes": {"params": 0, "batch_stats": axis}, "split_rngs": {"params": True}}
+            norms = nn.BatchNorm(use_running_average=True, momentum=0.9, name="norms")
+            return nn.scan(lambda m, x, _: (jnp.tanh(m(x) + 0.5), None), length=3, **lift)(norms, x, None)[0]
+
+    variables = Stack().init(jax.random.key(0), BATCHES[0])
+    stats, _ = bl.recalibrate(Stack(), variables, BATCHES, law="average")
+    assert found(bl.doctor(Stack(), {**variables, "batch_stats": stats}, BATCHES)) == set()
+    off = {"mean": lambda t: 0 * t if fresh else t, "var": lambda t: 0 * t + 1 if fresh else 3 * t}
+    which = jnp.expand_dims(jnp.arange(3) == 1, 1 - axis)
+    stats = {"norms": {name: jnp.where(which, off[name](t), t) for name, t in stats["norms"].items()}}
+    got = found(bl.doctor(Stack(), {**variables, "batch_stats": stats}, BATCHES))
+    assert {code for _, code, _ in got} == {"never-updated" if fresh else "stale"}
+
+
+def test_a_norm_that_measures_slices_has_the_values_of_a_slice():
+    model = bl.BatchNorm(use_running_average=True, virtual_batch_size=4)
+    variables = measured_alone(model, np.concatenate(BATCHES))
+    assert found(bl.doctor(model, variables, BATCHES)) == {("", "few-values", "warning")}
+
+
+def measured_alone(model, x):
+    variables = model.init(jax.random.key(0), x)
+    return {**variables, "batch_stats": {"mean": jnp.asarray(x.mean(0)), "var": jnp.asarray(x.var(0))}}
+
+
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_four_devices_are_one(kind):
     mesh, want = devices.mesh(4, kind=kind), diagnosed("linen", FAULTS["stale"][0]())

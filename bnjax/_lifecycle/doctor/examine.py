@@ -87,6 +87,7 @@ def examine(subject: Subject, batches: Iterable[Any]) -> Diagnosis:
 
 
 def _row(norm: Norm, seen: Seen) -> Row:
+    norm.features = seen.features
     if len(norm.batches):
         return Row(norm.path, norm.kind, True, "", evidence_of(norm))
     norm.why = seen.why or NOT_CALLED

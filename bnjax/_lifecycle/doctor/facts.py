@@ -104,6 +104,9 @@ class Norm:
       called: whether the batches reach it.
       why: it was not measured.
       batches: what it was given.
+      features: how many numbers one of its means has; with more in the state, it is a stack.
+      slice: it measures slices of so many examples (`virtual_batch_size`), and not the batch.
+      part: of the values of a batch, that of a slice.
       low: its input is in bfloat16 or float16.
       layer: right before it, which has a bias that it cancels.
       dropout: before it, with no other norm between: path and rate.
@@ -119,6 +122,9 @@ class Norm:
     called: bool = True
     why: str = ""
     batches: Batches = dataclasses.field(default_factory=Batches)
+    features: int = 0
+    slice: int | None = None
+    part: float = 1.0
     low: bool = False
     layer: str = ""
     dropout: tuple[str, float] | None = None
@@ -141,16 +147,23 @@ class Norm:
 
     @property
     def mean_off(self) -> Any:
-        """The running mean of each live feature minus that of the batches, in standard deviations."""
+        """The running mean of each feature minus that of the batches, in standard deviations; NaN where it is dead."""
         off = self.state["mean"] - self.batches.mean
         std = np.sqrt(np.maximum(self.batches.within + self.epsilon, TINY))
-        return ((np.abs(off) if np.iscomplexobj(off) else off) / std)[self.live]
+        return np.where(self.live, (np.abs(off) if np.iscomplexobj(off) else off) / std, np.nan)
 
     @property
     def log_ratio(self) -> Any:
-        """The logarithm of the running variance of each live feature over that of the batches."""
+        """The logarithm of the running variance of each feature over that of the batches; NaN where it is dead."""
         ratio = (self.state["var"] + self.epsilon) / np.maximum(self.batches.within + self.epsilon, TINY)
-        return np.log(np.maximum(ratio, TINY))[self.live]
+        return np.where(self.live, np.log(np.maximum(ratio, TINY)), np.nan)
+
+    def slices(self, values: Any) -> list[Any]:
+        """Values of all features, those of each norm of a stack by themselves."""
+        axes = [axis for axis, size in enumerate(values.shape) if size == self.features]
+        if values.size == self.features or not axes:
+            return [values.reshape(-1)]
+        return [row for axis in axes for row in np.moveaxis(values, axis, -1).reshape(-1, self.features)]
 
 
 # A feature varies if its variance is more than so much of that of the feature in the middle: a thousandth in standard
@@ -167,4 +180,5 @@ def known(path: str, kind: str, module: Any, parameters: Any, stats: Mapping[str
         float(momentum) if isinstance(momentum, int | float) else None,
         state if len(state) == 2 else {}, str(jnp.result_type(stats["mean"])) if state else "",
         {name: wide(leaf) for name, leaf in parameters.items()}, called,
+        slice=getattr(module, "virtual_batch_size", None),
     )  # fmt: skip

@@ -75,6 +75,7 @@ def _worst(findings: Sequence[Finding]) -> str:
 def _draw(ax: Any, values: Sequence[Any], of: Mapping[str, Sequence[Finding]]) -> None:
     """Of the features of each norm: the middle, the half around it, and all but a tenth."""
     for row, (value, findings) in enumerate(zip(values, of.values(), strict=True)):
+        value = value[~np.isnan(value)]
         if not value.size:
             continue
         worst = _worst([f for f in findings if f.severity != "note"])

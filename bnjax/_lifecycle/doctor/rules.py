@@ -26,9 +26,10 @@ def not_finite(norm: Norm) -> Said:
 
 def never_updated(norm: Norm) -> Said:
     """The state of the beginning, of a norm that is run."""
-    if not norm.state or not norm.called or (norm.state["mean"] != 0).any() or (norm.state["var"] != 1).any():
+    if not norm.state or not norm.called:
         return None
-    return "error", offs(norm)
+    both = zip(norm.slices(norm.state["mean"]), norm.slices(norm.state["var"]), strict=True)
+    return ("error", offs(norm)) if any((m == 0).all() and (v == 1).all() for m, v in both) else None
 
 
 def stale(norm: Norm) -> Said:
@@ -45,13 +46,18 @@ def stale(norm: Norm) -> Said:
 
 
 def offs(norm: Norm) -> dict[str, float]:
-    """How far the running statistics are from those of the batches, in the feature in the middle."""
+    """How far the running statistics are from those of the batches, in the feature in the middle.
+
+    Each norm of a stack has such a feature; that of the norm that is off the furthest counts.
+    """
     if not norm.measured or not norm.live.any():
         return {}
-    return {
-        "mean_off": float(np.median(np.abs(norm.mean_off))),
-        "var_factor": float(np.exp(np.median(np.abs(norm.log_ratio)))),
-    }
+    return {"mean_off": _furthest(norm, norm.mean_off), "var_factor": float(np.exp(_furthest(norm, norm.log_ratio)))}
+
+
+def _furthest(norm: Norm, off: Any) -> float:
+    live = (row[~np.isnan(row)] for row in norm.slices(np.abs(off)))
+    return max(float(np.median(row)) for row in live if row.size)
 
 
 def _noise(norm: Norm) -> tuple[float, float]:
@@ -85,7 +91,7 @@ def few_values(norm: Norm) -> Said:
     """Few values of a feature in a call."""
     if not len(norm.batches):
         return None
-    values = norm.batches.values
+    values = norm.batches.values * norm.part
     evidence = {"values": values}
     if values <= limits.FEW_ERROR:
         return "error", evidence

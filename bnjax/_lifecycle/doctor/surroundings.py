@@ -27,11 +27,18 @@ def look_around(graph: Graph, norms: Iterable[Norm]) -> None:
     for norm in norms:
         layer = layers.get(norm.path, "")
         norm.layer = layer if layer in biased else ""
+        norm.part = min((_part(graph, norm, *one) for one in inputs.get(norm.path, ())), default=1.0)
         norm.low = any(tag.dtype.startswith(LOW) for tag, _ in inputs.get(norm.path, ()))
         found = {tag for _, value in inputs.get(norm.path, ()) for tag in _dropouts(graph, value)}
         new = sorted((tag.rate, tag.path) for tag in found if tag.path not in counted)
         counted |= {tag.path for tag in found}
         norm.dropout = (new[-1][1], new[-1][0]) if new else None
+
+
+def _part(graph: Graph, norm: Norm, tag: Tag, value: int) -> float:
+    """Which part of a batch a norm measures at a time: all, or a slice."""
+    shape = graph.shapes[value]
+    return min(1.0, norm.slice / shape[len(shape) - tag.rank]) if norm.slice else 1.0
 
 
 def _inputs(graph: Graph) -> dict[str, list[tuple[Tag, int]]]:
