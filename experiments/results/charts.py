@@ -62,8 +62,12 @@ def bars(rows: Rows, *, x: str, y: str, facet: str, order: Sequence[str]) -> dic
     )
     scale = alt.Scale(zero=False)
     shown = [alt.Tooltip(name, type=_kind(rows, name)) for name in rows[0]]
-    points = base.mark_point(filled=True, size=90).encode(y=alt.Y(y, type="quantitative", scale=scale), tooltip=shown)
-    spans = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low", type="quantitative", scale=scale, title=y), y2="high:Q")
+    points = base.mark_point(filled=True, size=90, color=COLOURS["batch"]).encode(
+        y=alt.Y(y, type="quantitative", scale=scale), tooltip=shown
+    )
+    spans = base.mark_rule(strokeWidth=2, color=COLOURS["batch"]).encode(
+        y=alt.Y("low", type="quantitative", scale=scale, title=y), y2="high:Q"
+    )
     layered = alt.layer(spans, points).properties(width=170, height=HEIGHT)
     names = list(dict.fromkeys(row[facet] for row in rows))
     return _finished(
