@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -29,6 +29,21 @@ def chosen_or_own(known: Mapping[str, T], name: str, option: str) -> T:
     if attribute not in found:
         raise UserError(f"`{option}={name}`: the file `{file}` has no `{attribute}`.")
     return found[attribute]
+
+
+def called(function: Callable[..., T], argument: Any, name: str, option: str) -> T:
+    """What a function gives, by the name that `option` gave it.
+
+    Raises:
+      UserError: one of the user's own fails.
+    """
+    file, colon, _ = name.rpartition(":")
+    try:
+        return function(argument)
+    except Exception as error:
+        if isinstance(error, UserError) or not colon:
+            raise
+        raise UserError(f"`{option}={name}` fails{failure(error, Path(file))}") from error
 
 
 def named(config: Config, names: Mapping[str, Any], file: Path) -> Config:

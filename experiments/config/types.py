@@ -1,7 +1,7 @@
 """The types of an experiment's config. `experiments.cli.schema` checks the limits that stand beside the types."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import bnjax
 from experiments.cli.schema import Count, Range
@@ -15,15 +15,17 @@ Steps = Annotated[int, Range(low=0, high=2**31 - 1)]
 NORMS = tuple(n for n, row in bnjax.NORMS.items() if n not in ("domain", "split") and not row.wraps)
 if TYPE_CHECKING:
     Norm = str
+    Named = Any  # a name; in a file with `get_config()` also what the file itself defines
 else:
     Norm = Literal[("none", *NORMS)]
+    Named = str
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is learned from."""
 
-    name: str = "digits"  # one of `experiments.data.SETS`, or `FILE.py:NAME`
+    name: Named = "digits"  # one of `experiments.data.SETS`, or `FILE.py:NAME`
     directory: str = ""  # where the four idx files are (`idx`; `fashion_mnist`, if not where Debian puts them)
     train_examples: Count | None = None  # only this many of the training examples
     eval_examples: Count | None = None  # only this many of the held-out ones
@@ -37,14 +39,14 @@ class DataConfig:
 class ModelConfig:
     """The network, and the norm in it."""
 
-    name: str = "article_cnn"  # one of `experiments.models.MODELS`, or `FILE.py:NAME`
+    name: Named = "article_cnn"  # one of `experiments.models.MODELS`, or `FILE.py:NAME`
     api: Literal["linen", "nnx"] = "linen"  # the same network, layer by layer
     norm: Norm = "batch"
     momentum: Annotated[float, Range(low=0, high=1)] = 0.9  # the fraction of the running statistics that is kept
     groups: Count = 8  # of channels (`group`, `evonorm_s0`, `bcn`); what does not divide them becomes what does
     ghost_size: Annotated[int, Range(low=2, high=2**31 - 1)] = 16  # examples in a slice (`ghost`)
     widths: tuple[Width, Width, Width] = (32, 64, 128)  # of two convolutions and the dense layer (`article_cnn`)
-    size: str = ""  # one of the sizes that the model has; its own choice by default (all but `article_cnn`)
+    size: str = ""  # of the zoo's models, one that they have; `small` by default
     dropout: Annotated[float, Range(low=0, high=1)] | None = None  # by default the choice of the model
     dtype: Literal["float32", "float64"] = "float32"  # of everything, the running statistics included
 
@@ -106,7 +108,7 @@ class Config:
     """One experiment."""
 
     seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0  # of the initial parameters and the order of examples
-    task: str = "classification"  # one of `experiments.tasks.TASKS`, or `FILE.py:NAME`
+    task: Named = "classification"  # one of `experiments.tasks.TASKS`, or `FILE.py:NAME`
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

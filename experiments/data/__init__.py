@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.cli.errors import UserError, chosen, short
 from experiments.config import DataConfig
-from experiments.config.own import chosen_or_own
+from experiments.config.own import called, chosen_or_own
 from experiments.data import corruptions, digits, idx, sequences, text
 from experiments.data.examples import CLASSES as CLASSES
 from experiments.data.examples import Batch as Batch
@@ -75,7 +75,7 @@ def _loaded(load: Callable[[DataConfig], Data], config: DataConfig) -> Data:
       UserError: it is no `Data`, or its arrays are not of one length.
     """
     name = f"config.data.name={config.name}"
-    data = load(config) if callable(load) else load
+    data = called(load, config, config.name, "config.data.name") if callable(load) else load
     if not isinstance(data, Data):
         raise UserError(
             f"`{name}` must be a function of a config that returns an `experiments.data.Data`, but gave {short(data)}."

@@ -1,6 +1,5 @@
 """Models, one architecture a file: a new one is its file and a line in `MODELS`."""
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -28,9 +27,8 @@ from experiments.models import (
 from experiments.models.building import built, described
 from experiments.models.network import Job as Job
 from experiments.models.network import Network
-from experiments.models.norms import OF_SOME_WIDTHS, choice_of, hands_out_moments
+from experiments.models.norms import OF_SOME_WIDTHS, hands_out_moments
 
-NO_NNX = "config.model.name` with `config.model.api=nnx"  # of what is chosen so
 Norm = Mapping[str, Any]  # arguments of every norm of the batch
 
 # By name, what makes a model for linen, of a `norm`; `article_cnn` makes a network of a config.
@@ -59,25 +57,15 @@ def make_network(config: ModelConfig, job: Job, norm: Norm | None = None) -> Net
     """The network of a config; `norm` are arguments of every norm of the batch.
 
     Raises:
-      UserError: a name that is not in `MODELS`, inputs that it does not take, or widths that the norm cannot take.
+      UserError: a name that is not in `MODELS`, inputs that it does not take, or a norm that cannot sit there.
     """
     build = chosen_or_own(MODELS, config.name, "config.model.name")
-    if build is article_cnn.build:
-        network = _article_cnn(config, job, norm or {})
-    else:
-        build = chosen(NNX, config.name, NO_NNX) if config.api == "nnx" and config.name in MODELS else build
-        network = built(build, config, _with_features(job), choice_of(config, norm or {}))
+    if config.name in MODELS and config.api == "nnx" and build is not article_cnn.build:
+        build = chosen({"article_cnn": build, **NNX}, config.name, "config.model.name` with `config.model.api=nnx")
+    network = (_article_cnn if build is article_cnn.build else partial(built, build))(config, job, norm or {})
     if hands_out_moments(config):
         return network
     return network._replace(measure=partial(network.apply, train=True), hands_out=False)
-
-
-def _with_features(job: Job) -> Job:
-    """With the numbers of input features, which a model for nnx must know."""
-    if isinstance(job.inputs, Mapping):
-        return job
-    shape = job.inputs.shape[1:]
-    return job._replace(options={"inputs": math.prod(shape), "channels": shape[-1], **job.options})
 
 
 def _article_cnn(config: ModelConfig, job: Job, norm: Norm) -> Network:

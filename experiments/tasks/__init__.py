@@ -5,7 +5,7 @@ from functools import partial
 
 from experiments.cli.errors import UserError, short
 from experiments.config import Config
-from experiments.config.own import chosen_or_own
+from experiments.config.own import called, chosen_or_own
 from experiments.tasks import classification, language_model, sequence_to_sequence
 from experiments.tasks.task import Task
 
@@ -24,7 +24,7 @@ def task_of(config: Config) -> Task:
       UserError: a name that is not in `TASKS`, or something of the user's own that is no task.
     """
     found = chosen_or_own(TASKS, config.task, "config.task")
-    task = found(config) if callable(found) and not isinstance(found, Task) else found
+    task = called(found, config, config.task, "config.task") if callable(found) else found
     if not isinstance(task, Task):
         raise UserError(
             f"`config.task={config.task}` must be an `experiments.tasks.task.Task`, or a function of a config that "

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.cli.errors import UserError
 from experiments.cli.report import Report
 from experiments.cli.schema import differences, fields
-from experiments.config import Config
+from experiments.config import Config, ModelConfig
 from experiments.config.file import load, to_json
 from experiments.data import Data, Examples, batches, count, epoch_order, kind_of, steps_per_epoch
 from experiments.data.prefetch import prefetched
@@ -101,9 +101,12 @@ def program_of(config: Config, data: Data) -> Program:
     state = jax.tree.leaves(jax.eval_shape(program.init, jax.random.key(0)))
     needed, there = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in state), memory()  # gradients and updates, too
     if needed > there:
+        option, value = "config.model.size", config.model.size or config.model.name
+        if config.model.name == ModelConfig().name:
+            option, value = "config.model.widths", str(config.model.widths)
         raise UserError(
-            f"`config.model.widths` must fit the memory of a device, {there / 1e9:.1f} GB, but to train "
-            f"{config.model.widths} takes {needed / 1e9:.1f} GB and more; use smaller ones."
+            f"`{option}` must fit the memory of a device, {there / 1e9:.1f} GB, but to train "
+            f"{value} takes {needed / 1e9:.1f} GB and more; use a smaller one."
         )
     return program
 

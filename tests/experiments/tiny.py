@@ -6,6 +6,7 @@ from flax import linen as nn
 from flax import nnx
 
 from experiments.data import Data
+from experiments.models.norms import norms_of
 
 
 class Tokens(nn.Module):
@@ -35,8 +36,7 @@ class Pairs(nn.Module):
 
 
 def decoded(self, y, train, mask):
-    norm = self.norm(y.shape[-1], 3)
-    y = norm(y, use_running_average=not train, mask=mask[..., None])
+    y = norms_of(self.norm, train, mask)(y)
     y = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(nn.Dense(5)(y)))
     return nn.Dense(self.classes)(y)
 
