@@ -1,0 +1,170 @@
+"""The layers of an unmodified linen model, for the conversion of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from bnjax._core.state import named_leaves
+from bnjax._lifecycle.context import ACTIVE
+from bnjax._lifecycle.convert.layers import OWN, Seen
+from bnjax._lifecycle.convert.model import Watch
+from bnjax._lifecycle.convert.seen import (
+    abstract,
+    at_random,
+    length_axes,
+    norm_kind,
+    out_axes,
+    settings_of,
+    tag_input,
+    tag_output,
+)
+from bnjax._lifecycle.graph import Graph
+from bnjax._lifecycle.tags import tag_leaves
+from bnjax._lifecycle.trees import shown
+from bnjax._norms.weights import WEIGHT_NORM
+from bnjax._unstable import is_traced
+from bnjax.linen._recalibrate import Call
+from bnjax.linen._twins import FLAX
+
+KINDS: dict[type, str] = {
+    nn.Conv: "conv", nn.ConvTranspose: "conv_transpose", nn.Dense: "dense", nn.DenseGeneral: "dense", nn.Embed: "embed",
+    nn.PReLU: "prelu",
+}  # fmt: skip
+
+
+class LinenModel:
+    """A model at evaluation.
+
+    Args:
+      model: an unmodified linen model.
+      variables: all its variables, or their shapes.
+      call: runs it.
+    """
+
+    def __init__(self, model: nn.Module, variables: Any, call: Call):
+        self._run = nn.apply(call, model, mutable=["batch_stats"])
+        named, self._structure = named_leaves(variables)
+        self._all = {shown(path): leaf for path, leaf in named.items()}
+        self.leaves = {path: leaf for path, leaf in self._all.items() if path.split("/")[0] in ("params", "batch_stats")}
+
+    def tree(self, leaves: Mapping[str, Any]) -> Any:
+        """Variables with other values."""
+        return self._structure.unflatten((self._all | dict(leaves)).values())
+
+    def traced(self, example: Any) -> tuple[Graph, dict[str, int], dict[str, Seen]]:
+        """The program of the model, tagged; its variables' values in it; its layers."""
+        seen: dict[str, Seen] = {}
+
+        def program(leaves: Any, example: Any) -> Any:
+            return self._run(self._structure.unflatten(leaves), example)[0]
+
+        # A key of its own, or `jit` would run what it has traced without tags.
+        with nn.intercept_methods(_Tagging(seen)), ACTIVE((*ACTIVE.value, "convert")):
+            graph = Graph(jax.make_jaxpr(program)(list(self._all.values()), example))
+        return graph, dict(zip(self._all, graph.inputs, strict=False)), seen
+
+    def watched(self, leaves: Mapping[str, Any], example: Any, watch: Watch) -> Any:
+        """Runs it operation by operation; of loops, each step."""
+
+        def look(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            y = method(*args, **kwargs)
+            if context.method_name == "__call__" and context.module.scope is not None:
+                x = next(iter((*args, *kwargs.values())), None)
+                if not any(is_traced(t) for t in (x, y)):
+                    watch("/".join(context.module.path), x, y)
+            return y
+
+        with nn.intercept_methods(look), jax.disable_jit():
+            return self._run(self.tree(leaves), example)[0]
+
+
+class _Tagging:
+    """An interceptor that notes layers, and names their variables and inputs, and outputs."""
+
+    def __init__(self, seen: dict[str, Seen]):
+        self._seen = seen
+        self._within: list[str] = []  # the layers that are being called
+        self._named: set[str] = set()  # those whose variables a wrapper has named
+
+    def __call__(self, method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        """A call of a module, noted if the module has variables of its own."""
+        module = context.module
+        if context.method_name != "__call__" or module.scope is None or module.is_initializing():
+            return method(*args, **kwargs)
+        path = "/".join(module.path)
+        if isinstance(module, nn.WeightNorm | nn.SpectralNorm):
+            self._wrapped(module)
+        # A loop traces its inside more than once, and keeps the last.
+        if path not in self._named and (leaves := _own(module)):
+            self._note(path, _seen(module, leaves, args, kwargs), leaves)
+        self._named.discard(path)
+        if path in self._within or path not in self._seen:
+            return method(*args, **kwargs)
+        self._within.append(path)
+        y = method(*tag_input(path, args), **kwargs)
+        self._within.pop()
+        return tag_output(path, y)
+
+    def _note(self, path: str, seen: Seen, leaves: Mapping[str, Any]) -> None:
+        self._seen.setdefault(path, seen)
+        tag_leaves(path, leaves)
+
+    def _wrapped(self, module: Any) -> None:
+        """Notes the layer that a wrapper calls, before the wrapper normalizes its weights."""
+        layer = module.layer_instance
+        path, leaves = "/".join(layer.path), _own(layer)
+        if not leaves:
+            return
+        seen = _seen(layer, leaves, (), {})
+        length = module.variables.get("params", {}).get(f"{layer.name}/kernel/scale")
+        if length is not None and _gives_length(module):
+            leaves |= {"length": nn.unbox(length)}
+            seen.length_axes = length_axes(module, np.ndim(leaves["kernel"]))
+        seen.leaves = tuple(leaves)
+        self._note(path, seen, leaves)
+        self._named.add(path)
+
+
+def _gives_length(module: Any) -> bool:
+    """Whether a wrapper is weight norm, of Flax or ours, and none of those that extend it."""
+    return isinstance(module, nn.WeightNorm) and getattr(module, "spec", WEIGHT_NORM) is WEIGHT_NORM
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """The variables that a module holds itself."""
+    found: dict[str, Any] = {}
+    for collection in ("params", "batch_stats"):
+        for name, value in module.variables.get(collection, {}).items():
+            if not isinstance(value, Mapping):
+                found[name] = nn.unbox(value)
+    length = {name for name in found if name.endswith("/kernel/scale")}
+    return {name: value for name, value in found.items() if name not in length or not _gives_length(module)}
+
+
+def _seen(module: nn.Module, leaves: Mapping[str, Any], args: Any, kwargs: Any) -> Seen:
+    """A layer, described."""
+    kind = next((kind for cls, kind in KINDS.items() if isinstance(module, cls)), None) or norm_kind(type(module), FLAX)
+    seen = Seen(kind or OWN, type(module).__name__, tuple(leaves), settings_of(module), out_axes(module))
+    seen.transposed = bool(getattr(module, "transpose_kernel", False))
+    seen.settings["channels_moved"] = bool(args) and np.ndim(args[0]) > 3
+    if seen.kind == OWN and set(leaves) == set(module.variables.get("params", {})):
+        seen.probe = _probe(module, leaves, args, kwargs)
+    return seen
+
+
+def _probe(module: nn.Module, leaves: Mapping[str, Any], args: Any, kwargs: Any) -> Callable[[Mapping[str, float]], Any]:
+    """Computes a module by itself on numbers at random, with numbers in the place of its variables."""
+    alone, shapes = module.clone(parent=None), {name: np.shape(value) for name, value in leaves.items()}
+    args = abstract(args)
+
+    def probe(values: Mapping[str, float]) -> Any:
+        params = {name: jnp.full(shape, values.get(name, 1.0)) for name, shape in shapes.items()}
+        return alone.apply({"params": params}, *at_random(args), **kwargs)
+
+    return probe
