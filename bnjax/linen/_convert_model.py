@@ -15,17 +15,16 @@ from bnjax._lifecycle.context import ACTIVE
 from bnjax._lifecycle.convert.layers import OWN, Seen
 from bnjax._lifecycle.convert.model import Watch
 from bnjax._lifecycle.convert.seen import (
+    Noting,
     abstract,
     at_random,
     length_axes,
     norm_kind,
+    on_device,
     out_axes,
     settings_of,
-    tag_input,
-    tag_output,
 )
 from bnjax._lifecycle.graph import Graph
-from bnjax._lifecycle.tags import tag_leaves
 from bnjax._lifecycle.trees import shown
 from bnjax._norms.weights import WEIGHT_NORM
 from bnjax._unstable import is_traced
@@ -51,7 +50,9 @@ class LinenModel:
         self._run = nn.apply(call, model, mutable=["batch_stats"])
         named, self._structure = named_leaves(variables)
         self._all = {shown(path): leaf for path, leaf in named.items()}
-        self.leaves = {path: leaf for path, leaf in self._all.items() if path.split("/")[0] in ("params", "batch_stats")}
+        self.leaves = {
+            path: leaf for path, leaf in self._all.items() if path.split("/")[0] in ("params", "batch_stats")
+        }
 
     def tree(self, leaves: Mapping[str, Any]) -> Any:
         """Variables with other values."""
@@ -59,15 +60,15 @@ class LinenModel:
 
     def traced(self, example: Any) -> tuple[Graph, dict[str, int], dict[str, Seen]]:
         """The program of the model, tagged; its variables' values in it; its layers."""
-        seen: dict[str, Seen] = {}
+        noting = _Tagging()
 
         def program(leaves: Any, example: Any) -> Any:
             return self._run(self._structure.unflatten(leaves), example)[0]
 
         # A key of its own, or `jit` would run what it has traced without tags.
-        with nn.intercept_methods(_Tagging(seen)), ACTIVE((*ACTIVE.value, "convert")):
+        with nn.intercept_methods(noting), ACTIVE((*ACTIVE.value, "convert")):
             graph = Graph(jax.make_jaxpr(program)(list(self._all.values()), example))
-        return graph, dict(zip(self._all, graph.inputs, strict=False)), seen
+        return graph, dict(zip(self._all, graph.inputs, strict=False)), noting.seen
 
     def watched(self, leaves: Mapping[str, Any], example: Any, watch: Watch) -> Any:
         """Runs it operation by operation; of loops, each step."""
@@ -81,16 +82,11 @@ class LinenModel:
             return y
 
         with nn.intercept_methods(look), jax.disable_jit():
-            return self._run(self.tree(leaves), example)[0]
+            return self._run(self.tree(leaves), on_device(example))[0]
 
 
-class _Tagging:
-    """An interceptor that notes layers, and names their variables and inputs, and outputs."""
-
-    def __init__(self, seen: dict[str, Seen]):
-        self._seen = seen
-        self._within: list[str] = []  # the layers that are being called
-        self._named: set[str] = set()  # those whose variables a wrapper has named
+class _Tagging(Noting):
+    """An interceptor that notes layers."""
 
     def __call__(self, method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         """A call of a module, noted if the module has variables of its own."""
@@ -100,35 +96,21 @@ class _Tagging:
         path = "/".join(module.path)
         if isinstance(module, nn.WeightNorm | nn.SpectralNorm):
             self._wrapped(module)
-        # A loop traces its inside more than once, and keeps the last.
-        if path not in self._named and (leaves := _own(module)):
-            self._note(path, _seen(module, leaves, args, kwargs), leaves)
-        self._named.discard(path)
-        if path in self._within or path not in self._seen:
-            return method(*args, **kwargs)
-        self._within.append(path)
-        y = method(*tag_input(path, args), **kwargs)
-        self._within.pop()
-        return tag_output(path, y)
-
-    def _note(self, path: str, seen: Seen, leaves: Mapping[str, Any]) -> None:
-        self._seen.setdefault(path, seen)
-        tag_leaves(path, leaves)
+        if leaves := _own(module):
+            self.note(path, _seen(module, leaves, args, kwargs), leaves)
+        return self.called(path, method, args, kwargs)
 
     def _wrapped(self, module: Any) -> None:
-        """Notes the layer that a wrapper calls, before the wrapper normalizes its weights."""
+        """Notes the layer that a wrapper calls."""
         layer = module.layer_instance
-        path, leaves = "/".join(layer.path), _own(layer)
-        if not leaves:
-            return
-        seen = _seen(layer, leaves, (), {})
-        length = module.variables.get("params", {}).get(f"{layer.name}/kernel/scale")
-        if length is not None and _gives_length(module):
-            leaves |= {"length": nn.unbox(length)}
-            seen.length_axes = length_axes(module, np.ndim(leaves["kernel"]))
-        seen.leaves = tuple(leaves)
-        self._note(path, seen, leaves)
-        self._named.add(path)
+        if leaves := _own(layer):
+            seen = _seen(layer, leaves, (), {})
+            length = module.variables.get("params", {}).get(f"{layer.name}/kernel/scale")
+            if length is not None and _gives_length(module):
+                leaves |= {"length": nn.unbox(length)}
+                seen.length_axes = length_axes(module, np.ndim(leaves["kernel"]))
+            seen.leaves = tuple(leaves)
+            self.note("/".join(layer.path), seen, leaves, wrapped=True)
 
 
 def _gives_length(module: Any) -> bool:
@@ -158,7 +140,9 @@ def _seen(module: nn.Module, leaves: Mapping[str, Any], args: Any, kwargs: Any) 
     return seen
 
 
-def _probe(module: nn.Module, leaves: Mapping[str, Any], args: Any, kwargs: Any) -> Callable[[Mapping[str, float]], Any]:
+def _probe(
+    module: nn.Module, leaves: Mapping[str, Any], args: Any, kwargs: Any
+) -> Callable[[Mapping[str, float]], Any]:
     """Computes a module by itself on numbers at random, with numbers in the place of its variables."""
     alone, shapes = module.clone(parent=None), {name: np.shape(value) for name, value in leaves.items()}
     args = abstract(args)

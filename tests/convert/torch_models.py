@@ -13,9 +13,7 @@ class Basic(nn.Module):
         self.bn2 = nn.BatchNorm2d(filters)
         self.downsample = None
         if stride != 1 or inputs != filters:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, filters, 1, stride, bias=False), nn.BatchNorm2d(filters)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, filters, 1, stride, bias=False), nn.BatchNorm2d(filters))
 
     def forward(self, x):
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))

@@ -12,7 +12,6 @@ import numpy as np
 from bnjax._lifecycle.compare import difference
 from bnjax._lifecycle.convert.layers import Layer
 from bnjax._lifecycle.convert.origin import Origin, Ran
-from bnjax._lifecycle.convert.torch_names import owner_of
 from bnjax._lifecycle.convert.units import Unit
 
 MOST, MOST_LOW = 1e-3, 0.1  # of the largest entry, in float32 and in bfloat16 or float16
@@ -24,11 +23,14 @@ class Met(NamedTuple):
     """One call of a layer in both models."""
 
     layer: Layer
+    unit: Unit
     ours: tuple[Any, Any]
     theirs: Ran
 
 
-def errors(verb: str, pairs: Sequence[tuple[Layer, Unit]], calls: Calls, origin: Origin, most: float) -> dict[int, float]:
+def errors(
+    verb: str, pairs: Sequence[tuple[Layer, Unit]], calls: Calls, origin: Origin, most: float
+) -> dict[int, float]:
     """The largest difference of the output of each layer, by the id of the layer, relative to the largest output.
 
     Raises:
@@ -45,18 +47,20 @@ def errors(verb: str, pairs: Sequence[tuple[Layer, Unit]], calls: Calls, origin:
     return found
 
 
-def output_error(verb: str, ours: Any, theirs: Any, most: float, said: str) -> float:
-    """The difference of the outputs of both models, where they can be compared.
+def output(said: str, ours: Any, theirs: Any, most: float) -> float:
+    """The difference of the outputs of both models; not a number where they cannot be compared.
 
     Raises:
-      ValueError: a difference.
+      ValueError: a difference; begins with `said`.
     """
     a, b = jax.tree.leaves(ours), jax.tree.leaves(theirs)
     if len(a) != len(b) or not a:
         return float("nan")
     error = max(_difference(x, y, None) for x, y in zip(a, b, strict=True))
-    if error > most:
-        raise ValueError(f"`{verb}` {said} {error:.1e} of the largest entry.")
+    if np.isinf(error):
+        return float("nan")
+    if not error <= most:
+        raise ValueError(f"{said} differs by {error:.1e} of its largest entry.")
     return error
 
 
@@ -70,12 +74,11 @@ def _met(pairs: Sequence[tuple[Layer, Unit]], calls: Calls, origin: Origin) -> l
         slices[layer.path].append(layer)
     met = []
     for layer, unit in pairs:
-        own, other = calls.get(layer.path, ()), theirs.get(owner_of(unit.name), ())
+        own, other = calls.get(layer.path, ()), theirs.get(unit.owner or unit.name, ())
         if len(slices[layer.path]) > 1 or layer.index:
             own = [own[slices[layer.path].index(layer)]] if len(own) == len(slices[layer.path]) else ()
-        if unit.name == owner_of(unit.name) or unit.name.endswith("out_proj"):
-            # Of an attention, its output is that of its last projection, and of its inputs nothing is seen.
-            met += [Met(layer, a, b) for a, b in zip(own, other, strict=False)]
+        if unit.sees != "neither":
+            met += [Met(layer, unit, a, b) for a, b in zip(own, other, strict=False)]
     return met
 
 
@@ -96,16 +99,30 @@ def _difference(ours: Any, theirs: Any, layer: Layer | None) -> float:
 
 def _first(verb: str, met: Met, before: Met | None, error: float, origin: Origin, most: float) -> str:
     layer, theirs = met.layer, met.theirs
-    figure = f"differ by {error:.1e} of the largest entry" if np.isfinite(error) else (
-        f"have different shapes, {np.shape(met.ours[1])} and {np.shape(theirs.y)}"
+    figure = (
+        f"differ by {error:.1e} of the largest entry"
+        if np.isfinite(error)
+        else (f"have different shapes, {np.shape(met.ours[1])} and {np.shape(theirs.y)}")
     )
-    at_input = _difference(met.ours[0], theirs.x, layer) if np.ndim(met.ours[0]) else 0.0
-    if layer.rows is not None and np.ndim(theirs.x) == 2:
-        at_input = _difference(met.ours[0], np.asarray(theirs.x)[:, layer.rows], None)
-    head = f"`{verb}` compared the outputs of all layers; the first ones that differ are those of {layer.shown!r} and of {theirs.name!r}, which {figure}."
+    at_input = _at_input(met)
+    head = (
+        f"`{verb}` compared the outputs of all layers. The first ones that differ are those of {layer.shown!r} and, in "
+        f"the source, of {theirs.name!r}, which {figure}."
+    )
+    if at_input is None:
+        return f"{head} {_same_input(layer, theirs)}"
     if at_input <= most:
         return f"{head} Their inputs agree. {_same_input(layer, theirs)}"
     return f"{head} Their inputs differ already. {_between(met, before, origin)}"
+
+
+def _at_input(met: Met) -> float | None:
+    """The difference of the inputs, where they can be compared."""
+    if met.unit.sees != "both" or not np.ndim(met.ours[0]):
+        return None
+    if met.layer.rows is not None and np.ndim(met.theirs.x) == 2:
+        return _difference(met.ours[0], np.asarray(met.theirs.x)[:, met.layer.rows], None)
+    return _difference(met.ours[0], met.theirs.x, None)
 
 
 def _same_input(layer: Layer, theirs: Ran) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from bnjax._lifecycle.convert.imports import Parts
-from bnjax._lifecycle.convert.layers import Layer
+from bnjax._lifecycle.convert.layers import LOST, Layer
 from bnjax._lifecycle.convert.layouts import from_flax
 from bnjax._lifecycle.convert.rows import BETWEEN
 from bnjax._lifecycle.convert.torch_names import full_name, joined, name_of
@@ -25,18 +25,19 @@ def exported(parts: Parts, rename: Rename | None) -> dict[str, np.ndarray]:
       ValueError: variables that cannot be converted; one name for two arrays.
     """
     if rename is not None and not callable(rename) and not isinstance(rename, Report):
-        raise ValueError(f"`rename` must be a function of a path, or a `Report`, but it is a {type(rename).__name__}.")
-    given = {leaf.name for layer in parts.layers for leaf in layer.leaves.values()}
-    rest = [name for name in parts.model.leaves if name not in given]
-    if rest:
-        why = [f"{name!r} ({parts.lost.get(name.partition('/')[2], 'no layer that `call` reaches has it')})" for name in rest[:8]]
-        raise ValueError(f"`to_torch` cannot convert {', '.join(why)}. Leave these out of `variables` and of the model.")
+        raise ValueError(f"`rename` must be a function of a path or a `Report`, but it is a {type(rename).__name__}.")
+    lost = [f"{layer.path!r} ({layer.seen.cls})" for layer in parts.layers if layer.kind == LOST]
+    if lost and (rename is None or isinstance(rename, Report)):
+        raise ValueError(
+            f"`to_torch` does not know what {', '.join(lost[:8])} is to PyTorch. Name all arrays by `rename`, a function "
+            "that gives for each path a name, or a name and a function of the array, or None to leave it out."
+        )
     arrays: dict[str, np.ndarray] = {}
     for layer in parts.layers:
         for name, value in _arrays(layer, parts, rename):
             if name in arrays:
                 raise ValueError(f"`rename` gives the name {name!r} twice, the second time for {layer.shown!r}.")
-            arrays[name] = np.ascontiguousarray(value)
+            arrays[name] = contiguous(value)
     return joined(arrays)
 
 
@@ -47,8 +48,8 @@ def _arrays(layer: Layer, parts: Parts, rename: Rename | None) -> Iterator[tuple
             name = rename(leaf.shown)
             name, change = name if isinstance(name, tuple) else (name, None)
             if name is not None:
-                value = np.ascontiguousarray(_value(layer, role, parts))
-                yield name, value if change is None else change(value)
+                value = _value(layer, role, parts)
+                yield name, value if change is None else change(contiguous(value))
         return
     unit, evidence = _unit(layer, parts, rename)
     known = evidence.get("arrays", {})
@@ -62,6 +63,11 @@ def _arrays(layer: Layer, parts: Parts, rename: Rename | None) -> Iterator[tuple
         yield full_name(unit, "num_batches_tracked"), np.asarray(evidence.get("steps", 0), np.int64)
 
 
+def contiguous(value: np.ndarray) -> np.ndarray:
+    """In C order, which safetensors takes for granted; `np.ascontiguousarray` would make a number a vector."""
+    return np.asarray(value, order="C")
+
+
 def _value(layer: Layer, role: str, parts: Parts) -> np.ndarray:
     leaf = layer.leaves[role]
     value = from_flax("torch", layer, role, leaf.get(parts.model.leaves[leaf.name]))
@@ -70,7 +76,8 @@ def _value(layer: Layer, role: str, parts: Parts) -> np.ndarray:
 
 def _without_length(layer: Layer, values: dict[str, np.ndarray], parts: Parts) -> dict[str, np.ndarray]:
     """Weight norm put together, where PyTorch has none, or other lengths."""
-    kernel, length = (layer.leaves[role].get(parts.model.leaves[layer.leaves[role].name]) for role in ("weight", "length"))
+    leaves = [layer.leaves[role] for role in ("weight", "length")]
+    kernel, length = (leaf.get(parts.model.leaves[leaf.name]) for leaf in leaves)
     axes = layer.seen.length_axes or ()
     shape = [n if a in axes else 1 for a, n in enumerate(kernel.shape)]
     weight = from_flax("torch", layer, "weight", put_together(kernel, length.reshape(shape)))

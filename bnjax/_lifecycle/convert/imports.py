@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,15 +15,14 @@ import numpy as np
 
 from bnjax._lifecycle.compare import is_exact
 from bnjax._lifecycle.convert import check
-from bnjax._lifecycle.convert.layers import Layer, layers_of
-from bnjax._lifecycle.convert.match import DOUBTFUL, matched, side_by_side
+from bnjax._lifecycle.convert.layers import LOST, Layer, layers_of
+from bnjax._lifecycle.convert.match import Matched, Matching, Pairs
 from bnjax._lifecycle.convert.model import Model
 from bnjax._lifecycle.convert.offsets import offset_of
 from bnjax._lifecycle.convert.order import set_orders
 from bnjax._lifecycle.convert.origin import Origin
 from bnjax._lifecycle.convert.renamed import Rename, renamed
 from bnjax._lifecycle.convert.rows import rows_of
-from bnjax._lifecycle.convert.units import Unit
 from bnjax._lifecycle.convert.values import values_for
 from bnjax._lifecycle.fold import like
 from bnjax._lifecycle.graph import Graph
@@ -48,7 +48,9 @@ class Ask:
             except re.error as error:
                 raise ValueError(f"`keep` must be a regular expression, but it is {self.keep!r}: {error}.") from error
         if self.expect is not None and (not isinstance(self.expect, tuple) or len(self.expect) != 2):
-            raise ValueError("`expect` must be a pair of a batch and the output for it, both as the Flax model has them.")
+            raise ValueError(
+                "`expect` must be a pair of a batch and the output for it, both as the Flax model has them."
+            )
         if self.rename is not None and not callable(self.rename):
             raise ValueError(f"`rename` must be a function of a name, but it is a {type(self.rename).__name__}.")
 
@@ -64,17 +66,17 @@ class Parts:
     model: Model
     graph: Graph
     layers: list[Layer]
-    lost: dict[str, str]
 
     @classmethod
-    def of(cls, model: Model, example: Any) -> Parts:
-        """Traces a model."""
+    def of(cls, model: Model, example: Any, dialect: str) -> Parts:
+        """Traces a model, for weights from or for PyTorch or Keras."""
         graph, values, seen = model.traced(example)
-        layers, lost = layers_of(graph, values, seen)
-        set_orders(graph, layers, set(graph.inputs) - set(values.values()))
+        layers = layers_of(graph, values, seen, model.leaves)
+        if dialect == "torch":
+            set_orders(graph, layers, set(graph.inputs) - set(values.values()))
         for layer in layers:
             layer.offset = offset_of(layer)
-        return cls(model, graph, layers, lost)
+        return cls(model, graph, layers)
 
     @property
     def sequences_first(self) -> bool:
@@ -89,25 +91,21 @@ def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Re
       ValueError: what does not fit, is ambiguous, or computes something else.
     """
     if ask.rename is not None:
-        pairs, left, doubtful = renamed(ask.verb, origin, parts.layers, ask.rename), [], False
-        keeps = ask.keeps
+        found = Matched(renamed(origin, parts.layers, ask.rename), [])
     else:
-        every = lambda layer: all(ask.keeps(leaf.name) for leaf in layer.leaves.values())  # noqa: E731
-        pairs, left, doubtful = matched(
-            ask.verb, origin.dialect, parts.layers, origin.units, every, in_order=origin.run is not None
-        )
-        keeps = ask.keeps
-    if doubtful and ask.expect is None:
-        lists = side_by_side(origin.dialect, parts.layers, origin.units)
-        raise ValueError(f"`{ask.verb}` cannot tell which layer is which: {DOUBTFUL}\n{lists}")
-    new = written(ask, origin, parts, pairs, keeps)
-    errors = checked(ask, origin, parts, pairs, new)
-    return new, Report(rows_of(parts.layers, pairs, left, errors, keeps))
+        whole = lambda layer: all(ask.keeps(leaf.name) for leaf in layer.leaves.values())  # noqa: E731
+        matching = Matching(ask.verb, origin.dialect, parts.layers, origin.units, whole)
+        found = matching.matched(in_order=origin.run is not None)
+        if found.doubt and origin.run is None and ask.expect is None:
+            lists = matching.side_by_side()
+            raise ValueError(f"`{ask.verb}` cannot tell which layer is which: {found.doubt}\n{lists}")
+    new = written(ask, origin, parts, found.pairs)
+    errors = checked(ask, origin, parts, found.pairs, new)
+    numbers = [unit for unit in origin.units if not unit.is_weight]
+    return new, Report(rows_of(parts.layers, found, numbers, errors, ask.keeps))
 
 
-def written(
-    ask: Ask, origin: Origin, parts: Parts, pairs: Sequence[tuple[Layer, Unit]], keeps: Callable[[str], bool]
-) -> dict[str, Any]:
+def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, Any]:
     """The leaves of the model with other values.
 
     Raises:
@@ -115,23 +113,25 @@ def written(
     """
     wholes: dict[str, np.ndarray] = {}
     done: dict[str, int] = defaultdict(int)
+    leaves = parts.model.leaves
     for layer, unit in pairs:
         for role, value in values_for(ask.verb, origin.dialect, layer, unit).items():
             leaf = layer.leaves[role]
-            if keeps(leaf.name):
+            if ask.keeps(leaf.name):
                 continue
-            old = parts.model.leaves[leaf.name]
+            old = leaves[leaf.name]
             whole = wholes.setdefault(leaf.name, np.zeros(old.shape, np.result_type(old.dtype, value.dtype)))
             leaf.put(whole, value)
             done[leaf.name] += value.size
-    unset = [name for name, old in parts.model.leaves.items() if done[name] != np.size(old) and not keeps(name)]
+    unset = [name for name, old in leaves.items() if done[name] != np.size(old) and not ask.keeps(name)]
     if unset:
-        why = "; ".join(f"{name!r}: {reason}" for name, reason in parts.lost.items())
+        lost = {layer.path: f" ({layer.seen.cls})" for layer in parts.layers if layer.kind == LOST}
+        shown = ", ".join(f"{name!r}{lost.get(name, '')}" for name in unset[:8])
         raise ValueError(
-            f"`{ask.verb}` has nothing for {', '.join(map(repr, unset[:8]))}{' and more' if len(unset) > 8 else ''}. "
-            f"Name what goes there by `rename`, or leave it as it is by `keep`, a regular expression.{why and ' ' + why}"
+            f"`{ask.verb}` has nothing for {shown}{' and more' if len(unset) > 8 else ''}. Name what goes there by "
+            "`rename`, or leave it as it is by `keep`, a regular expression."
         )
-    return {**parts.model.leaves, **{name: _like(ask.verb, name, parts.model.leaves[name], t) for name, t in wholes.items()}}
+    return {**leaves, **{name: _like(ask.verb, name, leaves[name], whole) for name, whole in wholes.items()}}
 
 
 def _like(verb: str, name: str, old: Any, value: np.ndarray) -> Any:
@@ -142,32 +142,38 @@ def _like(verb: str, name: str, old: Any, value: np.ndarray) -> Any:
     else:
         new = like(old, value)
     if np.isfinite(value.astype(np.float64)).all() and not np.isfinite(np.asarray(new).astype(np.float64)).all():
-        raise ValueError(f"`{verb}` would overflow at {name!r}: its dtype is {old.dtype}; give a model of a wider dtype.")
+        raise ValueError(
+            f"`{verb}` would overflow at {name!r}: its dtype is {old.dtype}; give a model of a wider dtype."
+        )
     return new
 
 
-def checked(
-    ask: Ask, origin: Origin, parts: Parts, pairs: Sequence[tuple[Layer, Unit]], new: Mapping[str, Any]
-) -> dict[int, float]:
-    """Compares with what the source computes, and with what is expected."""
+def checked(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs, new: Mapping[str, Any]) -> dict[int, float]:
+    """Compares with what the source computes, and with what is expected; returns the difference by layer.
+
+    Raises:
+      ValueError: a difference.
+    """
     most = check.MOST if is_exact(parts.graph.dtypes) else check.MOST_LOW
     errors: dict[int, float] = {}
-    any_kept = any(ask.keeps(name) for name in parts.model.leaves)
     with jax.default_matmul_precision("highest"):
         if origin.run is not None:
             calls: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
             output = parts.model.watched(new, ask.example, lambda path, x, y: calls[path].append((x, y)))
-            errors = check.errors(ask.verb, pairs, calls, origin, most)
-            if not any_kept:
-                check.output_error(
-                    ask.verb, output, origin.run.output, most,
-                    "found the same in all layers, but what the model does with the last of them differs: the outputs differ by",
-                )  # fmt: skip
+            # What comes after a layer that is kept computes something else, and should.
+            kept = {id(t) for t in parts.layers if any(ask.keeps(leaf.name) for leaf in t.leaves.values())}
+            before = {id(t) for t in itertools.takewhile(lambda t: id(t) not in kept, parts.layers)}
+            compared = [pair for pair in pairs if id(pair[0]) in before]
+            errors = check.errors(ask.verb, compared, calls, origin, most)
+            if not kept:
+                check.output(
+                    f"`{ask.verb}` found the same in all layers, but the output", output, origin.run.output, most
+                )
         if ask.expect is not None:
             batch, wanted = ask.expect
             output = parts.model.watched(new, batch, lambda path, x, y: None)
-            said = "matched the layers by the order of their definition, and the output is not that of `expect`: it differs by"
-            error = check.output_error(ask.verb, output, wanted, most, said)
-            if not error <= most:
-                raise ValueError(f"`expect` must have an output like that of the model, {jax.tree.map(np.shape, output)}.")
+            said = f"`{ask.verb}` matched the layers, and what comes out is not that of `expect`: the output"
+            if np.isnan(check.output(said, output, wanted, most)):
+                shapes = jax.tree.map(np.shape, output)
+                raise ValueError(f"`expect` must have an output like that of the model, with the shapes {shapes}.")
     return errors

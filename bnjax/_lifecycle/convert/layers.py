@@ -1,11 +1,10 @@
-"""The layers of a Flax model that weights go into: what they are, which variables they have, in which order they run."""
+"""The layers of a Flax model that weights go into: what they are, what variables they have, in which order they run."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ ROLES = {
 }  # fmt: skip
 PRODUCTS = ("conv", "conv_transpose", "dense", "embed")
 OWN = "own"  # a class of somebody's own
+LOST = "lost"  # a variable that no layer is seen to have
 
 
 @dataclasses.dataclass
@@ -91,6 +91,7 @@ class Layer:
       rows: for each feature of its input, in Flax's order, its place in PyTorch's order; nothing where they agree.
       columns: likewise of its output.
       offset: what is added to the scale in a module of somebody's own.
+      as_is: whether the kernel of such a module lies as in the source.
     """
 
     path: str
@@ -101,6 +102,7 @@ class Layer:
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
     offset: float = 0.0
+    as_is: bool = False
 
     @property
     def kind(self) -> str:
@@ -120,13 +122,24 @@ class Layer:
         return (self.path or "(root)") + "".join(f"[{n}]" for n in self.index)
 
 
-def layers_of(graph: Graph, values: Mapping[str, int], seen: Mapping[str, Seen]) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of a traced model, in the order of their first calls; and why some variables have none, by path."""
-    names, found, lost = {value: path for path, value in values.items()}, {}, {}
+def layers_of(
+    graph: Graph, values: Mapping[str, int], seen: Mapping[str, Seen], leaves: Collection[str]
+) -> list[Layer]:
+    """The layers of a traced model, in the order of their first calls; then variables that no layer is seen to have.
+
+    Args:
+      graph: of the model.
+      values: of its variables in it, by path.
+      seen: its modules.
+      leaves: the paths of those that are parameters or statistics.
+    """
+    names = {value: path for path, value in values.items()}
+    found: dict[tuple[str, str], tuple[Source, Any]] = {}
+    why: dict[str, str] = {}
     for node, tag in graph.tags():
         if tag.role == "leaf":
             found.setdefault((tag.path, tag.leaf), (source(graph, node, tag, names), node))
-    layers = []
+    layers: list[_Stacked] = []
     for path, module in seen.items():
         own: dict[str, tuple[Source, tuple[int, ...]]] = {}
         for name in module.leaves:
@@ -134,9 +147,19 @@ def layers_of(graph: Graph, values: Mapping[str, int], seen: Mapping[str, Seen])
             if leaf.name:
                 own[name] = leaf, graph.shapes[node.inputs[0]][len([s for s in leaf.stack if isinstance(s, str)]) :]
             else:
-                lost[f"{path}/{name}"] = "something is computed from it before it reaches its layer"
+                why[f"{path}/{name}"] = "something is computed from it before it reaches its layer"
         layers += _with_roles(path, module, own)
-    return _in_order(layers, graph, values), lost
+    known = {leaf.name for layer in layers for leaf, _ in layer.leaves.values()}
+    rest = [name for name in leaves if name not in known]
+    return _in_order(layers, graph, values) + [_lost(name, graph.shapes[values[name]], why) for name in rest]
+
+
+def _lost(name: str, shape: tuple[int, ...], why: Mapping[str, str]) -> Layer:
+    """A variable by itself, as it is."""
+    reason = next((said for path, said in why.items() if name.endswith(path)), "no layer that `call` reaches has it")
+    return Layer(
+        name, Seen(LOST, reason, ()), {"value": Leaf(name, shape, tuple(range(len(shape))))}, name.replace("/", ".")
+    )
 
 
 @dataclasses.dataclass
@@ -160,7 +183,9 @@ def _with_roles(path: str, module: Seen, own: Mapping[str, tuple[Source, tuple[i
         if role and role not in roles:
             roles[role] = leaf
         else:
-            yield _Stacked(f"{path}/{name}" if path else name, dataclasses.replace(module, kind="value"), {"value": leaf})
+            yield _Stacked(
+                f"{path}/{name}" if path else name, dataclasses.replace(module, kind="value"), {"value": leaf}
+            )
     if roles:
         yield _Stacked(path, module, roles)
 
@@ -176,12 +201,17 @@ def _in_order(stacked: Sequence[_Stacked], graph: Graph, values: Mapping[str, in
                 layers = layers[1:]
                 continue
             same = [*_same_stack(layers, len(index))]
-            begins = len(os.path.commonprefix([layer.path.split("/") for layer in same]))
+            begins = _in_common([layer.path.split("/") for layer in same])
             for n in range(_length(first, len(index), graph, values)):
                 yield from unrolled(same, (*index, n), (*places, begins))
             layers = layers[len(same) :]
 
     return [*unrolled(stacked, (), ())]
+
+
+def _in_common(paths: Sequence[Sequence[str]]) -> int:
+    """How many names all paths begin with."""
+    return next((n for n, names in enumerate(zip(*paths, strict=False)) if len(set(names)) > 1), min(map(len, paths)))
 
 
 def _same_stack(layers: Sequence[_Stacked], depth: int) -> Iterator[_Stacked]:

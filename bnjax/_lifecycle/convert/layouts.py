@@ -88,7 +88,7 @@ DIALECTS = {"torch": TORCH, "keras": KERAS}
 
 def layout(dialect: str, layer: Layer) -> Layout:
     """The layout of the kernel of a layer; of somebody's own class, that which its rank suggests."""
-    own = "dense" if len(_kernel(layer)) == 2 else "conv"
+    own = "value" if layer.as_is else "dense" if len(_kernel(layer)) == 2 else "conv"
     return DIALECTS[dialect][own if layer.kind == OWN else layer.kind]
 
 

@@ -12,13 +12,11 @@ Watch = Callable[[str, Any, Any], None]  # is given the path, the input and the 
 
 
 class Model(Protocol):
-    """A model at evaluation.
+    """A model at evaluation."""
 
-    Attributes:
-      leaves: its variables by path.
-    """
-
-    leaves: Mapping[str, Any]
+    @property
+    def leaves(self) -> Mapping[str, Any]:
+        """Its parameters and statistics by path."""
 
     def traced(self, example: Any) -> tuple[Graph, dict[str, int], dict[str, Seen]]:
         """Its program, the values of its variables in it, and its layers in the order of their first calls."""

@@ -1,8 +1,8 @@
 """In which order features lie after a flatten: PyTorch has channels before height and width, Flax after them.
 
 Both give the same numbers, each in its own order, and no shape tells. The traced program does: it is walked back from
-the input of a layer, past what changes no order, to the image that was made flat. The places of its numbers in PyTorch's
-order are then rearranged as the program rearranges the image.
+the input of a layer, past what changes no order, to the image that was made flat. The places of its numbers in
+PyTorch's order are then rearranged as the program rearranges the image.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ class _Orders:
 def _makes_images(layer: Layer) -> bool:
     """Whether it is a convolution, or somebody's own."""
     weight = layer.leaves.get("weight")
-    return layer.kind in IMAGES or (layer.kind == OWN and weight is not None and len(weight.shape) > 2 and layer.is_product)
+    return layer.kind in IMAGES or (
+        layer.kind == OWN and weight is not None and len(weight.shape) > 2 and layer.is_product
+    )
 
 
 def _image(shape: tuple[int, ...]) -> np.ndarray:

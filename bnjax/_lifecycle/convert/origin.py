@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bnjax._lifecycle.convert.units import Unit
@@ -42,18 +42,16 @@ class Origin:
       dialect: "torch" or "keras".
       units: its layers, in the order of the calls if it was run, else in that of the definition.
       run: what happened when it was run on the example.
-      channels_first: whether the values in `run` have channels on axis 1.
     """
 
     dialect: str
     units: list[Unit]
     run: Run | None = None
-    channels_first: bool = False
 
 
-def in_order_of_calls(units: Sequence[Unit], calls: Sequence[Ran], owner: Callable[[str], str]) -> list[Unit]:
+def in_order_of_calls(units: Sequence[Unit], calls: Sequence[Ran]) -> list[Unit]:
     """The units by their first calls; then those that were not called, in their order."""
     first: dict[str, int] = {}
     for n, call in enumerate(calls):
         first.setdefault(call.name, n)
-    return sorted(units, key=lambda unit: first.get(owner(unit.name), len(calls)))
+    return sorted(units, key=lambda unit: first.get(unit.owner or unit.name, len(calls)))

@@ -15,7 +15,7 @@ from bnjax._lifecycle.convert.units import Unit
 Rename = Callable[[str], Any]
 
 
-def renamed(verb: str, origin: Origin, layers: Sequence[Layer], rename: Rename) -> list[tuple[Layer, Unit]]:
+def renamed(origin: Origin, layers: Sequence[Layer], rename: Rename) -> list[tuple[Layer, Unit]]:
     """The layers, each with what `rename` sends into its variables.
 
     Raises:
@@ -29,7 +29,7 @@ def renamed(verb: str, origin: Origin, layers: Sequence[Layer], rename: Rename) 
             if path is None:
                 continue
             path, change = path if isinstance(path, tuple) else (path, None)
-            layer, role = _place(verb, places, name, path)
+            layer, role = _place(places, name, path)
             _, new = found.setdefault(id(layer), (layer, dataclasses.replace(unit, tensors={}, names={})))
             if role in new.tensors:
                 raise ValueError(f"`rename` gives {path!r} for {new.names[role]!r} and for {name!r}; give one of them.")
@@ -39,7 +39,7 @@ def renamed(verb: str, origin: Origin, layers: Sequence[Layer], rename: Rename) 
     return sorted(found.values(), key=lambda pair: order[id(pair[0])])
 
 
-def _place(verb: str, places: dict[str, tuple[Layer, str]], name: str, path: Any) -> tuple[Layer, str]:
+def _place(places: dict[str, tuple[Layer, str]], name: str, path: Any) -> tuple[Layer, str]:
     if path in places:
         return places[path]
     stacked = [known for known in places if re.sub(r"\[\d+\]", "", known) == path]

@@ -10,6 +10,7 @@ import numpy as np
 
 from bnjax._lifecycle.convert.layers import Layer
 from bnjax._lifecycle.convert.layouts import from_flax
+from bnjax._lifecycle.convert.match import Matched
 from bnjax._lifecycle.convert.torch_names import name_of
 from bnjax._lifecycle.convert.units import PARTS_OF, Unit
 from bnjax._lifecycle.convert.values import per_output
@@ -21,18 +22,27 @@ BETWEEN = ", "  # the names of slices
 
 def rows_of(
     layers: Sequence[Layer],
-    pairs: Sequence[tuple[Layer, Unit]],
-    left: Sequence[Unit],
+    matched: Matched,
+    numbers: Sequence[Unit],
     errors: Mapping[int, float],
     keeps: Callable[[str], bool],
 ) -> list[Row]:
-    """One row for each layer of the model, then one for each of the source that goes nowhere."""
-    found = {id(layer): unit for layer, unit in pairs}
+    """One row for each layer of the model, then one for each of the source that goes nowhere.
+
+    Args:
+      layers: of the model.
+      matched: what goes into them.
+      numbers: of the source, what is no weight.
+      errors: the differences of outputs, by the ids of layers.
+      keeps: whether a leaf stays as it is.
+    """
+    found = {id(layer): unit for layer, unit in matched.pairs}
     slices: dict[str, list[Layer]] = defaultdict(list)
     for layer in layers:
         slices[layer.path].append(layer)
     rows = [_row(path, same, [found.get(id(layer)) for layer in same], errors, keeps) for path, same in slices.items()]
-    return rows + [Row(f"source: {unit.name}", unit.kind or "unknown", False, "it goes nowhere") for unit in left]
+    rows += [Row(f"source: {unit.name}", "unknown", False, "it goes nowhere") for unit in matched.left]
+    return rows + [Row(f"source: {unit.name}", "integers", False, "it is no weight") for unit in numbers]
 
 
 def _row(
@@ -88,5 +98,7 @@ def _said(layer: Layer, unit: Unit, kept: Sequence[str]) -> list[str]:
             said.append(f"{name} is {own:g}, and in the source {theirs:g}: write `{name}={theirs:g}`")
     if "mean" in layer.leaves and "steps" in unit.tensors:
         said.append("the variance is PyTorch's, which is unbiased")
-    missing = [leaf.name for role, leaf in layer.leaves.items() if role not in unit.tensors and role in ("weight", "bias")]
+    missing = [
+        leaf.name for role, leaf in layer.leaves.items() if role not in unit.tensors and role in ("weight", "bias")
+    ]
     return said + [f"the source has nothing for {name!r}, which is now neutral" for name in missing]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import numpy as np
 from jax import Array
 
 from bnjax._checks import canonical_axes
-from bnjax._lifecycle.tags import Tag, tagged
+from bnjax._lifecycle.convert.layers import Seen
+from bnjax._lifecycle.tags import Tag, tag_leaves, tagged
 from bnjax._norms.spec import Spec
 
 SETTINGS = ("epsilon", "momentum", "padding", "strides", "kernel_dilation")
@@ -41,17 +42,37 @@ def length_axes(module: Any, rank: int) -> tuple[int, ...]:
     return tuple(sorted(canonical_axes(() if axes is None else axes, rank, "feature_axes")))
 
 
-def tag_input(path: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments of a layer, the first of which has a name."""
-    if not args or not isinstance(args[0], Array | np.ndarray):
-        return args
-    x = args[0]
-    return (tagged(x, Tag("layer_in", path, x.ndim)), *args[1:])
+class Noting:
+    """Notes the layers of a trace, and names their variables, inputs and outputs in the program.
 
+    Attributes:
+      seen: the layers, in the order of their first calls.
+    """
 
-def tag_output(path: str, y: Any) -> Any:
-    """The output of a layer with a name, if it is one array."""
-    return tagged(y, Tag("layer_out", path, y.ndim)) if isinstance(y, Array) else y
+    def __init__(self) -> None:
+        self.seen: dict[str, Seen] = {}
+        self._within: list[str] = []  # the layers that are being called
+        self._named: set[str] = set()  # those whose variables a wrapper has named
+
+    def note(self, path: str, seen: Seen, leaves: Mapping[str, Any], *, wrapped: bool = False) -> None:
+        """A layer and its variables. Those of a wrapped one are named before the wrapper computes others from them."""
+        if wrapped or path not in self._named:
+            # A loop traces its inside more than once, and keeps the last.
+            self.seen.setdefault(path, seen)
+            tag_leaves(path, leaves)
+        self._named = self._named | {path} if wrapped else self._named - {path}
+
+    def called(self, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The call of a module; of one that is a layer, and calls the class it extends, the outer call counts."""
+        if path in self._within or path not in self.seen:
+            return run(*args, **kwargs)
+        self._within.append(path)
+        if args and isinstance(args[0], Array | np.ndarray):
+            x = jnp.asarray(args[0])
+            args = (tagged(x, Tag("layer_in", path, x.ndim)), *args[1:])
+        y = run(*args, **kwargs)
+        self._within.pop()
+        return tagged(y, Tag("layer_out", path, y.ndim)) if isinstance(y, Array) else y
 
 
 def norm_kind(cls: type, flax: Mapping[type, str]) -> str | None:
@@ -75,3 +96,8 @@ def at_random(args: Any) -> Any:
         return jnp.asarray(rng.normal(size=t.shape), t.dtype) if isinstance(t, jax.ShapeDtypeStruct) else t
 
     return jax.tree.map(drawn, args)
+
+
+def on_device(example: Any) -> Any:
+    """Arrays of numpy as JAX's, which loops carry."""
+    return jax.tree.map(lambda t: jnp.asarray(t) if isinstance(t, np.ndarray) else t, example)

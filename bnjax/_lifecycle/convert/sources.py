@@ -12,7 +12,9 @@ import numpy as np
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 KERAS = (".h5", ".keras", ".hdf5")
-TAKEN = "a mapping of names to arrays, a file that ends in `.safetensors`, `.safetensors.index.json` or `.npz`, or a module"
+TAKEN = (
+    "a mapping of names to arrays, a file that ends in `.safetensors`, `.safetensors.index.json` or `.npz`, or a module"
+)
 
 
 def read(source: Any) -> dict[str, np.ndarray]:
@@ -33,8 +35,8 @@ def read(source: Any) -> dict[str, np.ndarray]:
         )
     if file.name.endswith(KERAS):
         raise ValueError(
-            f"`source` is {str(file)!r}, a file of Keras, which keeps no names of layers that could be matched. Load the "
-            "model in Keras, and give the model."
+            f"`source` is {str(file)!r}, a file of Keras, which keeps no names of layers that could be matched. Load "
+            "the model in Keras, and give the model."
         )
     if not file.name.endswith((".safetensors", ".json", ".npz")):
         raise ValueError(f"`source` must be {TAKEN}, but it is {str(file)!r}.")
@@ -66,8 +68,8 @@ def _numpy(file: Path) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # of zip files and of numpy, of several kinds
         raise ValueError(
-            f"`source` is {str(file)!r}, which cannot be read as arrays of numpy ({error}). Write it by `np.savez` from "
-            "arrays of numbers; objects would need a pickle, which is not read."
+            f"`source` is {str(file)!r}, which cannot be read as arrays of numpy ({error}). Write it by `np.savez` "
+            "from arrays of numbers; objects would need a pickle, which is not read."
         ) from error
 
 
@@ -83,8 +85,8 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
     except Exception as error:  # of safetensors, and of numpy for a dtype that it has not
         raise ValueError(
-            f"`source` is {str(file)!r}, which safetensors cannot read as numpy arrays ({error}). It may be cut off, or "
-            "hold float8; write float8 as bfloat16 or float32 first."
+            f"`source` is {str(file)!r}, which safetensors cannot read as numpy arrays ({error}). It may be cut off, "
+            "or hold float8; write float8 as bfloat16 or float32 first."
         ) from error
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from bnjax._lifecycle.convert.origin import Origin, Ran, Run, in_order_of_calls
 from bnjax._lifecycle.convert.sources import array, read
-from bnjax._lifecycle.convert.torch_names import owner_of
-from bnjax._lifecycle.convert.units import units_of
+from bnjax._lifecycle.convert.units import PARTS_OF, Unit, units_of
 
 
 def torch_origin(source: Any, example: Any, *, sequences_first: bool) -> Origin:
@@ -26,19 +25,44 @@ def torch_origin(source: Any, example: Any, *, sequences_first: bool) -> Origin:
     """
     if not (hasattr(source, "state_dict") and hasattr(source, "named_modules")):
         return Origin("torch", units_of(read(source)))
-    units = units_of({name: array(value, name) for name, value in source.state_dict().items()})
-    owners = {unit.name: owner_of(unit.name) for unit in units}
+    state = source.state_dict()
+    units = _once(units_of({name: array(value, name) for name, value in state.items()}), state)
     modules = dict(source.named_modules())
     for unit in units:
-        unit.settings = settings(modules.get(owners[unit.name]))
-    run = _run(source, modules, set(owners.values()), _channels_first(example, sequences_first))
-    return Origin("torch", in_order_of_calls(units, run.calls, owner_of), run, channels_first=True)
+        _set_owner(unit)
+        unit.settings = settings(modules.get(unit.owner or unit.name))
+    owners = {unit.owner or unit.name for unit in units}
+    run = _run(source, modules, owners, _channels_first(example, sequences_first))
+    return Origin("torch", in_order_of_calls(units, run.calls), run)
+
+
+def _once(units: Iterable[Unit], state: Mapping[str, Any]) -> list[Unit]:
+    """A module that has two names is there twice, with the same memory."""
+    found: dict[Any, Unit] = {}
+    for unit in units:
+        names = [name.partition("[") for name in unit.names.values()]
+        place = tuple((state[name].data_ptr(), part) for name, _, part in names if state[name].numel())
+        found.setdefault(place or unit.name, unit)
+    return list(found.values())
+
+
+def _set_owner(unit: Unit) -> None:
+    """An attention computes with its projections itself: nothing is seen but what the last of them gives."""
+    if part := PARTS_OF.match(unit.name):
+        unit.owner, unit.sees = part.group(1), "neither"
+    elif unit.name.endswith("out_proj"):
+        unit.owner, unit.sees = unit.name.removesuffix("out_proj").removesuffix("."), "output"
 
 
 def settings(module: Any) -> dict[str, Any]:
     """What a layer is set to, in Flax's words."""
     found: dict[str, Any] = {}
-    for theirs, ours in (("eps", "epsilon"), ("stride", "strides"), ("dilation", "kernel_dilation"), ("groups", "groups")):
+    for theirs, ours in (
+        ("eps", "epsilon"),
+        ("stride", "strides"),
+        ("dilation", "kernel_dilation"),
+        ("groups", "groups"),
+    ):
         if getattr(module, theirs, None) is not None:
             found[ours] = getattr(module, theirs)
     if isinstance(getattr(module, "momentum", None), float):
@@ -89,8 +113,8 @@ def _run(module: Any, modules: Mapping[str, Any], owners: Iterable[str], example
                 output = module(*map(given, example if isinstance(example, tuple | list) else (example,)))
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise ValueError(
-            "`source` does not take `example`, which it gets with channels on axis 1 (a tuple as arguments, a mapping by "
-            f"name): {error}\nGive `source.state_dict()` in its place, and `expect=(batch, output)`, which checks it."
+            "`source` does not take `example`, which it gets with channels on axis 1 (a tuple as arguments, a mapping "
+            f"by name): {error}\nGive `source.state_dict()` in its place, and `expect=(batch, output)` for a check."
         ) from error
     finally:
         for hook in hooks:
@@ -116,4 +140,3 @@ def _numpy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _numpy(one) for name, one in value.items()}
     return tuple(map(_numpy, value)) if isinstance(value, tuple | list) else value
-

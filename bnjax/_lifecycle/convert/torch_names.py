@@ -13,12 +13,6 @@ from bnjax._lifecycle.convert.units import PARTS_OF
 NAMES = {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var", "length": "weight_g"}
 
 
-def owner_of(name: str) -> str:
-    """The module that computes with a unit."""
-    part = PARTS_OF.match(name)
-    return part.group(1) if part else name.removesuffix(".out_proj") if name.endswith(".out_proj") else name
-
-
 def name_of(layer: Layer, role: str, roles: Collection[str]) -> str:
     """The name of an array within its layer, which has arrays of these roles."""
     return "" if role == "value" else "weight_v" if role == "weight" and "length" in roles else NAMES[role]

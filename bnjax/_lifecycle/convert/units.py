@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,15 +31,17 @@ class Unit:
       tensors: its arrays by role: "weight", "bias", "mean", "var", "length" of weight norm, "steps"; "value" of what
         is none of these.
       names: of the arrays, by role.
-      kind: of the layer, where that is known: that of a target, such as "conv".
       settings: of the layer, where they are known.
+      owner: the name of the module that computes with it, if that has another name.
+      sees: whether that module's input and output are this layer's, or its output alone, or neither.
     """
 
     name: str
     tensors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     names: dict[str, str] = dataclasses.field(default_factory=dict)
-    kind: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    owner: str = ""
+    sees: Literal["both", "output", "neither"] = "both"
 
     def add(self, role: str, name: str, value: np.ndarray) -> None:
         """One more array."""
@@ -67,8 +69,8 @@ def units_of(tensors: Mapping[str, np.ndarray], separator: str = ".") -> list[Un
     spectral = [name for name in tensors if name.endswith(("weight_orig", "parametrizations.weight.original"))]
     if spectral:
         raise ValueError(
-            f"`source` has spectral norm or another parametrization at {spectral[0]!r}, and its weight is computed from "
-            "more arrays. Remove it first: `torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')`."
+            f"`source` has spectral norm or another parametrization at {spectral[0]!r}, and its weight is computed "
+            "from more arrays. Remove it first: `torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')`."
         )
     for name, value in tensors.items():
         owner, role = _owner(name, separator)
