@@ -32,7 +32,7 @@ def from_torch(
     The traced model says which layers there are, what they want and in which order they are called. Arrays are put
     into Flax's layout: convolutions of every rank, grouped, depthwise and transposed; dense layers, after a flatten
     with the features in Flax's order; embeddings; norms with their statistics; projections of attentions; weight norm,
-    also where only one of the two models has it; stacks of `nn.scan` and `nn.vmap`; scales that are used as `1 + scale`.
+    also where only one of the two models has it; stacks of `nn.scan` and `nn.vmap`; scales used as `1 + scale`.
 
     Which array goes where is found by `rename`, if it is given. Else by names, if all of them are the same; by shapes;
     and among layers of one shape by the order of the calls, which a module has and arrays alone have not.
@@ -50,8 +50,8 @@ def from_torch(
       example: a batch of the Flax model: (N, ..., channels). A module of PyTorch gets channels on axis 1; a tuple is
         given as several arguments, a mapping by name.
       call: `call(model, example)` runs the model as for evaluation.
-      rename: `rename(name)` gives for the name of an array a path such as `"params/conv1/kernel"`, with `"[2]"` after it
-        for a slice of a stack; or None to skip the array; or a pair of a path and a function of the array.
+      rename: `rename(name)` gives for the name of an array a path such as `"params/conv1/kernel"`, with `"[2]"` after
+        it for a slice of a stack; or None to skip the array; or a pair of a path and a function of the array.
       keep: a regular expression that is found in the paths of leaves which stay as they are, such as a new head's.
       expect: a batch, and the output of the model for it. It must come out; then the order of definition counts.
 

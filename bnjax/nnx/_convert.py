@@ -31,7 +31,7 @@ def from_torch(
     The traced model says which layers there are, what they want and in which order they are called. Arrays are put
     into Flax's layout: convolutions of every rank, grouped, depthwise and transposed; dense layers, after a flatten
     with the features in Flax's order; embeddings; norms with their statistics; projections of attentions; weight norm,
-    also where only one of the two models has it; stacks of `nnx.vmap`; scales that are used as `1 + scale`.
+    also where only one of the two models has it; stacks of `nnx.vmap`; scales used as `1 + scale`.
 
     Which array goes where is found by `rename`, if it is given. Else by names, if all of them are the same; by shapes;
     and among layers of one shape by the order of the calls, which a module has and arrays alone have not.

@@ -29,8 +29,8 @@ def exported(parts: Parts, rename: Rename | None) -> dict[str, np.ndarray]:
     lost = [f"{layer.path!r} ({layer.seen.cls})" for layer in parts.layers if layer.kind == LOST]
     if lost and (rename is None or isinstance(rename, Report)):
         raise ValueError(
-            f"`to_torch` does not know what {', '.join(lost[:8])} is to PyTorch. Name all arrays by `rename`, a function "
-            "that gives for each path a name, or a name and a function of the array, or None to leave it out."
+            f"`to_torch` does not know what {', '.join(lost[:8])} is to PyTorch. Name all arrays by `rename`, a "
+            "function that gives for each path a name, or a name and a function of the array, or None to leave it out."
         )
     arrays: dict[str, np.ndarray] = {}
     for layer in parts.layers:

@@ -1,4 +1,4 @@
-"""Models of PyTorch, and the same in Flax."""
+"""ResNet-18 of PyTorch: the layers, names and order of `torchvision.models.resnet18`. Needs PyTorch."""
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ class Basic(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, filters, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(filters)
+        self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(filters)
         self.downsample = None
@@ -16,13 +17,11 @@ class Basic(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, filters, 1, stride, bias=False), nn.BatchNorm2d(filters))
 
     def forward(self, x):
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
 class ResNet18(nn.Module):
-    """As `torchvision.models.resnet18`: the same layers, names and order."""
-
     def __init__(self, filters=64, classes=1000):
         super().__init__()
         self.conv1 = nn.Conv2d(3, filters, 7, 2, 3, bias=False)
@@ -31,8 +30,7 @@ class ResNet18(nn.Module):
         before = filters
         for n in range(4):
             width = filters * 2**n
-            blocks = Basic(before, width, 1 if n == 0 else 2), Basic(width, width, 1)
-            setattr(self, f"layer{n + 1}", nn.Sequential(*blocks))
+            setattr(self, f"layer{n + 1}", nn.Sequential(Basic(before, width, 1 + (n > 0)), Basic(width, width, 1)))
             before = width
         self.avgpool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(before, classes)
 
@@ -40,4 +38,4 @@ class ResNet18(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         for n in range(4):
             x = getattr(self, f"layer{n + 1}")(x)
-        return self.fc(self.avgpool(x).flatten(1))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
