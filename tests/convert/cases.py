@@ -102,7 +102,7 @@ def tower(t):
 
 def by_hand(x, scale, bias):
     d = x - x.mean(-1, keepdims=True)
-    return d / jnp.sqrt((d**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+    return d / jnp.sqrt((d**2).mean(-1, keepdims=True) + 1e-5) * scale[None] + bias[None]
 
 
 class Own(nn.Module):

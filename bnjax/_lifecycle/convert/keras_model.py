@@ -10,7 +10,7 @@ import numpy as np
 
 from bnjax._lifecycle.convert.origin import Origin, Ran, Run, in_order_of_calls
 from bnjax._lifecycle.convert.sources import read
-from bnjax._lifecycle.convert.units import ROLES, Unit, units_of
+from bnjax._lifecycle.convert.units import Unit, units_of
 
 
 def keras_origin(source: Any, example: Any) -> Origin:
@@ -49,29 +49,15 @@ def _name(layer: Any) -> str:
 
 
 def _units(name: str, layer: Any) -> Iterator[Unit]:
-    """The unit of a layer; of a separable convolution there are two."""
+    """The units of a layer; of a separable convolution there are two."""
     import keras
 
-    unit = Unit(name, settings=settings(layer), owner=name)
-    depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
-    for v in _own(layer):
-        value = np.asarray(keras.ops.convert_to_numpy(v))
-        if v.name == "pointwise_kernel":
-            unit = Unit(f"{name}/pointwise", settings={}, owner=name, sees="output")
-        if v.name == "depthwise_kernel":
-            unit = Unit(f"{name}/depthwise", settings=settings(layer), owner=name, sees="neither")
-        if v.name == "depthwise_kernel" or (depthwise and v.name == "kernel"):
-            value = value.reshape(*value.shape[:-2], 1, -1)  # each input has its outputs side by side, as in Flax
-        role = ROLES.get(v.name, "weight" if v.name == "pointwise_kernel" else "value")
-        if role == "value":
-            yield Unit(v.path, {"value": value}, {"value": v.path}, owner=name, sees="neither")
-            continue
-        if role in unit.tensors or (unit.tensors and v.name == "pointwise_kernel"):
-            yield unit
-        unit.add(role, v.path, value)
-        if v.name == "depthwise_kernel":
-            yield unit
-    if unit.tensors:
+    arrays = {v.path: np.asarray(keras.ops.convert_to_numpy(v)) for v in _own(layer)}
+    for unit in units_of(arrays, "/"):
+        last = unit.name.rpartition("/")[2]
+        unit.owner, unit.settings = name, settings(layer)
+        unit.sees = "neither" if last == "depthwise" else "output" if last == "pointwise" else unit.sees
+        unit.sees = "neither" if "value" in unit.tensors else unit.sees
         yield unit
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -132,7 +133,7 @@ class Matching:
             targets[self._key(layer)].append(layer)
         for unit in self.units:
             sources[_key(_shape(unit), unit.tensors)].append(unit)
-        _rename_by_squeezed(targets, sources)
+        _rename_alike(targets, sources)
         pairs: Pairs = []
         doubt = ""
         for key, layers in targets.items():
@@ -168,9 +169,15 @@ def _squeezed(key: Key) -> Key:
     return tuple(n for n in key[0] if n > 1) or (1,), *key[1:]
 
 
-def _rename_by_squeezed(targets: Collection[Key], sources: dict[Key, list[Unit]]) -> None:
-    """What finds nothing of its shape may find what differs by axes of length one."""
-    for key in targets:
-        alike = [k for k in sources if k not in targets and _squeezed(k) == _squeezed(key)]
-        if key not in sources and len(alike) == 1:
-            sources[key] = sources.pop(alike[0])
+def _merged(key: Key) -> Key:
+    """Of a depthwise convolution, Keras has inputs and what each makes in two axes, Flax in the last."""
+    return _squeezed((key[0][:-2] + (math.prod(key[0][-2:]),), *key[1:])) if len(key[0]) > 2 else key
+
+
+def _rename_alike(targets: Collection[Key], sources: dict[Key, list[Unit]]) -> None:
+    """What finds nothing of its shape may find what differs by axes of length one, or is depthwise."""
+    for form in (_squeezed, _merged):
+        for key in targets:
+            alike = [k for k in sources if k not in targets and form(k) == form(key)]
+            if key not in sources and len(alike) == 1:
+                sources[key] = sources.pop(alike[0])

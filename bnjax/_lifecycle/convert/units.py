@@ -12,12 +12,13 @@ import numpy as np
 # What a layer of PyTorch or Keras calls an array, and what it is to it.
 ROLES = {
     "weight": "weight", "kernel": "weight", "gamma": "weight", "embeddings": "weight", "alpha": "weight",
-    "depthwise_kernel": "weight", "bias": "bias", "beta": "bias", "running_mean": "mean", "running_var": "var",
+    "depthwise_kernel": "depthwise", "pointwise_kernel": "pointwise", "bias": "bias", "beta": "bias", "running_mean": "mean", "running_var": "var",
     "moving_mean": "mean", "moving_variance": "var", "num_batches_tracked": "steps",
     "weight_v": "weight", "weight_g": "length",
     "parametrizations.weight.original1": "weight", "parametrizations.weight.original0": "length",
 }  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, and of torch.compile
+SEPARABLE = ("depthwise", "pointwise")
 # Of an attention, PyTorch has the projections of queries, keys and values in one array: these are its parts.
 PARTS_OF = re.compile(r"^(.*?)\.?in_proj\[(\d)/3\]$")
 
@@ -78,7 +79,21 @@ def units_of(tensors: Mapping[str, np.ndarray], separator: str = ".") -> list[Un
             owner, role = name, "value"
         for part, unit_name in _parts(owner, name, value, separator):
             found.setdefault(unit_name, Unit(unit_name)).add(role, *part)
-    return list(found.values())
+    return [part for unit in found.values() for part in _separated(unit, separator)]
+
+
+def _separated(unit: Unit, separator: str) -> list[Unit]:
+    """The two convolutions of a separable one of Keras, the second of which has the bias."""
+    first, second = (unit.tensors.get(role) for role in ("depthwise", "pointwise"))
+    if first is None or second is None:
+        return [unit]
+    parts = [dataclasses.replace(unit, name=f"{unit.name}{separator}{n}", tensors={}, names={}) for n in SEPARABLE]
+    # Each input has its outputs side by side, as in Flax, which has one axis for both.
+    parts[0].add("weight", unit.names["depthwise"], first.reshape(*first.shape[:-2], 1, -1))
+    parts[1].add("weight", unit.names["pointwise"], second)
+    if "bias" in unit.tensors:
+        parts[1].add("bias", unit.names["bias"], unit.tensors["bias"])
+    return parts
 
 
 def _owner(name: str, separator: str) -> tuple[str, str]:
