@@ -1,4 +1,5 @@
 """One layout each, in PyTorch, Keras, linen and nnx: `CASES`. PyTorch and Keras are imported when they are called."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

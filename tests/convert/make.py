@@ -30,7 +30,7 @@ def main():
         found |= {f"torch|{name}|{key}": value for key, value in arrays.items()}
     for name in KERAS:
         model = sources.keras_model(CASES[name].keras, CASES[name].x)
-        arrays = {v.path: np.asarray(v) for v in model.weights} | {"output": np.asarray(model(CASES[name].x))}
+        arrays = {v.path: np.asarray(v.value) for v in model.weights} | {"output": np.asarray(model(CASES[name].x))}
         found |= {f"keras|{name}|{key}": value for key, value in arrays.items()}
     np.savez_compressed(FILE, **found)
     print(f"{len(found)} arrays, {FILE.stat().st_size} bytes")

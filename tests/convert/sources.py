@@ -59,7 +59,12 @@ def keras_model(build, x, seed=0):
     layers = build(keras.layers)
     model = keras.Sequential(layers if isinstance(layers, list) else [layers])
     model(x)
-    paths = {v.path: v for v in model.weights}
-    for path, value in trained({path: np.asarray(v) for path, v in paths.items()}).items():
-        paths[path].assign(value)
+    train_keras(model)
     return model
+
+
+def train_keras(model):
+    """Other values for the weights of a model."""
+    arrays = trained({v.path: np.asarray(v.value) for v in model.weights})
+    for v in model.weights:
+        v.assign(arrays[v.path])

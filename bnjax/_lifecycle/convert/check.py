@@ -28,23 +28,62 @@ class Met(NamedTuple):
     theirs: Ran
 
 
+class Differs(ValueError):
+    """The first difference.
+
+    Attributes:
+      met: where.
+      calls: what the layers of the Flax model computed.
+    """
+
+    def __init__(self, said: str, met: Met, calls: Calls):
+        super().__init__(said)
+        self.met, self.calls = met, calls
+
+
 def errors(
     verb: str, pairs: Sequence[tuple[Layer, Unit]], calls: Calls, origin: Origin, most: float
 ) -> dict[int, float]:
     """The largest difference of the output of each layer, by the id of the layer, relative to the largest output.
 
     Raises:
-      ValueError: a difference; says at which layer, and what to write.
+      Differs: a difference; says at which layer, and what to write.
     """
     found: dict[int, float] = {}
     before: Met | None = None
     for met in _met(pairs, calls, origin):
         error = _difference(met.ours[1], met.theirs.y, met.layer)
         if not error <= most:
-            raise ValueError(_first(verb, met, before, error, origin, most))
+            raise Differs(_first(verb, met, before, error, origin, most), met, calls)
         found[id(met.layer)] = max(error, found.get(id(met.layer), 0.0))
         before = met
     return found
+
+
+def swapped(
+    pairs: Sequence[tuple[Layer, Unit]], differs: Differs, origin: Origin, most: float
+) -> list[tuple[Layer, Unit]] | None:
+    """The pairs with another unit where the difference is: one that has the input which this layer has, and its shapes.
+
+    Branches may be computed in another order in the source. All layers before agree, so the input of this one is right.
+    """
+    met = differs.met
+    here = next(n for n, (layer, _) in enumerate(pairs) if layer is met.layer)
+    at_input = _at_input(met)
+    if at_input is None or at_input <= most:
+        return None
+    shapes = {role: t.shape for role, t in met.unit.tensors.items()}
+    ran = {call.name: call for call in (origin.run.calls if origin.run else ())}
+    for n, (_, unit) in enumerate(pairs[here + 1 :], here + 1):
+        call = ran.get(unit.owner or unit.name)
+        if call is None or shapes != {role: t.shape for role, t in unit.tensors.items()}:
+            continue
+        closeness = _at_input(met._replace(unit=unit, theirs=call))
+        if closeness is not None and closeness <= most:
+            new = list(pairs)
+            new[here], new[n] = (pairs[here][0], unit), (pairs[n][0], met.unit)
+            return new
+    return None
 
 
 def output(said: str, ours: Any, theirs: Any, most: float) -> float:

@@ -53,6 +53,7 @@ def _arrays(layer: Layer, parts: Parts, rename: Rename | None) -> Iterator[tuple
         return
     unit, evidence = _unit(layer, parts, rename)
     known = evidence.get("arrays", {})
+    layer.offset = evidence.get("offset", 0.0) if evidence else layer.plus
     values = {role: _value(layer, role, parts) for role in layer.leaves}
     if "length" in values and not (per_output(layer) and (not evidence or "length" in known)):
         values = _without_length(layer, values, parts)

@@ -75,8 +75,13 @@ class Parts:
         if dialect == "torch":
             set_orders(graph, layers, set(graph.inputs) - set(values.values()))
         for layer in layers:
-            layer.offset = offset_of(layer)
+            layer.plus = offset_of(layer)
         return cls(model, graph, layers)
+
+    @property
+    def most(self) -> float:
+        """How much outputs may differ, relative to the largest entry."""
+        return check.MOST if is_exact(self.graph.dtypes) else check.MOST_LOW
 
     @property
     def sequences_first(self) -> bool:
@@ -99,10 +104,24 @@ def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Re
         if found.doubt and origin.run is None and ask.expect is None:
             lists = matching.side_by_side()
             raise ValueError(f"`{ask.verb}` cannot tell which layer is which: {found.doubt}\n{lists}")
-    new = written(ask, origin, parts, found.pairs)
-    errors = checked(ask, origin, parts, found.pairs, new)
+    pairs, new, errors = _settled(ask, origin, parts, found.pairs)
     numbers = [unit for unit in origin.units if not unit.is_weight]
-    return new, Report(rows_of(parts.layers, found, numbers, errors, ask.keeps))
+    return new, Report(rows_of(parts.layers, found._replace(pairs=pairs), numbers, errors, ask.keeps))
+
+
+def _settled(
+    ask: Ask, origin: Origin, parts: Parts, pairs: Pairs
+) -> tuple[Pairs, dict[str, Any], dict[int, float]]:
+    """The pairs, with branches exchanged that the source computes in another order; the leaves; the differences."""
+    while True:
+        new = written(ask, origin, parts, pairs)
+        try:
+            return pairs, new, checked(ask, origin, parts, pairs, new)
+        except check.Differs as differs:
+            other = check.swapped(pairs, differs, origin, parts.most) if ask.rename is None else None
+            if other is None:
+                raise
+            pairs = other  # which is right one layer further
 
 
 def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, Any]:
@@ -115,6 +134,7 @@ def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, A
     done: dict[str, int] = defaultdict(int)
     leaves = parts.model.leaves
     for layer, unit in pairs:
+        layer.offset = layer.plus - unit.offset
         for role, value in values_for(ask.verb, origin.dialect, layer, unit).items():
             leaf = layer.leaves[role]
             if ask.keeps(leaf.name):
@@ -154,7 +174,7 @@ def checked(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs, new: Mapping[s
     Raises:
       ValueError: a difference.
     """
-    most = check.MOST if is_exact(parts.graph.dtypes) else check.MOST_LOW
+    most = parts.most
     errors: dict[int, float] = {}
     with jax.default_matmul_precision("highest"):
         if origin.run is not None:

@@ -52,7 +52,7 @@ def _units(name: str, layer: Any) -> Iterator[Unit]:
     """The units of a layer; of a separable convolution there are two."""
     import keras
 
-    arrays = {v.path: np.asarray(keras.ops.convert_to_numpy(v)) for v in _own(layer)}
+    arrays = {v.path: np.asarray(keras.ops.convert_to_numpy(v.value)) for v in _own(layer)}
     for unit in units_of(arrays, "/"):
         last = unit.name.rpartition("/")[2]
         unit.owner, unit.settings = name, settings(layer)
@@ -85,7 +85,7 @@ def _run(model: Any, layers: Mapping[str, Any], example: Any) -> Run:
     except Exception as error:  # of Keras's backends, of several kinds
         raise ValueError(
             f"`source` does not take `example`: {error}\nGive its arrays in its place, "
-            "`{v.path: v.numpy() for v in source.variables}`, and `expect=(batch, output)`, which checks them."
+            "`{v.path: v for v in source.weights}`, and `expect=(batch, output)`, which checks them."
         ) from error
     finally:
         for layer in layers.values():

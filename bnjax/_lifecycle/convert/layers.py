@@ -90,7 +90,8 @@ class Layer:
       index: the slice of the stack.
       rows: for each feature of its input, in Flax's order, its place in PyTorch's order; nothing where they agree.
       columns: likewise of its output.
-      offset: what is added to the scale in a module of somebody's own.
+      plus: what a module of somebody's own adds to its scale.
+      offset: that, less what the source adds.
       as_is: whether the kernel of such a module lies as in the source.
     """
 
@@ -101,6 +102,7 @@ class Layer:
     index: tuple[int, ...] = ()
     rows: np.ndarray | None = None
     columns: np.ndarray | None = None
+    plus: float = 0.0
     offset: float = 0.0
     as_is: bool = False
 

@@ -56,6 +56,8 @@ def array(value: Any, name: str) -> np.ndarray:
     if hasattr(value, "detach"):  # a tensor of PyTorch, which numpy knows but for bfloat16
         value = value.detach().cpu()
         value = value.float().numpy().astype(jnp.bfloat16) if str(value.dtype) == "torch.bfloat16" else value.numpy()
+    elif hasattr(value, "numpy") and hasattr(value, "value"):  # a variable of Keras, whose own way numpy warns of
+        return array(value.value, name)
     found = np.asarray(value)
     if found.dtype == object or found.dtype.kind in "USM":
         raise ValueError(f"`source` must have arrays of numbers, but at {name!r} it has a {type(value).__name__}.")

@@ -33,6 +33,8 @@ def torch_origin(source: Any, example: Any, *, sequences_first: bool) -> Origin:
         unit.settings = settings(modules.get(unit.owner or unit.name))
     owners = {unit.owner or unit.name for unit in units}
     run = _run(source, modules, owners, _channels_first(example, sequences_first))
+    for unit in units:
+        unit.offset = _offset(unit, modules, run.calls)
     return Origin("torch", in_order_of_calls(units, run.calls), run)
 
 
@@ -122,6 +124,28 @@ def _run(module: Any, modules: Mapping[str, Any], owners: Iterable[str], example
         for name, each in modules.items():
             each.training = training[name]
     return Run(calls, _numpy(output))
+
+
+def _offset(unit: Unit, modules: Mapping[str, Any], calls: Iterable[Ran]) -> float:
+    """What a module of somebody's own adds to its scale: 1 where a scale of zeros does not make zeros, else 0."""
+    module, call = modules.get(unit.name), next((call for call in calls if call.name == unit.name), None)
+    own = [p for role in ("weight", "bias") if (p := getattr(module, role, None)) is not None and role in unit.tensors]
+    if call is None or not own or type(module).__module__.startswith("torch.") or unit.tensors["weight"].ndim != 1:
+        return 0.0
+    import torch
+
+    with torch.no_grad():
+        before = [p.clone() for p in own]
+        try:
+            for p in own:
+                p.zero_()
+            y = module(torch.from_numpy(call.x).to(own[0].device, own[0].dtype))  # type: ignore[misc]
+        except Exception:  # somebody's code, called otherwise: then it is taken for a plain scale, and outputs compared
+            return 0.0
+        finally:
+            for p, value in zip(own, before, strict=True):
+                p.copy_(value)
+    return float(bool((y != 0).any()))
 
 
 def _note(calls: list[Ran], name: str, module: Any) -> Any:

@@ -34,6 +34,7 @@ class Unit:
       names: of the arrays, by role.
       settings: of the layer, where they are known.
       owner: the name of the module that computes with it, if that has another name.
+      offset: what it adds to its scale.
       sees: whether that module's input and output are this layer's, or its output alone, or neither.
     """
 
@@ -42,6 +43,7 @@ class Unit:
     names: dict[str, str] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     owner: str = ""
+    offset: float = 0.0
     sees: Literal["both", "output", "neither"] = "both"
 
     def add(self, role: str, name: str, value: np.ndarray) -> None:
