@@ -30,6 +30,7 @@ def _as_keras_needs_it():
         yield
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")  # which is read all the same
 @pytest.mark.parametrize(("direction", "name"), ALL)
 def test_every_layout_in_every_direction(direction, name):
     assert error(direction, name) < 1e-6
@@ -98,8 +99,8 @@ def test_resnet_18_where_they_differ_is_named():
     with pytest.raises(ValueError, match=words):
         bl.from_torch(net, FLAX, shapes(FLAX, x, evaluate), x, call=evaluate)
     words = (
-        r"'Basic_2/Conv_0' and, in the source, of 'layer2.0.conv1'.*Their inputs agree.*padding is 'SAME', and there it "
-        r"is \(\(1, 1\), \(1, 1\)\): write `padding=\(\(1, 1\), \(1, 1\)\)`"
+        r"'Basic_2/Conv_0' and, in the source, of 'layer2.0.conv1'.*Their inputs agree.*padding is 'SAME', and there "
+        r"it is \(\(1, 1\), \(1, 1\)\): write `padding=\(\(1, 1\), \(1, 1\)\)`"
     )
     with pytest.raises(ValueError, match=words):
         bl.from_torch(net, Padded(), shapes(Padded(), x), x)

@@ -28,7 +28,7 @@ class Met(NamedTuple):
     theirs: Ran
 
 
-class Differs(ValueError):
+class DifferenceError(ValueError):
     """The first difference.
 
     Attributes:
@@ -47,21 +47,21 @@ def errors(
     """The largest difference of the output of each layer, by the id of the layer, relative to the largest output.
 
     Raises:
-      Differs: a difference; says at which layer, and what to write.
+      DifferenceError: a difference; says at which layer, and what to write.
     """
     found: dict[int, float] = {}
     before: Met | None = None
     for met in _met(pairs, calls, origin):
         error = _difference(met.ours[1], met.theirs.y, met.layer)
         if not error <= most:
-            raise Differs(_first(verb, met, before, error, origin, most), met, calls)
+            raise DifferenceError(_first(verb, met, before, error, origin, most), met, calls)
         found[id(met.layer)] = max(error, found.get(id(met.layer), 0.0))
         before = met
     return found
 
 
 def swapped(
-    pairs: Sequence[tuple[Layer, Unit]], differs: Differs, origin: Origin, most: float
+    pairs: Sequence[tuple[Layer, Unit]], differs: DifferenceError, origin: Origin, most: float
 ) -> list[tuple[Layer, Unit]] | None:
     """The pairs with another unit where the difference is: one that has the input which this layer has, and its shapes.
 

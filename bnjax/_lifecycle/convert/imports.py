@@ -105,19 +105,18 @@ def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Re
             lists = matching.side_by_side()
             raise ValueError(f"`{ask.verb}` cannot tell which layer is which: {found.doubt}\n{lists}")
     pairs, new, errors = _settled(ask, origin, parts, found.pairs)
-    numbers = [unit for unit in origin.units if not unit.is_weight]
+    used = {id(unit) for _, unit in pairs}
+    numbers = [unit for unit in origin.units if not unit.is_weight and id(unit) not in used]
     return new, Report(rows_of(parts.layers, found._replace(pairs=pairs), numbers, errors, ask.keeps))
 
 
-def _settled(
-    ask: Ask, origin: Origin, parts: Parts, pairs: Pairs
-) -> tuple[Pairs, dict[str, Any], dict[int, float]]:
+def _settled(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> tuple[Pairs, dict[str, Any], dict[int, float]]:
     """The pairs, with branches exchanged that the source computes in another order; the leaves; the differences."""
     while True:
         new = written(ask, origin, parts, pairs)
         try:
             return pairs, new, checked(ask, origin, parts, pairs, new)
-        except check.Differs as differs:
+        except check.DifferenceError as differs:
             other = check.swapped(pairs, differs, origin, parts.most) if ask.rename is None else None
             if other is None:
                 raise
@@ -157,7 +156,8 @@ def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, A
 def _like(verb: str, name: str, old: Any, value: np.ndarray) -> Any:
     """The value with dtype and place of the old one, rounded once."""
     if isinstance(old, jax.ShapeDtypeStruct):
-        new: Any = jnp.asarray(value.astype(old.dtype))
+        with np.errstate(over="ignore"):  # which is refused
+            new: Any = jnp.asarray(value.astype(old.dtype))
         new = new if old.sharding is None else jax.device_put(new, old.sharding)
     else:
         new = like(old, value)

@@ -65,7 +65,7 @@ class Matching:
         keeps: Callable[[Layer], bool],
     ):
         self.verb, self.dialect, self.layers = verb, dialect, layers
-        self.units = [unit for unit in units if unit.is_weight]
+        self.units = units
         self.kept = {id(layer) for layer in layers if keeps(layer)}
 
     def matched(self, *, in_order: bool) -> Matched:
@@ -81,8 +81,7 @@ class Matching:
         pairs, doubt = self._by_names(), ""
         if pairs is None:
             pairs, doubt = self._by_shape(in_order)
-        used = {id(unit) for _, unit in pairs}
-        left = [unit for unit in self.units if id(unit) not in used]
+        left = self._left(pairs)
         missing = [layer for layer in self.layers if id(layer) not in self.kept | {id(t) for t, _ in pairs}]
         if missing or len(left) > len(self.kept):
             raise ValueError(
@@ -97,11 +96,16 @@ class Matching:
         done = {id(one) for pair in pairs or () for one in pair}
         mark = lambda one: "" if pairs is None else "  " if id(one) in done else "? "  # noqa: E731
         ours = [f"{mark(t)}{t.shown} ({t.kind}): {expected(self.dialect, t)}" for t in self.layers]
-        theirs = [f"{mark(unit)}{unit.shown}" for unit in self.units]
+        theirs = [f"{mark(unit)}{unit.shown}" for unit in self.units if unit.is_weight or id(unit) in done]
         lines = [*itertools.zip_longest(["the Flax model", *ours], ["the source", *theirs], fillvalue="")]
         width = max(len(left) for left, _ in lines)
         shown = [f"{left.ljust(width)} | {right}".rstrip() for left, right in lines[:MOST]]
         return "\n".join([*shown, *([f"and {len(lines) - MOST} more"] if len(lines) > MOST else [])])
+
+    def _left(self, pairs: Pairs) -> list[Unit]:
+        """The weights of the source that go nowhere."""
+        used = {id(unit) for _, unit in pairs}
+        return [unit for unit in self.units if unit.is_weight and id(unit) not in used]
 
     def _key(self, layer: Layer) -> Key:
         return _key(expected(self.dialect, layer), layer.leaves)
@@ -125,7 +129,7 @@ class Matching:
                 pairs.append((layer, found[0]))
             elif id(layer) not in self.kept:
                 return None
-        return pairs if len(self.units) - len(pairs) <= len(self.kept) else None
+        return pairs if len(self._left(pairs)) <= len(self.kept) else None
 
     def _by_shape(self, in_order: bool) -> tuple[Pairs, str]:
         targets, sources = defaultdict(list), defaultdict(list)
@@ -171,7 +175,7 @@ def _squeezed(key: Key) -> Key:
 
 def _merged(key: Key) -> Key:
     """Of a depthwise convolution, Keras has inputs and what each makes in two axes, Flax in the last."""
-    return _squeezed((key[0][:-2] + (math.prod(key[0][-2:]),), *key[1:])) if len(key[0]) > 2 else key
+    return _squeezed(((*key[0][:-2], math.prod(key[0][-2:])), *key[1:])) if len(key[0]) > 2 else key
 
 
 def _rename_alike(targets: Collection[Key], sources: dict[Key, list[Unit]]) -> None:

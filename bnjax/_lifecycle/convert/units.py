@@ -12,7 +12,8 @@ import numpy as np
 # What a layer of PyTorch or Keras calls an array, and what it is to it.
 ROLES = {
     "weight": "weight", "kernel": "weight", "gamma": "weight", "embeddings": "weight", "alpha": "weight",
-    "depthwise_kernel": "depthwise", "pointwise_kernel": "pointwise", "bias": "bias", "beta": "bias", "running_mean": "mean", "running_var": "var",
+    "depthwise_kernel": "depthwise", "pointwise_kernel": "pointwise",
+    "bias": "bias", "beta": "bias", "running_mean": "mean", "running_var": "var",
     "moving_mean": "mean", "moving_variance": "var", "num_batches_tracked": "steps",
     "weight_v": "weight", "weight_g": "length",
     "parametrizations.weight.original1": "weight", "parametrizations.weight.original0": "length",
