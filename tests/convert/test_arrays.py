@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -355,8 +356,8 @@ def test_the_scale_of_somebody_s_own_norm(plus):
 
 
 def test_keras_gets_no_other_order_and_no_transpose():
-    norm = nn.BatchNorm(use_running_average=True, use_bias=False)
-    model = Compact(lambda x: nn.Dense(3)(norm(nn.Conv(4, (3, 3))(x).reshape(2, -1))))
+    norm = partial(nn.BatchNorm, use_running_average=True, use_bias=False)
+    model = Compact(lambda x: nn.Dense(3)(norm()(nn.Conv(4, (3, 3))(x).reshape(2, -1))))
     rng = np.random.default_rng(3)
     values = {"c/kernel": (3, 3, 4, 4), "c/bias": (4,), "d/kernel": (120, 3), "d/bias": (3,)}
     values |= {"n/gamma": (120,), "n/moving_mean": (120,), "n/moving_variance": (120,)}
