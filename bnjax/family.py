@@ -6,6 +6,7 @@ from bnjax._norms.domain import domain_batch_norm as domain_batch_norm
 from bnjax._norms.evonorm import evo_norm_b0 as evo_norm_b0
 from bnjax._norms.evonorm import evo_norm_s0 as evo_norm_s0
 from bnjax._norms.example_weighted import example_weighted_batch_norm as example_weighted_batch_norm
+from bnjax._norms.group import fitting_groups as fitting_groups
 from bnjax._norms.pointwise import dynamic_erf as dynamic_erf
 from bnjax._norms.pointwise import dynamic_tanh as dynamic_tanh
 from bnjax._norms.pointwise import scaled_activation as scaled_activation
@@ -38,6 +39,7 @@ __all__ = [
     "evo_norm_s0",
     "example_weighted_batch_norm",
     "filter_response_norm",
+    "fitting_groups",
     "global_response_norm",
     "iterative_norm",
     "local_response_norm",

@@ -6,6 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bnjax
+from experiments.results.study_page import save_all
+from experiments.studies import all_studies
 
 project = "bnjax"
 author = "the bnjax developers"
@@ -32,6 +34,17 @@ napoleon_use_ivar = True  # attributes are members already
 napoleon_use_rtype = False
 
 intersphinx_mapping: dict[str, tuple[str, str]] = {}
+
+
+def setup(app: object) -> None:
+    """The pages of the studies, which are HTML by themselves, lie beside the page that lists them."""
+
+    def save(app: object, error: Exception | None) -> None:
+        if error is None and app.builder.name == "html":  # type: ignore[attr-defined]
+            save_all(Path(app.outdir) / "results" / "studies", all_studies())  # type: ignore[attr-defined]
+
+    app.connect("build-finished", save)  # type: ignore[attr-defined]
+
 
 html_theme = "furo"
 html_title = f"bnjax {version}"

@@ -1,4 +1,4 @@
-"""All that is generated of the norms: lists of names, exports, the table and the pages of norms, and the reference.
+"""All that is generated: of the norms lists of names, exports, a table, pages and the reference; claims of studies.
 
     python -m experiments.docs [--write | --check]
 
@@ -21,7 +21,9 @@ from experiments.cli.program import run_main
 from experiments.results import library_pages
 from experiments.results.files import write_text
 from experiments.results.markers import Markers
+from experiments.results.study_page import markdown_of
 from experiments.results.tables import markdown
+from experiments.studies import all_studies
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Markers("<!-- norms -->\n", "<!-- /norms -->\n")
@@ -115,6 +117,7 @@ PARTS = (
     Part("bnjax/linen/__init__.py", lambda page: exports(page, classes("linen"))),
     Part("bnjax/nnx/__init__.py", lambda page: exports(page, classes("nnx"))),
     Part("docs/norms/index.md", lambda page: TABLE.put(page, table())),
+    Part("docs/results/studies.md", lambda _: markdown_of(all_studies())),
     *(Part(path, whole(text)) for path, text in library_pages.pages().items()),
 )
 

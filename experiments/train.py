@@ -12,6 +12,8 @@ from experiments.config.arguments import parse
 from experiments.data import check_sizes, load_data
 from experiments.tasks import task_of
 from experiments.training import processes, recalibration, run
+from experiments.training.board import Board, check_board
+from experiments.training.examination import hint
 from experiments.training.layouts import make_layout
 from experiments.training.pictures import save_curves
 from experiments.training.processes import Distributed
@@ -24,6 +26,7 @@ class Arguments:
     config: Config
     workdir: str = ""  # the run folder; a new one under `runs/` by default
     resume: bool = False  # continue the run in `workdir` from its last checkpoint
+    tensorboard: bool = False  # write the metrics for TensorBoard, too: in the folder `tensorboard` of the run folder
     distributed: Distributed = dataclasses.field(default_factory=Distributed)
 
 
@@ -31,7 +34,9 @@ def main(argv: Sequence[str]) -> None:
     began = time.monotonic()
     arguments = parse(Arguments, argv, "python -m experiments.train")
     config = arguments.config
-    task = task_of(config.task)
+    task = task_of(config)
+    if arguments.tensorboard:
+        check_board()
     processes.start(config, arguments.distributed, arguments.resume)
     recalibration.check(config)
     make_layout(config)  # what does not fit the devices is refused before any work
@@ -42,7 +47,9 @@ def main(argv: Sequence[str]) -> None:
     with (
         run.claim(workdir, config, arguments.resume),
         reporting(run.total_steps(config, data), quiet=not processes.is_main()) as report,
+        Board(workdir) as board,
     ):
+        report.watch = board.add if arguments.tensorboard and processes.is_main() else None
         report.title(f"Training in {workdir}")
         try:
             records = run.train(config, data, program, workdir, report)
@@ -53,6 +60,8 @@ def main(argv: Sequence[str]) -> None:
             save_curves(workdir / "curves.png", records, run.title(config, workdir), task)
         seconds = time.monotonic() - began
         report.line(f"{task.verdict(records[-1])} {seconds:.0f} s; everything is in {workdir}.")
+        if said := hint(records[-1], config, workdir):
+            report.line(said)
 
 
 if __name__ == "__main__":

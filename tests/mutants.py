@@ -566,6 +566,41 @@ MUTANTS = [
         'np.asarray(value, order="C")', "np.asarray(value)",
         "convert/test_arrays.py::test_arrays_are_in_c_order_because_safetensors_takes_that_for_granted",
     ),
+    Mutant(
+        "doctor: what follows a stale norm is blamed", "_lifecycle/doctor/examine.py",
+        'run(pairs, nothing, batch, valid, "batch")', 'run(pairs, nothing, batch, valid, "running")',
+        "lifecycle/test_doctor.py::test_a_fault_is_found_where_it_is_and_nothing_else[linen-stale]",
+    ),
+    Mutant(
+        "doctor: chance is blamed", "_lifecycle/doctor/limits.py",
+        "NOISE = 0.15, 1.3, 3.0", "NOISE = 0.15, 1.3, 0.0",
+        "lifecycle/test_doctor.py::test_a_fault_is_found_where_it_is_and_nothing_else[linen-chance]",
+    ),
+    Mutant(
+        "doctor: one cause, two findings", "_lifecycle/doctor/examine.py",
+        "if any(map(_explains, others)) or not self", "if not self",
+        "lifecycle/test_doctor.py::test_a_fault_is_found_where_it_is_and_nothing_else[linen-stale]",
+    ),
+    Mutant(
+        "doctor: a warm-up decays nothing", "_lifecycle/doctor/decay.py",
+        "STEPS = 64", "STEPS = 1",
+        "lifecycle/test_doctor.py::test_a_fault_is_found_where_it_is_and_nothing_else[linen-decayed]",
+    ),
+    Mutant(
+        "doctor: a dropout before another norm", "_lifecycle/doctor/surroundings.py",
+        'NORMALIZED = ("norm_out", "other_norm_out")', 'NORMALIZED = ("norm_out",)',
+        "lifecycle/test_doctor.py::test_a_dropout_counts_for_the_first_norm_behind_it",
+    ),
+    Mutant(
+        "doctor: a stack is one norm", "_lifecycle/doctor/facts.py",
+        "if values.size == self.features or not axes:", "if axes or not axes:",
+        "lifecycle/test_doctor.py::test_one_norm_of_a_stack[0-False]",
+    ),
+    Mutant(
+        "doctor: the variance between batches is left out", "_lifecycle/doctor/facts.py",
+        "return self.within + self._pooled(", "return self.within + 0 * self._pooled(",
+        "lifecycle/test_doctor.py::test_moments_of_uneven_batches",
+    ),
 ]  # fmt: skip
 
 

@@ -123,7 +123,7 @@ class _OnePass:
         so_far = {path: nothing_measured(pair["mean"]) for path, pair in current.items()}
         examples, self.batches = 0.0, 0
         for batch in counted(batches, "recalibrating"):
-            valid = _valid(self.request.valid, batch)
+            valid = valid_of(self.request.valid, batch)
             so_far = self.passes.measure(current, so_far, batch, valid, by)
             if self.request.prior:
                 examples = examples + _examples(batch, valid)
@@ -137,7 +137,8 @@ class _OnePass:
         return {name: like(old[name], value) for name, value in new.items()}
 
 
-def _valid(valid: Callable[[Any], Any] | None, batch: Any) -> Any:
+def valid_of(valid: Callable[[Any], Any] | None, batch: Any) -> Any:
+    """Which examples of a batch count; nothing where all do."""
     if valid is None:
         return None
     mask = jnp.asarray(valid(batch))

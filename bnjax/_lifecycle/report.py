@@ -70,10 +70,13 @@ class Report(Sequence[Row]):
 
     def to_json(self) -> str:
         """The rows as a JSON list of objects."""
-        return json.dumps([row._asdict() | {"evidence": _plain(row.evidence)} for row in self])
+        return json.dumps([row._asdict() | {"evidence": plain(row.evidence)} for row in self])
 
     def __str__(self) -> str:
-        rows = [(row.path or "(root)", row.kind, "done" if row.done else "refused", _said(row)) for row in self]
+        rows = [
+            (row.path or "(root)", row.kind, "done" if row.done else "refused", said(row.reason, row.evidence))
+            for row in self
+        ]
         return table([("path", "kind", "", "why, or figures"), *rows])
 
     def __repr__(self) -> str:
@@ -96,24 +99,25 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths).rstrip(), *lines[1:]])
 
 
-def _said(row: Row) -> str:
-    figures = ", ".join(f"{name} {_short(value)}" for name, value in row.evidence.items())
-    return "; ".join(filter(None, (row.reason, figures)))
+def said(reason: str, evidence: Mapping[str, Any]) -> str:
+    """A reason and figures, as a table has them."""
+    figures = ", ".join(f"{name} {_short(value)}" for name, value in evidence.items())
+    return "; ".join(filter(None, (reason, figures)))
 
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers of numpy and JAX as those of Python; JSON has no infinity and no NaN."""
     if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if value is None or isinstance(value, bool | int | str):
         return value
     value = np.asarray(value).tolist()
     if isinstance(value, list):
-        return _plain(value)
+        return plain(value)
     return value if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)) else str(value)

@@ -65,12 +65,3 @@ def carried(
             f"norm that it would replace has `axis={axis}`; leave it out by `match`."
         )
     return kept | dict(given)
-
-
-def fitting_groups(num_groups: int, channels: int) -> int:
-    """The largest divisor of the channels that is not above `num_groups`.
-
-    >>> fitting_groups(32, 48)
-    24
-    """
-    return max(n for n in range(1, min(num_groups, channels) + 1) if channels % n == 0)

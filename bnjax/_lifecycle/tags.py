@@ -24,8 +24,9 @@ class Tag(NamedTuple):
     """What a value is.
 
     Attributes:
-      role: `"layer"`, a layer's output; `"norm_in"` and `"norm_out"`, a norm's input and output; `"leaf"`, a variable
-        as its module sees it, to which nothing is done.
+      role: `"layer"`, a layer's output; `"norm_in"` and `"norm_out"`, a batch norm's input and output;
+        `"other_norm_out"`, that of another norm of activations; `"dropout"`, the output of one; `"leaf"`, a variable as
+        its module sees it, to which nothing is done.
       path: of the module.
       rank: of the value where it was named; the axes of `vmap` come before.
       axis: of a norm, its feature axis, none where there are several; of a layer, the axis of its kernel, from the
@@ -35,6 +36,7 @@ class Tag(NamedTuple):
       why: a norm cannot be folded.
       dtype: of the value.
       leaf: the name of the variable.
+      rate: of a dropout.
     """
 
     role: str
@@ -46,6 +48,7 @@ class Tag(NamedTuple):
     why: str = ""
     dtype: str = ""
     leaf: str = ""
+    rate: float = 0.0
 
 
 def tagged(x: Array, tag: Tag) -> Array:

@@ -129,6 +129,27 @@ def check_groups(num_groups: int | None, group_size: int | None) -> None:
         )
 
 
+def fitting_groups(num_groups: int, channels: int) -> int:
+    """The number of groups that fits a layer: the largest divisor of its channels that is at most `num_groups`.
+
+    Group norm refuses channels that its groups do not divide. `swap` takes this number then.
+
+    Args:
+      num_groups: how many there may be.
+      channels: of the layer.
+
+    Raises:
+      ValueError: one of the two is no positive integer.
+
+    >>> fitting_groups(32, 48)
+    24
+    """
+    for name, value in (("num_groups", num_groups), ("channels", channels)):
+        if not checks.positive_integer(value):
+            raise ValueError(f"`{name}` must be a positive integer, but it is {value!r}.")
+    return max(n for n in range(1, min(num_groups, channels) + 1) if channels % n == 0)
+
+
 def _number_of_groups(num_groups: int | None, group_size: int | None, channels: int) -> int:
     """How many groups, by their number or their size."""
     check_groups(num_groups, group_size)

@@ -41,9 +41,11 @@ from bnjax.linen._weights import WeightStandardization as WeightStandardization
 
 # What happens to a norm after it is built: imported when it is first used.
 if _TYPE_CHECKING:
+    from bnjax.linen.lifecycle import Diagnosis as Diagnosis
     from bnjax.linen.lifecycle import Report as Report
     from bnjax.linen.lifecycle import Summary as Summary
     from bnjax.linen.lifecycle import adapt as adapt
+    from bnjax.linen.lifecycle import doctor as doctor
     from bnjax.linen.lifecycle import fold as fold
     from bnjax.linen.lifecycle import freeze as freeze
     from bnjax.linen.lifecycle import from_keras as from_keras
@@ -57,9 +59,11 @@ if _TYPE_CHECKING:
     from bnjax.linen.lifecycle import upgrade as upgrade
 
 _LIFECYCLE = (
+    "Diagnosis",
     "Report",
     "Summary",
     "adapt",
+    "doctor",
     "fold",
     "freeze",
     "from_keras",

@@ -135,22 +135,29 @@ def _measured(
             "pass all that `model.init` returned."
         )
     state = State.of(variables["batch_stats"])
-    rest = {name: value for name, value in variables.items() if name != "batch_stats"}
-    passes = _Passes(_program(model, call, request.law, state), rest, state)
+    passes = Passes(model, variables, state, call, request.law)
     pairs, report = _recalibrate(verb, state, batches, request, passes)
     return state.replaced(pairs), report
 
 
-class _Passes:
+class Passes:
     """Batches through a model, its norms measured."""
 
-    def __init__(self, program: _Program, rest: Any, state: State):
-        self._program, self._rest, self._state = program, rest, state
+    def __init__(self, model: nn.Module, variables: Mapping[str, Any], state: State, call: Call, law: Law):
+        self._program, self._state = _program(model, call, law, state), state
+        self._rest = {name: value for name, value in variables.items() if name != "batch_stats"}
 
     def measure(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Found:
         """What was measured, with one more batch."""
+        return self._run(self._program.measure, pairs, so_far, batch, valid, by)
+
+    def run(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> tuple[Found, Any]:
+        """What was measured, with one more batch, and the outputs."""
+        return self._run(self._program.run, pairs, so_far, batch, valid, by)
+
+    def _run(self, program: Any, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Any:
         try:
-            return self._program.jitted(self._rest, self._state.replaced(pairs), so_far, batch, valid, by=by)
+            return program(self._rest, self._state.replaced(pairs), so_far, batch, valid, by=by)
         except ValueError as error:
             if "broadcasted variable" not in str(error):
                 raise
@@ -169,24 +176,27 @@ class _Program:
     """A model, its norms measured, that is traced and compiled once.
 
     Attributes:
-      jitted: one batch through the model.
+      measure: one batch through the model: what was measured.
+      run: likewise, and the outputs.
       rows: of the norms that were called, by path.
     """
 
     def __init__(self, model: nn.Module, call: Call, law: Law):
         self._model, self._call, self._law = model, call, law
         self.rows: dict[str, Row] = {}
-        self.jitted = jax.jit(self._run, static_argnames="by")
+        self.measure = jax.jit(lambda *args, by: self._run(*args, by=by)[0], static_argnames="by")
+        self.run = jax.jit(self._run, static_argnames="by")
 
-    def _run(self, rest: Any, stats: Any, so_far: Found, batch: Any, valid: Any, *, by: Any) -> Found:
+    def _run(self, rest: Any, stats: Any, so_far: Found, batch: Any, valid: Any, *, by: Any) -> tuple[Found, Any]:
         stats = plain(stats)
         for path, measured in so_far.items():
             node(stats, path).update({PREFIX + name: measured[name] for name in MEASURED})
         record = Record(Flow(by, self._law, next(_traces)), valid)
         with in_force(record):
-            _, new = nn.apply(self._call, self._model, mutable=["batch_stats"])({**rest, "batch_stats": stats}, batch)
+            y, new = nn.apply(self._call, self._model, mutable=["batch_stats"])({**rest, "batch_stats": stats}, batch)
         self.rows = record.rows
-        return {path: {name: node(new["batch_stats"], path)[PREFIX + name] for name in MEASURED} for path in so_far}
+        new = new["batch_stats"]
+        return {path: {name: node(new, path)[PREFIX + name] for name in MEASURED} for path in so_far}, y
 
 
 _PROGRAMS = functools.lru_cache(maxsize=8)(lambda model, call, law, *_: _Program(model, call, law))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from bnjax._core.state import named_leaves
 from bnjax._lifecycle.report import Report, raise_if_nothing_done
-from bnjax._lifecycle.summary import NormRow, Summary, norm_row
+from bnjax._lifecycle.summary import Summary, norm_row
 from bnjax._lifecycle.trees import State
 from bnjax.linen._recalibrate import Call, default_call
 from bnjax.linen._twins import Twin, kind_of, raw
@@ -40,6 +40,19 @@ def summary(model: nn.Module, variables: Mapping[str, Any], example: Any, *, cal
     --------  -----  ----  --------  ---------  ---------------  ------  ------
     layers_1  batch  -1    0.99                 bias 2, scale 2  0 to 0  1 to 1
     """
+    rows = tuple(norm_row(*norm) for norm in norms_of(model, variables, example, call))
+    if not rows:
+        raise_if_nothing_done("summary", Report(), "The model has no norm of Flax or bnjax.")
+    return Summary(rows)
+
+
+def norms_of(
+    model: nn.Module, variables: Mapping[str, Any], example: Any, call: Call
+) -> Iterator[tuple[str, str, Any, dict[str, Any], dict[str, Any], bool]]:
+    """Path, kind, module, parameters and statistics of each norm, and whether it is called.
+
+    Those that are called come in the order of the calls, then pairs of the state that nothing reaches.
+    """
     seen: dict[str, tuple[str, nn.Module]] = {}
 
     def look(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -57,21 +70,11 @@ def summary(model: nn.Module, variables: Mapping[str, Any], example: Any, *, cal
 
     with nn.intercept_methods(look):
         jax.eval_shape(run, variables, example)
-    rows = tuple(_rows(variables, seen))
-    if not rows:
-        raise_if_nothing_done("summary", Report(), "The model has no norm of Flax or bnjax.")
-    return Summary(rows)
-
-
-def _rows(variables: Mapping[str, Any], seen: Mapping[str, tuple[str, nn.Module]]) -> list[NormRow]:
-    """The norms that were called, in the order of the calls, then pairs of the state that nothing reached."""
     params, stats = (named_leaves(variables.get(name, {}))[0] for name in ("params", "batch_stats"))
     pairs = State.of(variables.get("batch_stats", {})).pairs()
     kinds = {path: kind for path, (kind, module) in seen.items() if kind != type(module).__name__ or path in pairs}
-    rows = []
     for path in [*kinds, *(p for p in pairs if p not in kinds)]:
         kind, module = seen.get(path, ("unknown", None))
         own = tuple(path.split("/")) if path else ()
         of_params, of_stats = ({p[-1]: t for p, t in leaves.items() if p[:-1] == own} for leaves in (params, stats))
-        rows.append(norm_row(path, kind, module, of_params, of_stats, path in seen))
-    return rows
+        yield path, kind, module, of_params, of_stats, path in seen

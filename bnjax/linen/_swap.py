@@ -11,7 +11,8 @@ from flax import errors
 from flax import linen as nn
 
 from bnjax._lifecycle.overrides import Plan, Swap
-from bnjax._lifecycle.swap import carried, fitting_groups, target_named
+from bnjax._lifecycle.swap import carried, target_named
+from bnjax._norms.group import fitting_groups
 from bnjax.linen._make import make_norm
 from bnjax.linen._twins import HeldParameters, NewState, fields, restored, statistics, with_mixin
 

@@ -12,9 +12,11 @@ from flax import linen as nn
 from bnjax._lifecycle.context import ACTIVE
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.tags import Tag, norm_tag, tag_leaves, tagged
+from bnjax._norms.registry import NORMS
 from bnjax.linen._twins import kind_of, raw
 
 LAYERS = {raw(cls.__call__) for cls in (nn.Conv, nn.ConvTranspose, nn.ConvLocal, nn.Dense, nn.DenseGeneral)}
+DROPOUT = raw(nn.Dropout.__call__)
 
 
 def traced(run: Callable[..., Any], leaves: Mapping[str, Any], structure: Any, example: Any) -> tuple[Graph, Any]:
@@ -35,9 +37,15 @@ def _tagging(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -
         return method(*args, **kwargs)
     if function in LAYERS:
         return _layer(module, method(*args, **kwargs))
-    if kind_of(module, function) == "batch":
+    kind = kind_of(module, function)
+    if kind == "batch":
         return _norm(module, method, args, dict(kwargs))
-    return method(*args, **kwargs)
+    y = method(*args, **kwargs)
+    if function is DROPOUT:
+        return tagged(y, Tag("dropout", "/".join(module.path), y.ndim, rate=float(module.rate)))
+    if kind is not None and not NORMS[kind].wraps:
+        return tagged(y, Tag("other_norm_out", "/".join(module.path), y.ndim))
+    return y
 
 
 def _leaves(module: nn.Module, *names: str) -> None:

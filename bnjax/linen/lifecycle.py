@@ -1,5 +1,7 @@
 """What happens to the norms of a linen model after it is built. All of it is in `bnjax.linen`, too."""
 
+from bnjax._lifecycle.doctor.diagnosis import Diagnosis as Diagnosis
+from bnjax._lifecycle.doctor.finding import Finding as Finding
 from bnjax._lifecycle.report import Report as Report
 from bnjax._lifecycle.report import Row as Row
 from bnjax._lifecycle.summary import NormRow as NormRow
@@ -10,6 +12,7 @@ from bnjax.linen._contexts import upgrade as upgrade
 from bnjax.linen._convert import from_keras as from_keras
 from bnjax.linen._convert import from_torch as from_torch
 from bnjax.linen._convert import to_torch as to_torch
+from bnjax.linen._doctor import doctor as doctor
 from bnjax.linen._fold import fold as fold
 from bnjax.linen._labels import frozen_labels as frozen_labels
 from bnjax.linen._recalibrate import adapt as adapt

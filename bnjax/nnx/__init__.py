@@ -42,9 +42,11 @@ from bnjax.nnx._weights import WeightStandardization as WeightStandardization
 
 # What happens to a norm after it is built: imported when it is first used.
 if _TYPE_CHECKING:
+    from bnjax.nnx.lifecycle import Diagnosis as Diagnosis
     from bnjax.nnx.lifecycle import Report as Report
     from bnjax.nnx.lifecycle import Summary as Summary
     from bnjax.nnx.lifecycle import adapt as adapt
+    from bnjax.nnx.lifecycle import doctor as doctor
     from bnjax.nnx.lifecycle import fold as fold
     from bnjax.nnx.lifecycle import freeze as freeze
     from bnjax.nnx.lifecycle import from_keras as from_keras
@@ -59,9 +61,11 @@ if _TYPE_CHECKING:
     from bnjax.nnx.lifecycle import upgrade as upgrade
 
 _LIFECYCLE = (
+    "Diagnosis",
     "Report",
     "Summary",
     "adapt",
+    "doctor",
     "fold",
     "freeze",
     "from_keras",

@@ -121,11 +121,11 @@ def _measured(
 ) -> tuple[nnx.State, Report]:
     check_model(model)
     state = State.of(nnx.state(model, nnx.BatchStat))
-    pairs, report = _recalibrate(verb, state, batches, request, _Passes(model, call, request.law))
+    pairs, report = _recalibrate(verb, state, batches, request, Passes(model, call, request.law))
     return state.replaced(pairs), report
 
 
-class _Passes:
+class Passes:
     """Batches through a model, its norms measured."""
 
     def __init__(self, model: nnx.Module, call: Call, law: Law):
@@ -135,13 +135,18 @@ class _Passes:
         self.graphdef, self.state = nnx.split(clone)
         self.call, self.law = call, law
         self.features: dict[str, int] = {}  # by the path of what was called
-        self._jitted = jax.jit(self._run, static_argnames="by")
+        self._measure = jax.jit(lambda *args, by: self._run(*args, by=by)[0], static_argnames="by")
+        self._both = jax.jit(self._run, static_argnames="by")
 
     def measure(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> Found:
         """What was measured, with one more batch."""
-        return self._jitted(self.state, pairs, so_far, batch, valid, by=by)
+        return self._measure(self.state, pairs, so_far, batch, valid, by=by)
 
-    def _run(self, state: Any, pairs: Pairs, so_far: Found, batch: Any, valid: Any, *, by: Any) -> Found:
+    def run(self, pairs: Pairs, so_far: Found, batch: Any, valid: Any, by: str) -> tuple[Found, Any]:
+        """What was measured, with one more batch, and the outputs."""
+        return self._both(self.state, pairs, so_far, batch, valid, by=by)
+
+    def _run(self, state: Any, pairs: Pairs, so_far: Found, batch: Any, valid: Any, *, by: Any) -> tuple[Found, Any]:
         model = nnx.merge(self.graphdef, state)
         norms: dict[str, Any] = {}
         with one_trace(Flow(by, self.law), valid) as running_pass:
@@ -153,10 +158,10 @@ class _Passes:
                 norms[path] = module
                 module.mean[...], module.var[...] = pairs[path]["mean"], pairs[path]["var"]
                 add_variables(module, so_far[path])
-            self.call(model, batch)
+            y = self.call(model, batch)
         self.features |= running_pass.features
         new = {path: {n: v[...] for n, v in measured_variables(m).items()} for path, m in norms.items()}
-        return {**so_far, **new}
+        return {**so_far, **new}, y
 
     def _measurable(self, model: Any) -> Iterator[tuple[str, Any]]:
         """The norms that are measured, each with the path of its statistics: of the first norm that has them."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from flax import nnx
 
 from bnjax._lifecycle.report import Report, raise_if_nothing_done
-from bnjax._lifecycle.summary import NormRow, Summary, norm_row
+from bnjax._lifecycle.summary import Summary, norm_row
 from bnjax.nnx._recalibrate import Call, default_call
 from bnjax.nnx._twins import check_model, class_of, derived, kind_of, modules_with_paths, set_class, variables
 
@@ -36,12 +37,29 @@ def summary(model: nnx.Module, example: Any, *, call: Call = default_call) -> Su
     --------  -----  ----  --------  ---------  ---------------  ------  ------
     layers/1  batch  -1    0.99                 bias 2, scale 2  0 to 0  1 to 1
     """
-    check_model(model)
-    called = _called(model, example, call)
-    rows = tuple(_row(path, module, path in called) for path, module in _norms(model))
+    rows = tuple(norm_row(*norm) for norm in norms_of(model, example, call))
     if not rows:
         raise_if_nothing_done("summary", Report(), "The model has no norm of Flax or bnjax.")
     return Summary(rows)
+
+
+def norms_of(
+    model: nnx.Module, example: Any, call: Call
+) -> Iterator[tuple[str, str, Any, dict[str, Any], dict[str, Any], bool]]:
+    """Path, kind, module, parameters and statistics of each norm, and whether it is called.
+
+    Those that are called come in the order of the calls, then all others.
+    """
+    check_model(model)
+    called, norms = calls_of(model, example, call), dict(_norms(model))
+    for path in [*called, *(p for p in norms if p not in called)]:
+        module = norms[path]
+        parameters, stats = (
+            {name: variable[...] for name, variable in sorted(variables(module, of).items())}
+            for of in (nnx.Param, nnx.BatchStat)
+        )
+        cls = class_of(module)
+        yield path, kind_of(cls) or cls.__name__, module, parameters, stats, path in called
 
 
 def _norms(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
@@ -53,20 +71,11 @@ def _norms(model: nnx.Module) -> list[tuple[str, nnx.Module]]:
     ]
 
 
-def _row(path: str, module: nnx.Module, called: bool) -> NormRow:
-    parameters, stats = (
-        {name: variable[...] for name, variable in sorted(variables(module, of).items())}
-        for of in (nnx.Param, nnx.BatchStat)
-    )
-    kind = kind_of(class_of(module)) or class_of(module).__name__
-    return norm_row(path, kind, module, parameters, stats, called)
-
-
 @dataclasses.dataclass(eq=False)
 class _Calls:
-    """The paths of what was called, in one trace."""
+    """The paths of what was called, in one trace, in this order."""
 
-    paths: set[str] = dataclasses.field(default_factory=set)
+    paths: dict[str, None] = dataclasses.field(default_factory=dict)
 
 
 @functools.cache
@@ -74,14 +83,14 @@ def _watched(cls: Any) -> Any:
     """A class whose calls are noted."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.calls.paths.add(self.path_in_model)
+        self.calls.paths.setdefault(self.path_in_model)
         return cls.__call__(self, *args, **kwargs)
 
     return derived(cls, (cls,), {"__call__": call})
 
 
-def _called(model: nnx.Module, example: Any, call: Call) -> set[str]:
-    """The paths of the norms that a call reaches."""
+def calls_of(model: nnx.Module, example: Any, call: Call) -> list[str]:
+    """The paths of the norms that a call reaches, in its order."""
     copy, calls = nnx.clone(model), _Calls()
     copy.eval()
     for path, module in _norms(copy):
@@ -89,4 +98,4 @@ def _called(model: nnx.Module, example: Any, call: Call) -> set[str]:
         set_class(module, _watched(cls))
         module.calls, module.path_in_model = calls, path  # type: ignore[attr-defined]
     nnx.eval_shape(call, copy, example)
-    return calls.paths
+    return list(calls.paths)

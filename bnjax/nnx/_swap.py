@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bnjax._lifecycle.overrides import Swap
-from bnjax._lifecycle.swap import carried, fitting_groups, target_named
+from bnjax._lifecycle.swap import carried, target_named
+from bnjax._norms.group import fitting_groups
 from bnjax.nnx._layers import Norm
 from bnjax.nnx._make import make_norm
 from bnjax.nnx._twins import class_of, derived, owner_of, set_class, variables

@@ -15,6 +15,7 @@ from bnjax._core.state import named_leaves
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.tags import Tag, norm_tag, tag_leaves, tagged
 from bnjax._lifecycle.trees import shown
+from bnjax._norms.registry import NORMS
 from bnjax.nnx._twins import derived, kind_of, modules_with_paths, owner_of, set_class
 
 LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral)
@@ -67,12 +68,16 @@ class Parts:
 
 
 def _tag_calls(module: nnx.Module, path: str) -> None:
-    """Has the calls of a layer or a batch norm tagged."""
+    """Has the calls of a layer, a norm or a dropout tagged."""
     cls = type(module)
     if kind_of(cls) == "batch":
         changed = _changed(cls, owner_of(cls), _norm_call)
     elif issubclass(cls, LAYERS):
         changed = _changed(cls, next(c for c in cls.__mro__ if c in LAYERS), _layer_call)
+    elif issubclass(cls, nnx.Dropout):
+        changed = _changed(cls, nnx.Dropout, _dropout_call)
+    elif (kind := kind_of(cls)) is not None and not NORMS[kind].wraps:
+        changed = _changed(cls, owner_of(cls), _other_norm_call)
     else:
         return
     set_class(module, changed)
@@ -111,5 +116,21 @@ def _norm_call(owner: Any) -> Any:
         y = owner.__call__(self, tagged(x, tag), use_running_average, **kwargs)
         _leaves(self, "mean", "var", "scale", "bias")
         return tagged(y, tag._replace(role="norm_out", rank=y.ndim))
+
+    return call
+
+
+def _dropout_call(owner: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        y = owner.__call__(self, *args, **kwargs)
+        return tagged(y, Tag("dropout", self.path_in_model, y.ndim, rate=float(self.rate)))
+
+    return call
+
+
+def _other_norm_call(owner: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        y = owner.__call__(self, *args, **kwargs)
+        return tagged(y, Tag("other_norm_out", self.path_in_model, y.ndim))
 
     return call

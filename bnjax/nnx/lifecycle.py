@@ -1,5 +1,7 @@
 """What happens to the norms of an nnx model after it is built. All of it is in `bnjax.nnx`, too."""
 
+from bnjax._lifecycle.doctor.diagnosis import Diagnosis as Diagnosis
+from bnjax._lifecycle.doctor.finding import Finding as Finding
 from bnjax._lifecycle.report import Report as Report
 from bnjax._lifecycle.report import Row as Row
 from bnjax._lifecycle.summary import NormRow as NormRow
@@ -11,6 +13,7 @@ from bnjax.nnx._contexts import upgrade as upgrade
 from bnjax.nnx._convert import from_keras as from_keras
 from bnjax.nnx._convert import from_torch as from_torch
 from bnjax.nnx._convert import to_torch as to_torch
+from bnjax.nnx._doctor import doctor as doctor
 from bnjax.nnx._fold import fold as fold
 from bnjax.nnx._labels import frozen_labels as frozen_labels
 from bnjax.nnx._recalibrate import adapt as adapt

@@ -32,7 +32,7 @@ def _as_batch_norm(cls: Any) -> Any:
     if issubclass(cls, nn.BatchNorm):
         return cls
 
-    def make(use_running_average: bool, momentum: float, **attributes: Any) -> nn.Module:
+    def make(momentum: float, **attributes: Any) -> nn.Module:
         return cls(**attributes)
 
     return make

@@ -13,7 +13,9 @@ from bnjax import linen as bnn
 from experiments.bench import resnet
 from experiments.bench.work import shape_name
 from experiments.models.encoder import Encoder
-from experiments.models.resnet import Stage, norm_and_relu
+from experiments.models.layers import linen_layers
+from experiments.models.norms import Call
+from experiments.models.resnet_parts import Plan, Style, add_stage, run_stage
 
 CLASSES = {  # how a norm is called here, its class, and what else the class is given
     "layer norm": ("LayerNorm", {}),
@@ -137,20 +139,24 @@ def encoder_programs(norm: str, what: str, settings: Settings) -> Iterator[Progr
     """The gradients of an encoder."""
     dtype = jnp.dtype(settings.dtype)
     for contender, module in (("flax.linen", nn), ("bnjax, drop-in", bnn)):
-        model = Encoder(partial(_norm, module, norm, dtype, {}), settings.blocks, dtype=dtype)
+        made = getattr(module, CLASSES[norm][0])
+        model = Encoder(made, settings.blocks, features=SEQUENCES[-1], dtype=dtype)
         yield _gradients(f"{what} ({settings.blocks} blocks)", contender, model, SEQUENCES, dtype)
 
 
 def bottleneck_programs(norm: str, what: str, settings: Settings) -> Iterator[Program]:
     """The gradients of three blocks of a ResNet."""
     dtype = jnp.dtype(settings.dtype)
-    conv = partial(nn.Conv, use_bias=False, dtype=dtype)
-    name, more = CLASSES[norm]
+    name, _ = CLASSES[norm]
     for contender, module, inside in (
         ("flax.linen", nn, False), ("bnjax, drop-in", bnn, False), ("bnjax, relu inside", bnn, True)
     ):  # fmt: skip
-        followed = norm_and_relu(partial(getattr(module, name), dtype=dtype, **more), inside)
-        model = Stage(0, 3, halves=False, filters=IMAGES[-1] // 4, conv=conv, norm=followed)
+        layers = linen_layers(getattr(module, name), dtype)
+        plan = Plan(stages=(3,), filters=IMAGES[-1] // 4)
+        add = partial(
+            add_stage, layers=layers, plan=plan, style=Style(inside=inside), number=0, inputs=IMAGES[-1]
+        )  # fmt: skip
+        model = layers.part(add, lambda net, x: run_stage(net, x, Call(train=True)))
         yield _gradients(what, contender, model, IMAGES, dtype)
 
 

@@ -38,17 +38,17 @@ def short(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-def chosen(known: Mapping[str, T], name: str, option: str) -> T:
+def chosen(known: Mapping[str, T], name: str, option: str, more: str = "") -> T:
     """What is known by a name that `option` gave.
 
     Raises:
-      UserError: nothing is; it lists the names.
+      UserError: nothing is; it lists the names, and what `more` there is.
 
     >>> chosen({"digits": 1797}, "digits", "config.data.name")
     1797
     """
     if name not in known:
-        names = ", ".join(f"`{n}`" for n in known)
+        names = ", ".join([f"`{n}`" for n in known] + ([more] if more else []))
         raise UserError(f"`{option}` must be one of {names}, but it is {short(name)}.")
     return known[name]
 

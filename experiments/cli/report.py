@@ -1,7 +1,7 @@
 """Progress: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -17,6 +17,14 @@ class Report:
 
     def __init__(self, console: Console, progress: Progress, task: TaskID):
         self._console, self._progress, self._task = console, progress, task
+
+    watch: Callable[[dict[str, float]], None] | None = None
+    """What is called with each record of a run."""
+
+    def record(self, values: dict[str, float]) -> None:
+        """A record was added to the log of a run."""
+        if self.watch is not None:
+            self.watch(values)
 
     def advance(self, steps: int = 1) -> None:
         self._progress.advance(self._task, steps)

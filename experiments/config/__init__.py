@@ -9,4 +9,5 @@ from experiments.config.types import ModelConfig as ModelConfig
 from experiments.config.types import Norm as Norm
 from experiments.config.types import OptimizerConfig as OptimizerConfig
 from experiments.config.types import ParallelConfig as ParallelConfig
+from experiments.config.types import RegularizersConfig as RegularizersConfig
 from experiments.config.types import TrainConfig as TrainConfig

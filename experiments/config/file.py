@@ -2,15 +2,14 @@
 
 import dataclasses
 import json
-import re
 import runpy
-import traceback
-import typing
 from pathlib import Path
 
-from experiments.cli.errors import UserError, nearest, short, shown
+from experiments.cli.errors import UserError, nearest, short
 from experiments.cli.schema import build, rebuild
 from experiments.config import Config
+from experiments.config.failures import failure
+from experiments.config.own import named
 
 KINDS = "a Python file with `get_config()`, or the `config.json` of a run"
 
@@ -49,33 +48,11 @@ def _load_python(file: Path) -> Config:
         names = runpy.run_path(str(file))
         config = names["get_config"]() if "get_config" in names else None
     except (Exception, SystemExit) as error:
-        raise UserError(f"The config file `{file}` fails{_where(error, file)}: {_what(error)}") from error
+        raise UserError(f"The config file `{file}` fails{failure(error, file)}") from error
     if not isinstance(config, Config):
         came = "there is none" if config is None else f"it returns {short(config)}"
         raise UserError(f"`get_config()` of `{file}` must return an `experiments.config.Config`, but {came}.")
-    return rebuild(config)
-
-
-def _where(error: BaseException, file: Path) -> str:
-    if isinstance(error, SyntaxError) and error.lineno:
-        return f" in line {error.lineno}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
-    return f" in line {lines[-1]}" if lines else ""
-
-
-def _what(error: BaseException) -> str:
-    text = shown(f"{type(error).__name__}: {error}")
-    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
-    fields = _fields(Config, unknown[1]) if unknown else ()
-    return f"`{unknown[1]}` has no `{unknown[2]}`. {nearest(unknown[2], fields)}" if unknown and fields else f"{text}."
-
-
-def _fields(cls: type, name: str) -> tuple[str, ...]:
-    """The fields of the dataclass called `name` in the tree under `cls`."""
-    hints = typing.get_type_hints(cls) if hasattr(cls, "__dataclass_fields__") else {}
-    if cls.__name__ == name:
-        return tuple(hints)
-    return next((found for h in hints.values() if isinstance(h, type) and (found := _fields(h, name))), ())
+    return rebuild(named(config, names, file))
 
 
 def to_json(config: Config) -> str:

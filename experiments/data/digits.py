@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments.config import DataConfig
-from experiments.data.examples import Data, Examples
+from experiments.data.examples import Data
 
 _HELD_OUT = 360  # of 1797
 
@@ -17,4 +17,6 @@ def load(_: DataConfig) -> Data:
     order = np.random.RandomState(0).permutation(len(labels))
     held_out, train = np.split(order, [_HELD_OUT])
     labels = labels.astype(np.int32)
-    return Data(Examples(images[train], labels[train]), Examples(images[held_out], labels[held_out]))
+    return Data(
+        {"image": images[train], "label": labels[train]}, {"image": images[held_out], "label": labels[held_out]}
+    )

@@ -1,7 +1,11 @@
-"""The idx format of MNIST: a magic number, the sizes of the axes, and unsigned bytes; perhaps compressed."""
+"""The idx format of MNIST: a magic number, the sizes of the axes, and unsigned bytes; perhaps compressed.
+
+A file that is not compressed stays on the disk, where the data may be larger than the memory.
+"""
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -12,14 +16,16 @@ import numpy as np
 from experiments.cli.errors import UserError
 from experiments.config import DataConfig
 from experiments.data.examples import CLASSES, Data, Examples
+from experiments.data.pixels import Pixels
 
 _UNSIGNED_BYTE = 0x08
+FASHION = "/usr/share/datasets/fashion-mnist"
 _GZIP = b"\x1f\x8b"
-_LARGEST = 2**30  # bytes; as float32 they are four times as many
+_LARGEST = 2**30  # bytes, of a compressed file: they are in memory
 
 
 def read_idx(path: Path, ndim: int) -> np.ndarray:
-    """The array of unsigned bytes with `ndim` axes that is in the idx file `path`, compressed or not.
+    """The array of unsigned bytes with `ndim` axes that is in the idx file `path`; mapped, if it is not compressed.
 
     The header comes first, and no more is read than it promises: a compressed file may hold a thousand times its size.
 
@@ -27,25 +33,44 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
       UserError: no such file, or not one of that kind: the magic number, the sizes or the length are wrong.
     """
     try:
-        with _open(path) as file:
-            shape = _shape(path, file, ndim)
-            content = _at_most(file, math.prod(shape) + 1)
+        with path.open("rb") as file:
+            compressed = file.read(2) == _GZIP
+        return _read(path, ndim) if compressed else _mapped(path, ndim)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"`{path}` cannot be read: {error}.") from error
-    header, promised = 4 + 4 * ndim, math.prod(shape)
-    if len(content) != promised:
-        what, more = ("is cut off", "") if len(content) < promised else ("has bytes left over", "more than ")
-        found = header + min(len(content), promised)
-        raise UserError(
-            f"`{path}` {what}: its header promises {shape}, {header + promised} bytes, but there are {more}{found}."
-        )
+
+
+def _mapped(path: Path, ndim: int) -> np.ndarray:
+    header = 4 + 4 * ndim
+    with path.open("rb") as file:
+        shape = _shape(path, file, ndim)
+        _check_length(path, shape, file.seek(0, os.SEEK_END) - header)
+    if not math.prod(shape):  # which cannot be mapped
+        return np.zeros(shape, np.uint8)
+    return np.memmap(path, np.uint8, "r", header, shape)
+
+
+def _read(path: Path, ndim: int) -> np.ndarray:
+    with cast(IO[bytes], gzip.open(path)) as file:
+        shape = _shape(path, file, ndim)
+        if math.prod(shape) > _LARGEST:
+            raise UserError(
+                f"`{path}` must hold {_LARGEST} bytes at most, but its header promises {shape}, {math.prod(shape)} "
+                "bytes; uncompressed it may hold more."
+            )
+        content = _at_most(file, math.prod(shape) + 1)
+    _check_length(path, shape, len(content), "more than ")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        compressed = file.read(2) == _GZIP
-    return cast(IO[bytes], gzip.open(path)) if compressed else path.open("rb")
+def _check_length(path: Path, shape: tuple[int, ...], found: int, more: str = "") -> None:
+    header, promised = 4 + 4 * len(shape), math.prod(shape)
+    if found != promised:
+        what, more = ("is cut off", "") if found < promised else ("has bytes left over", more)
+        there = header + (min(found, promised) if more else found)
+        raise UserError(
+            f"`{path}` {what}: its header promises {shape}, {header + promised} bytes, but there are {more}{there}."
+        )
 
 
 def _shape(path: Path, file: IO[bytes], ndim: int) -> tuple[int, ...]:
@@ -58,12 +83,7 @@ def _shape(path: Path, file: IO[bytes], ndim: int) -> tuple[int, ...]:
         )
     if len(header) < size:
         raise UserError(f"`{path}` is cut off: it ends inside its header, after {len(header)} of {size} bytes.")
-    shape = struct.unpack(f">{ndim}I", header[4:])
-    if math.prod(shape) > _LARGEST:
-        raise UserError(
-            f"`{path}` must hold {_LARGEST} bytes at most, but its header promises {shape}, {math.prod(shape)} bytes."
-        )
-    return shape
+    return struct.unpack(f">{ndim}I", header[4:])
 
 
 def _at_most(file: IO[bytes], size: int) -> bytes:
@@ -103,13 +123,28 @@ def _find(directory: Path, name: str) -> Path:
 
 def load(config: DataConfig) -> Data:
     """The data in the folder of a config."""
-    directory = config.directory
-    if not directory:
+    if not config.directory:
         raise UserError("`data.directory` must name the folder of the four idx files; --config.data.directory=...")
+    return load_folder(config.directory)
+
+
+def load_fashion(config: DataConfig) -> Data:
+    """Fashion-MNIST (arXiv:1708.07747), as Debian's package installs it, or from another folder."""
+    if not config.directory and not Path(FASHION).is_dir():
+        raise UserError(
+            f"`config.data.name=fashion_mnist` reads `{FASHION}`, where Debian's package `dataset-fashion-mnist` puts "
+            "it, but there is no such folder. Install the package, name a folder with the four files by "
+            "`--config.data.directory=...`, or take `--config.data.name=digits`, which needs no file."
+        )
+    return load_folder(config.directory or FASHION)
+
+
+def load_folder(directory: str) -> Data:
+    """The data of the four files in a folder."""
     parts = [_examples(*read_pair(Path(directory), part), f"{directory}/{part}") for part in ("train", "t10k")]
     train, held_out = parts
-    if train.image.shape[1:] != held_out.image.shape[1:]:
-        sizes = " and ".join(" by ".join(map(str, p.image.shape[1:3])) for p in parts)
+    if train["image"].shape[1:] != held_out["image"].shape[1:]:
+        sizes = " and ".join(" by ".join(map(str, p["image"].shape[1:3])) for p in parts)
         raise UserError(f"The images of `train` and `t10k` in `{directory}` are not of one size: {sizes}.")
     return Data(train, held_out)
 
@@ -119,4 +154,4 @@ def _examples(images: np.ndarray, labels: np.ndarray, source: str) -> Examples:
         raise UserError(f"The labels of `{source}` must be below {CLASSES}, but one is {labels.max()}.")
     if min(images.shape[1:]) < 4:
         raise UserError(f"The images of `{source}` must be 4 by 4 at least, for two poolings, but they are smaller.")
-    return Examples(images[..., None].astype(np.float32) / 255, labels.astype(np.int32))
+    return {"image": cast(np.ndarray, Pixels(images)), "label": labels.astype(np.int32)}

@@ -1,16 +1,18 @@
 """The article's network, once for linen and nnx."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
 from jax import Array
 
 from experiments.config import ModelConfig
-from experiments.models.network import Network, Shape, linen_network, nnx_network
-from experiments.models.norms import ACTIVE, linen_norm, nnx_norm, takes_state
+from experiments.models.network import Job, Network, Shape, linen_network, nnx_network
+from experiments.models.norms import SITES, Call, NormChoice, choice_of, linen_norm, nnx_norm, no_norm, why_not
 
 
 class Layers(NamedTuple):
@@ -25,8 +27,7 @@ def add_layers(net: Any, layers: Layers, config: ModelConfig, shape: Shape, clas
     """Gives `net` the layers of the article, for images of `shape` (height, width, channels)."""
     height, width, channels = shape
     one, two, wide = config.widths
-    net.takes_state = takes_state(config)
-    net.relu = (lambda x: x) if config.norm in ACTIVE else jax.nn.relu
+    net.relu = (lambda x: x) if choice_of(config, {}).active else jax.nn.relu
     net.norm0 = layers.norm(channels, 4)
     net.conv1 = layers.conv(channels, one)
     net.norm1 = layers.norm(one, 4)
@@ -37,19 +38,25 @@ def add_layers(net: Any, layers: Layers, config: ModelConfig, shape: Shape, clas
     net.head = layers.dense(wide, classes)
 
 
-def forward(net: Any, x: Array, *, train: bool, mask: Array) -> Array:
+def forward(net: Any, x: Array, *, train: bool, mask: Array | None) -> Array:
     """The logits (n, classes) of images (n, height, width, channels)."""
-
-    def norm(layer: Callable[..., Array], x: Array) -> Array:
-        state = {"use_running_average": not train} if net.takes_state else {}
-        return layer(x, mask=mask.reshape((-1,) + (1,) * (x.ndim - 1)), **state)
-
-    x = norm(net.norm0, x)
-    x = _pool(norm(net.norm1, net.relu(net.conv1(x))))
-    x = _pool(norm(net.norm2, net.relu(net.conv2(x))))
+    call = Call(train, mask)
+    x = call(net.norm0, x)
+    x = _pool(call(net.norm1, net.relu(net.conv1(x))))
+    x = _pool(call(net.norm2, net.relu(net.conv2(x))))
     x = x.reshape(x.shape[0], -1)
-    x = norm(net.norm3, net.relu(net.dense(x)))
+    x = call(net.norm3, net.relu(net.dense(x)))
     return net.head(x)
+
+
+def _where_it_measures(choice: NormChoice, make: Callable[..., Any]) -> Callable[[int, int], Any]:
+    """Makes norms for features and a rank; where one would measure nothing, it is left out."""
+
+    def norm(features: int, ndim: int) -> Any:
+        site = SITES[ndim]
+        return no_norm if why_not(choice.name, site, features) else make(choice, site, features)
+
+    return norm
 
 
 def _pool(x: Array) -> Array:
@@ -60,7 +67,8 @@ def build(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, An
     """The network for images of `shape`; `norm` are arguments of every norm of the batch."""
     if config.api == "nnx":
         return nnx_network(lambda rngs: NnxCNN(config, shape, classes, norm, rngs=rngs))
-    return linen_network(LinenCNN(config, shape, classes, norm), shape)
+    job = Job(jax.ShapeDtypeStruct((1, *shape), jnp.float32), classes)
+    return linen_network(LinenCNN(config, shape, classes, norm), job)
 
 
 class LinenCNN(nn.Module):
@@ -73,13 +81,13 @@ class LinenCNN(nn.Module):
 
     def setup(self) -> None:
         layers = Layers(
-            norm=lambda features, ndim: linen_norm(self.config, features, ndim, self.norm),
+            norm=_where_it_measures(choice_of(self.config, self.norm), linen_norm),
             conv=lambda _, features: nn.Conv(features, (3, 3)),
             dense=lambda _, features: nn.Dense(features),
         )
         add_layers(self, layers, self.config, self.shape, self.classes)
 
-    def __call__(self, x: Array, *, train: bool, mask: Array) -> Array:
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         return forward(self, x, train=train, mask=mask)
 
 
@@ -88,11 +96,11 @@ class NnxCNN(nnx.Module):
 
     def __init__(self, config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any], *, rngs: nnx.Rngs):
         layers = Layers(
-            norm=lambda features, ndim: nnx_norm(config, features, ndim, norm, rngs),
+            norm=_where_it_measures(choice_of(config, norm), partial(nnx_norm, rngs=rngs)),
             conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), rngs=rngs),
             dense=lambda inputs, features: nnx.Linear(inputs, features, rngs=rngs),
         )
         add_layers(self, layers, config, shape, classes)
 
-    def __call__(self, x: Array, *, train: bool, mask: Array) -> Array:
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         return forward(self, x, train=train, mask=mask)

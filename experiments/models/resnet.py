@@ -1,110 +1,145 @@
-"""ResNet as in Flax's ImageNet example, with the norm as an argument.
+"""ResNet (arXiv 1512.03385), of 18 to 152 layers for ImageNet and of 20 to 110 for CIFAR, in linen and nnx.
 
-The benchmark and `experiments.scale` compile it. It takes no mask of examples, so that it is not in `MODELS`.
+What differs from the reference:
+
+- Version 1.5 as in Flax's ImageNet example: the strides are in the 3x3 convolutions, and padding is `SAME`, which at
+  even sizes pads below and to the right alone.
+- By default the last norm of each branch starts with a scale of zero (Goyal et al., arXiv 1706.02677).
+- CIFAR: shortcuts have no parameters (option A), but take every second pixel and fill up channels with zeros.
+- `branch="fixup"`: no norm, but scalars, and a start that fits the depth (Zhang et al., arXiv 1901.09321).
+- `branch="zero"` and a norm without a scale, or none: a learned number that starts at zero ends the branch, as in
+  SkipInit (De and Smith, arXiv 2002.10444). Convolutions have a bias where the norm adds none.
+
+The benchmark and `experiments.scale` compile the ResNet of this file, too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 from jax import Array
 
-from bnjax import linen as bnn
-
-FIFTY = (3, 4, 6, 3)  # blocks in every stage
-
-
-def norm_and_relu(make: Callable[..., Callable[..., Array]], inside: bool) -> Callable[..., Array]:
-    """A norm as the blocks call it, made by `make`, with shortcut and relu: `inside` it, or after it."""
-
-    def norm(x: Array, shortcut: Callable[[], Array | None] = lambda: None, relu: bool = True, **more: Any) -> Array:
-        if inside:
-            return make(activation="relu" if relu else None, **more)(x, residual=shortcut())
-        y = make(**more)(x)  # before the shortcut, as in Flax's example: the order decides a per cent of memory
-        residual = shortcut()
-        y = y if residual is None else residual + y
-        return nn.relu(y) if relu else y
-
-    return norm
+from experiments.models.layers import linen_layers, nnx_layers
+from experiments.models.norms import Call, NormChoice, needs_bias, takes
+from experiments.models.resnet_parts import FIFTY as FIFTY
+from experiments.models.resnet_parts import Branch, Plan, Style, add_layers, forward
+from experiments.models.sizes import Sizes, sized
 
 
-class Bottleneck(nn.Module):
-    """Three convolutions beside a shortcut."""
-
-    filters: int
-    conv: Any
-    norm: Callable[..., Array]
-    strides: tuple[int, int] = (1, 1)
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = self.norm(self.conv(self.filters, (1, 1))(x))
-        y = self.norm(self.conv(self.filters, (3, 3), self.strides)(y))
-        y = self.conv(self.filters * 4, (1, 1))(y)
-
-        def shortcut() -> Array:
-            if x.shape == y.shape:
-                return x
-            projected = self.conv(self.filters * 4, (1, 1), self.strides, name="conv_proj")(x)
-            return self.norm(projected, relu=False, name="norm_proj")
-
-        return self.norm(y, shortcut=shortcut, scale_init=nn.initializers.zeros)
+def _cifar(layers: int, filters: int = 16) -> Mapping[str, Any]:
+    of_images = {"bottleneck": False, "images": "small", "shortcut": "padding", "classes": 10}
+    return {"stages": ((layers - 2) // 6,) * 3, "filters": filters, **of_images}
 
 
-class Stem(nn.Module):
-    """What comes before the stages: a quarter of the resolution."""
-
-    filters: int
-    conv: Any
-    norm: Callable[..., Array]
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = self.conv(self.filters, (7, 7), (2, 2), padding=[(3, 3), (3, 3)], name="conv_init")(x)
-        return nn.max_pool(self.norm(x, name="bn_init"), (3, 3), strides=(2, 2), padding="SAME")
-
-
-class Stage(nn.Module):
-    """Blocks in a row, at one resolution."""
-
-    first: int  # the number of its first block in the network
-    blocks: int
-    halves: bool  # the resolution, in its first block
-    filters: int
-    conv: Any
-    norm: Callable[..., Array]
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for j in range(self.blocks):
-            strides = (2, 2) if self.halves and j == 0 else (1, 1)
-            x = Bottleneck(self.filters, self.conv, self.norm, strides, name=f"Bottleneck_{self.first + j}")(x)
-        return x
+SIZES: Sizes = {
+    "18": {"stages": (2, 2, 2, 2), "bottleneck": False},
+    "34": {"stages": FIFTY, "bottleneck": False},
+    "50": {"stages": FIFTY},
+    "101": {"stages": (3, 4, 23, 3)},
+    "152": {"stages": (3, 8, 36, 3)},
+    **{f"cifar{layers}": _cifar(layers) for layers in (14, 20, 32, 44, 56, 110)},
+    "small": _cifar(8, filters=8),
+}
 
 
 class ResNet(nn.Module):
-    """Version 1.5: the strides are in the 3x3 convolutions."""
+    """For linen. Logits (n, classes) of images (n, height, width, channels); `mask` (n,) says which examples count.
 
-    norm: Any  # a class with the attributes of `flax.linen.BatchNorm`
-    relu_inside: bool = False  # whether it takes the residual and relu, too
-    remat: bool = False  # `bnjax.linen.remat` of the stem and of every stage
+    Attributes:
+      norm: a `NormChoice`, or what makes a norm from the attributes of `flax.linen.BatchNorm`.
+      relu_inside: the norm takes the shortcut and relu, too.
+      remat: `bnjax.linen.remat` of the stem and of every stage.
+      dtype: of the computation; that of inputs and parameters by default.
+      stages, filters, classes, bottleneck, images, shortcut, branch: see `Plan`.
+    """
+
+    norm: Any
+    relu_inside: bool = False
+    remat: bool = False
     stages: Sequence[int] = FIFTY
     filters: int = 64
     classes: int = 1000
-    dtype: Any = jnp.float32
+    bottleneck: bool = True
+    images: Literal["large", "small"] = "large"
+    shortcut: Literal["projection", "padding"] = "projection"
+    branch: Branch = "zero"
+    dtype: Any = None
 
-    @nn.compact
-    def __call__(self, x: Array, train: bool = True) -> Array:
-        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+    def setup(self) -> None:
+        plan = Plan(**{name: getattr(self, name) for name in Plan._fields if name != "channels"})
+        style = style_of(self.norm, plan, self.remat)._replace(inside=self.relu_inside)
+        chosen = isinstance(self.norm, NormChoice)
+        norm = self.norm if chosen else partial(self.norm, momentum=0.9, epsilon=1e-5)
+        add_layers(self, linen_layers(norm, self.dtype), plan, style)
 
-        make = partial(self.norm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-        norm = norm_and_relu(make, self.relu_inside)
-        stem = bnn.remat(Stem) if self.remat else Stem
-        stage = bnn.remat(Stage) if self.remat else Stage
-        x = stem(self.filters, conv, norm, name="Stem")(x)
-        for i, blocks in enumerate(self.stages):
-            x = stage(sum(self.stages[:i]), blocks, i > 0, self.filters * 2**i, conv, norm, name=f"Stage_{i}")(x)
-        x = jnp.mean(x, (1, 2))
-        return nn.Dense(self.classes, dtype=self.dtype)(x)
+    def __call__(self, x: Array, train: bool = True, mask: Array | None = None) -> Array:
+        return forward(self, x, call_of(self.norm, train, mask))
+
+
+class NnxResNet(nnx.Module):
+    """For nnx: the same call, and the same names.
+
+    Args:
+      norm: which one.
+      rngs: for the parameters.
+      remat: as for linen.
+      dtype: of the computation; that of inputs and parameters by default.
+      **plan: see `Plan`.
+    """
+
+    def __init__(self, norm: NormChoice, *, rngs: nnx.Rngs, remat: bool = False, dtype: Any = None, **plan: Any):
+        self.norm = norm
+        made = Plan(**plan)
+        add_layers(self, nnx_layers(norm, dtype, rngs), made, style_of(norm, made, remat))
+
+    def __call__(self, x: Array, train: bool = True, mask: Array | None = None) -> Array:
+        return forward(self, x, call_of(self.norm, train, mask))
+
+
+def style_of(norm: Any, plan: Plan, remat: bool = False) -> Style:
+    """How the norms of a choice are made.
+
+    Raises:
+      ValueError: Fixup with a norm.
+    """
+    if not isinstance(norm, NormChoice):
+        return Style(remat=remat)
+    if plan.branch == "fixup" and norm.name != "none":
+        raise ValueError(f"`branch` is 'fixup', which is without norms, but `norm` is {norm.name!r}; write 'none'.")
+    bias = needs_bias(norm) and plan.branch != "fixup"
+    return Style(bias, takes(norm, "scale_init"), remat=remat)
+
+
+def call_of(norm: Any, train: bool, mask: Array | None) -> Call:
+    """How its norms are called."""
+    return Call(train, mask, isinstance(norm, NormChoice) and norm.active)
+
+
+def build(
+    *, norm: NormChoice, size: str = "small", classes: int | None = None, dtype: Any = None, **sizes: Any
+) -> ResNet:
+    """A ResNet for linen, of a published size.
+
+    Args:
+      norm: at every site; "none" with `branch="fixup"` or `"zero"` trains without.
+      size: of `SIZES`.
+      classes: the number of logits; that of `size` by default.
+      dtype: of the computation; that of inputs and parameters by default.
+      **sizes: attributes of `ResNet` in the place of those of `size`.
+    """
+    return ResNet(norm, dtype=dtype, **sized(SIZES, size, {"classes": classes, **sizes}))
+
+
+def build_nnx(
+    *,
+    norm: NormChoice,
+    rngs: nnx.Rngs,
+    channels: int | None = None,
+    size: str = "small",
+    classes: int | None = None,
+    **sizes: Any,
+) -> NnxResNet:
+    """The same for nnx; `channels` are those of the images."""
+    return NnxResNet(norm, rngs=rngs, **sized(SIZES, size, {"channels": channels, "classes": classes, **sizes}))

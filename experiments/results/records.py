@@ -17,8 +17,10 @@ from experiments.results.files import write_whole
 Record = dict[str, float]
 
 DIGEST_SIZE = 16  # bytes
-KEYS = ("step", "train/loss", "train/accuracy", "eval/loss", "eval/accuracy")
+KEYS = ("step", "train/loss", "train/accuracy", "eval/loss", "eval/accuracy")  # of a classification
+NEEDED = ("step", "train/loss", "eval/loss")  # of every task
 RECALIBRATED = "recalibrated"  # what the held-out examples give with statistics of some batches of training
+AVERAGED = "averaged"  # what they give with averaged weights
 MORE = (f"{RECALIBRATED}/loss", f"{RECALIBRATED}/accuracy")  # of a run that is evaluated with them, too
 
 
@@ -96,8 +98,9 @@ def _records(path: Path, content: bytes) -> list[Record]:
 
 
 def _record(values: Any) -> Record:
-    keys = KEYS + (MORE if has_recalibrated(values) else ())
-    record = {k: math.nan if values[k] is None else values[k] for k in keys}
+    if missing := [k for k in NEEDED if k not in values]:
+        raise KeyError(missing[0])
+    record = {k: math.nan if v is None else v for k, v in values.items()}
     if wrong := [k for k, v in record.items() if type(v) not in (int, float) or math.isinf(v)]:
         raise ValueError(f"`{wrong[0]}` is {short(record[wrong[0]])}")
     if not record["step"] >= 1:  # nor NaN
@@ -105,9 +108,18 @@ def _record(values: Any) -> Record:
     return record
 
 
+def splits(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a record has figures of: `train`, `eval`, and perhaps more.
+
+    >>> splits({"step": 1, "train/loss": 2.0, "eval/loss": 3.0})
+    ('train', 'eval')
+    """
+    return tuple(name.removesuffix("/loss") for name in record if name.endswith("/loss"))
+
+
 def has_recalibrated(record: Mapping[str, Any]) -> bool:
     """Whether a record has figures of recalibrated statistics."""
-    return any(key in record for key in MORE)
+    return f"{RECALIBRATED}/loss" in record
 
 
 def _line(record: Record) -> str:

@@ -18,7 +18,7 @@ from experiments.config import Config, ParallelConfig, TrainConfig
 from experiments.measure.compile import run_child
 from experiments.measure.hlo import collectives
 from experiments.measure.targets import devices, target_of
-from experiments.models.network import linen_network
+from experiments.models.network import Job, linen_network
 from experiments.models.resnet import FIFTY, ResNet
 from experiments.training.layouts import Layout, make_layout
 from experiments.training.steps import init_state, train_step
@@ -36,7 +36,8 @@ def compile_step(model: str, layout: Layout) -> tuple[Any, float]:
     arguments = dict(MODELS[model])
     size, rows = arguments.pop("size"), EACH * layout.mesh.size
     norm = functools.partial(bnn.BatchNorm, **layout.norm(rows))
-    network = linen_network(ResNet(norm=norm, **arguments), (size, size, 3), takes_mask=False)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    network = linen_network(ResNet(norm=norm, **arguments), Job(image, classes=1000), takes_mask=False)
     state = jax.eval_shape(functools.partial(init_state, network, OPTIMIZER, "float32"), jax.random.key(0))
     batch = {
         "image": jax.ShapeDtypeStruct((rows, size, size, 3), arguments["dtype"]),

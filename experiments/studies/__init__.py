@@ -1,1 +1,29 @@
-"""Studies: what a page of the guide says in figures, each a command of its own."""
+"""Studies, one question a file: a new one is its file, with a `STUDY`, and a line here."""
+
+import importlib
+from pathlib import Path
+
+from experiments.cli.errors import chosen
+from experiments.results import evidence
+from experiments.results.evidence import Evidence
+from experiments.results.study import Study
+
+STUDIES = {  # by name, the module; it is imported when it is asked for
+    "gradients": "experiments.studies.gradients",
+}
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers
+
+
+def study_of(name: str) -> Study:
+    """The study of a name.
+
+    Raises:
+      UserError: there is none.
+    """
+    study: Study = importlib.import_module(chosen(STUDIES, name, "the name of a study")).STUDY
+    return study
+
+
+def all_studies() -> list[tuple[Study, Evidence]]:
+    """Every study with its committed numbers."""
+    return [(study, evidence.load(FOLDER / f"{study.name}.csv")) for study in map(study_of, STUDIES)]

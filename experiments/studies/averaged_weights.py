@@ -24,7 +24,7 @@ from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
 from experiments.cli.schema import Range
 from experiments.config import Config, ModelConfig, OptimizerConfig, TrainConfig
-from experiments.data import CLASSES, Data, batches, epoch_order, load_data, steps_per_epoch
+from experiments.data import CLASSES, Data, batches, count, epoch_order, load_data, steps_per_epoch
 from experiments.models.article_cnn import LinenCNN
 from experiments.results.markers import Markers, write_between
 from experiments.results.summary import mean_and_deviation
@@ -87,13 +87,13 @@ def trained(config: Config, data: Data, program: Program) -> tuple[TrainState, d
 def all_batches(config: Config, data: Data, program: Program) -> Iterator[Any]:
     """The batches of one epoch after the other."""
     for epoch in itertools.count():
-        order = epoch_order(config.seed, epoch, len(data.train.label))
+        order = epoch_order(config.seed, epoch, count(data.train))
         yield from batches(data.train, config.train.batch_size, order, program.train_share)
 
 
 def accuracies(config: Config, data: Data, program: Program) -> dict[str, list[float]]:
     """By weights, the accuracies: with the last running statistics, with their average, and recalibrated."""
-    model = LinenCNN(config.model, data.train.image.shape[1:], CLASSES, {})
+    model = LinenCNN(config.model, data.train["image"].shape[1:], CLASSES, {})
     state, of_weights = trained(config, data, program)
     training = list(itertools.islice(all_batches(config, data, program), steps_per_epoch(config, data)))
     found = {}
@@ -107,7 +107,7 @@ def accuracies(config: Config, data: Data, program: Program) -> dict[str, list[f
 
 
 def accuracy(program: Program, state: TrainState, data: Data) -> float:
-    sums = jax.device_get(run.evaluate(program, state, data.held_out, len(data.held_out.label)))
+    sums = jax.device_get(run.evaluate(program, state, data.held_out, count(data.held_out)))
     return float(sum(s["correct"] for s in sums) / sum(s["count"] for s in sums))
 
 
@@ -148,7 +148,7 @@ class FiveNorms(nn.Module):
 
 def one_pass_errors(size: int) -> list[float]:
     """By how much one pass misses the variance of each norm: the mean over the features, of batches of `size`."""
-    x = load_data(Config().data).train.image[:1024].reshape(1024, -1)
+    x = load_data(Config().data).train["image"][:1024].reshape(1024, -1)
     model = FiveNorms()
     variables = model.init(jax.random.key(0), x[:1])
     batches = np.split(x, 1024 // size)

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import logging
+import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -19,6 +22,7 @@ from experiments.training import processes
 from experiments.training.steps import TrainState
 
 KEPT = 2
+BLOCK = 2**22  # bytes of an array that are looked at together
 FILES = "files.json"  # the digests of the other files of a checkpoint
 
 
@@ -69,7 +73,7 @@ class Checkpoints:
         """Saves `state`; from then on the run's log must begin as it does before `log`."""
         record = {"made_by": self._made_by, "log": log._asdict(), "arrays": digests(state)}
         sealed = ocp.args.JsonSave({**record, "seal": _seal(record)})
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), record=sealed)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(_present(state)), record=sealed)
         if not self._manager.save(int(state.step), args=items):
             raise RuntimeError(f"The checkpoint of step {int(state.step)} was not saved.")
         if processes.is_main():
@@ -116,8 +120,8 @@ class Checkpoints:
 
     def _checked(self, step: int, like: TrainState, log: Path) -> Restored:
         mark, arrays = self._record(step)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        state = self._read(step, state=ocp.args.StandardRestore(abstract)).state
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _present(like))
+        state = like._replace(**self._read(step, state=ocp.args.StandardRestore(abstract)).state)
         if other := [name for name, digest in digests(state).items() if arrays.get(name) != digest]:
             raise DamagedError(f"holds another `{other[0]}` than was saved")
         if int(state.step) != step:
@@ -179,6 +183,11 @@ def _damaged_file(folder: Path) -> str:
     return f"has another `{other[0][:200]}` than was saved" if other else ""
 
 
+def _present(state: TrainState) -> dict[str, Any]:
+    """The fields of a state that the run has: a checkpoint from before there were others is as good."""
+    return {name: value for name, value in state._asdict().items() if value is not None}
+
+
 def digests(state: TrainState) -> dict[str, str]:
     """A digest of every array of a state, by its path."""
     return {
@@ -188,11 +197,16 @@ def digests(state: TrainState) -> dict[str, str]:
 
 
 def digest(*arrays: np.ndarray) -> str:
-    """A digest of the dtypes, shapes and bits of arrays."""
+    """A digest of the dtypes, shapes and bits of arrays, which may lie on the disk: of some rows at a time."""
     found = hashlib.blake2b(digest_size=DIGEST_SIZE)
     for array in arrays:
         found.update(f"{array.dtype}{array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
+        if not array.shape:
+            found.update(array.tobytes())
+            continue
+        rows = max(1, BLOCK // max(1, math.prod(array.shape[1:]) * array.dtype.itemsize))
+        for start in range(0, len(array), rows):
+            found.update(np.ascontiguousarray(array[start : start + rows]).tobytes())
     return found.hexdigest()
 
 
@@ -212,3 +226,35 @@ def last_arrays(directory: Path) -> dict[str, np.ndarray]:
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
     arrays = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
     return {jax.tree_util.keystr(name): leaf for name, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+
+
+def last_state(directory: Path, like: Any) -> Any:
+    """`like` with the parameters and statistics of the last checkpoint in a folder, which is only read.
+
+    Raises:
+      UserError: there is none, or it is of another model.
+    """
+    try:
+        arrays = {_plain(name): array for name, array in last_arrays(directory).items()}
+        new = {part: _filled(getattr(like, part), part, arrays) for part in ("params", "batch_stats")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"`{directory}` must hold a checkpoint of this run, but none can be read: {type(error).__name__} {error}. "
+            "A run writes one after each epoch."
+        ) from error
+    return like._replace(**new)
+
+
+def _filled(tree: Any, part: str, arrays: Mapping[str, Any]) -> Any:
+    def array(path: Any, leaf: Any) -> Any:
+        found = arrays[f"/{part}{_plain(jax.tree_util.keystr(path))}"]
+        if found.shape != leaf.shape:
+            raise ValueError(f"an array of shape {found.shape} where the model has {leaf.shape}")
+        return jnp.asarray(found, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(array, tree)
+
+
+def _plain(name: str) -> str:
+    """`['params'][0]` as `/params/0`, whatever holds it."""
+    return re.sub(r"\['?([^'\]]*)'?\]|\.(\w+)", lambda found: f"/{found[1] or found[2]}", name)

@@ -13,11 +13,12 @@ import numpy as np
 from experiments.cli.errors import UserError
 from experiments.cli.report import Report
 from experiments.cli.schema import differences, fields
-from experiments.config import Config
+from experiments.config import Config, ModelConfig
 from experiments.config.file import load, to_json
-from experiments.data import CLASSES, Data, Examples, batches, epoch_order, steps_per_epoch
+from experiments.data import Data, Examples, batches, count, epoch_order, kind_of, steps_per_epoch
+from experiments.data.prefetch import prefetched
 from experiments.results.files import write_text
-from experiments.results.records import RECALIBRATED, MetricsLog, Record, has_recalibrated, read_metrics
+from experiments.results.records import AVERAGED, RECALIBRATED, MetricsLog, Record, read_metrics, splits
 from experiments.tasks import task_of
 from experiments.tasks.task import Sums, Task
 from experiments.training import processes
@@ -96,13 +97,16 @@ def program_of(config: Config, data: Data) -> Program:
     Raises:
       UserError: what does not fit the devices, or their memory.
     """
-    program = make_program(config, data.train.image.shape[1:], CLASSES, total_steps(config, data))
+    program = make_program(config, kind_of(data), total_steps(config, data))
     state = jax.tree.leaves(jax.eval_shape(program.init, jax.random.key(0)))
     needed, there = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in state), memory()  # gradients and updates, too
     if needed > there:
+        option, value = "config.model.size", config.model.size or config.model.name
+        if config.model.name == ModelConfig().name:
+            option, value = "config.model.widths", str(config.model.widths)
         raise UserError(
-            f"`config.model.widths` must fit the memory of a device, {there / 1e9:.1f} GB, but to train "
-            f"{config.model.widths} takes {needed / 1e9:.1f} GB and more; use smaller ones."
+            f"`{option}` must fit the memory of a device, {there / 1e9:.1f} GB, but to train "
+            f"{value} takes {needed / 1e9:.1f} GB and more; use a smaller one."
         )
     return program
 
@@ -116,7 +120,7 @@ def memory() -> int:
 def checkpoints_of(workdir: Path, config: Config, data: Data) -> Checkpoints:
     """The checkpoints of the run of `config` in `workdir`: they are of that config and of these examples."""
     made_by = {name: value for name, value in fields(config).items() if name not in ELSEWHERE}
-    made_by["config.data (the examples)"] = digest(*data.train, *data.held_out)
+    made_by["config.data (the examples)"] = digest(*data.train.values(), *data.held_out.values())
     return Checkpoints(workdir / CHECKPOINTS, made_by, before=fields(Config()))
 
 
@@ -172,17 +176,19 @@ def take_up(
 def _train_epoch(
     config: Config, data: Data, program: Program, state: TrainState, epoch: int, log: MetricsLog, report: Report
 ) -> TrainState:
-    per_epoch, task = steps_per_epoch(config, data), task_of(config.task)
-    order = epoch_order(config.seed, epoch, len(data.train.label))
+    per_epoch, task = steps_per_epoch(config, data), task_of(config)
+    order = epoch_order(config.seed, epoch, count(data.train))
     sums: list[Sums] = []
-    for i, batch in enumerate(batches(data.train, config.train.batch_size, order, program.train_share), start=1):
+    in_turn = prefetched(batches(data.train, config.train.batch_size, order, program.train_share))
+    for i, batch in enumerate(in_turn, start=1):
         state, new = program.train_step(state, batch)
         sums.append(new)
         if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
             held_out = evaluate(program, state, data.held_out, config.train.eval_batch_size)
             metrics = {**_metrics(task, "train", sums), **_metrics(task, "eval", held_out)}
-            again = _evaluate_recalibrated(config, data, program, state, order)
-            log.add({"step": epoch * per_epoch + i, **metrics, **again})
+            more = _evaluate_otherwise(config, data, program, state, order)
+            log.add({"step": epoch * per_epoch + i, **metrics, **more})
+            report.record(log.records[-1])
             sums = []
         report.advance()
     return state
@@ -190,21 +196,24 @@ def _train_epoch(
 
 def evaluate(program: Program, state: TrainState, examples: Examples, batch_size: int) -> list[Sums]:
     """What the model is worth on `examples`, each counted once."""
-    return [program.eval_step(state, batch) for batch in batches(examples, batch_size, share=program.eval_share)]
+    in_turn = prefetched(batches(examples, batch_size, share=program.eval_share))
+    return [program.eval_step(state, batch) for batch in in_turn]
 
 
-def _evaluate_recalibrated(
-    config: Config, data: Data, program: Program, state: TrainState, order: np.ndarray
-) -> Record:
-    """What the model is worth with the statistics of the first batches of the epoch; nothing, if it is not asked."""
-    if not config.eval.recalibrate:
-        return {}
-    share = program.train_share
-    first = itertools.islice(batches(data.train, config.train.batch_size, order, share), config.eval.recalibrate)
-    state = recalibrated(program.measure_step, state, first)
-    return _metrics(
-        task_of(config.task), RECALIBRATED, evaluate(program, state, data.held_out, config.train.eval_batch_size)
-    )
+def _evaluate_otherwise(config: Config, data: Data, program: Program, state: TrainState, order: np.ndarray) -> Record:
+    """What the model is worth with statistics of the first batches of the epoch, or with averaged weights; if asked."""
+
+    def measured(split: str, state: TrainState) -> Record:
+        if config.eval.recalibrate:
+            in_turn = batches(data.train, config.train.batch_size, order, program.train_share)
+            state = recalibrated(program.measure_step, state, itertools.islice(in_turn, config.eval.recalibrate))
+        sums = evaluate(program, state, data.held_out, config.train.eval_batch_size)
+        return _metrics(task_of(config), split, sums)
+
+    found = measured(RECALIBRATED, state) if config.eval.recalibrate else {}
+    if state.average is not None:
+        found |= measured(AVERAGED, state._replace(params=state.average))
+    return found
 
 
 def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> Record:
@@ -213,7 +222,6 @@ def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> Record:
 
 
 def _sentence(epoch: int, config: Config, record: Record) -> str:
-    task = task_of(config.task)
-    splits = ("train", "eval", *((RECALIBRATED,) if has_recalibrated(record) else ()))
-    shown = "  ".join(task.line(record, split) for split in splits)
+    task = task_of(config)
+    shown = "  ".join(task.line(record, split) for split in splits(record))
     return f"epoch {epoch:3} of {config.train.epochs}  step {record['step']:6}  {shown}"

@@ -1,10 +1,14 @@
 """The guide's pages on the life of a model: their snippets run in order as they stand, and give what they say."""
 
+import re
+
 import jax
 import numpy as np
 from flax import nnx
 
+from bnjax._lifecycle.doctor.finding import REMEDIES
 from experiments.studies import averaged_weights
+from tests import doctor_table
 from tests.documents.test_devices import normalized, run
 from tests.kit import references
 
@@ -88,6 +92,23 @@ def test_variables_go_from_one_api_to_the_other_and_back():
     compact = names["Compact"]().apply(names["compact"], names["x"], train=False)
     names["net2"].eval()
     np.testing.assert_allclose(names["net2"](names["x"]), compact, rtol=1e-6, atol=1e-6)
+
+
+def test_the_doctor_says_what_the_page_says_of_it():
+    names = run("doctor.md")
+    found = {(f.path, f.code, f.severity) for f in names["diagnosis"].findings}
+    decayed = {(f"norm{n}", "decayed", "warning") for n in range(3)}
+    assert found == decayed | {("norm1", "stale", "error")}
+    assert names["healthy"].findings == ()
+    page = doctor_table.PAGE.read_text()
+    assert re.findall(r"^\| `([\w-]+)` \| [^|]* \| (?:note|warning|error)[^|]*\|$", page, re.MULTILINE) == list(
+        REMEDIES
+    )
+    healthy, planted = (re.search(rf"<!-- {name} -->\n(.*?)<!-- /", page, re.DOTALL)[1] for name in doctor_table.TABLES)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in healthy.splitlines()[2:]]
+    assert [row[0].split()[0] for row in rows] == [one.name for one in (*doctor_table.SET, *doctor_table.OTHERS)]
+    assert [row[4] for row in rows] == ["none"] * 10
+    assert re.findall(r"^\| `([\w-]+)`", planted, re.MULTILINE) == list(doctor_table.FAULTS) == list(REMEDIES)
 
 
 def test_the_tables_of_averaged_weights_are_the_script_s():

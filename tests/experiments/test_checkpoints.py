@@ -208,7 +208,7 @@ def test_a_run_goes_on_that_is_older_than_an_option(tmp_path, trained, monkeypat
 def test_a_run_does_not_go_on_with_other_examples(workdir, monkeypatch):
     def load_data(config):
         data = run_data(config)
-        return data._replace(train=data.train._replace(label=data.train.label[::-1]))
+        return data._replace(train={**data.train, "label": data.train["label"][::-1]})
 
     run_data = train.load_data
     monkeypatch.setattr(train, "load_data", load_data)

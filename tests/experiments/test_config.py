@@ -69,7 +69,7 @@ def refused(monkeypatch, capsys):
         (["--config", DIGITS, "--config.train.accumulate=0"], "`config.train.accumulate` must be at least 1"),
         (["--config", DIGITS, "--distributed.process_id=-1"], "`distributed.process_id` must be at least 0"),
         (["--config", DIGITS, "--distributed.process_id=0"], "`--distributed.num_processes` and"),
-        (["--config=README.md"], "It can be: `configs/digits_cnn.py`, `configs/mnist_cnn.py`."),
+        (["--config=README.md"], "It can be: `configs/digits_cnn.py`, `configs/mnist_cnn.py`, `configs/own.py`."),
         (["--config=[/b].py"], "There is no config file `[/b].py`. It can be: `configs/digits_cnn.py`"),
         (["--config=" + "a" * 300 + ".py"], "File name too long: `aaa"),
         (["--config=\udcff.py"], r"Arguments must be UTF-8, but one is '--config=\udcff.py'."),
@@ -134,7 +134,7 @@ def python(config):
         (
             "a.json",
             '{"zzz": 1}',
-            "It can be: `seed`, `task`, `data`, `model`, `optimizer`, `parallel`, `train`, `eval`.",
+            "It can be: `seed`, `task`, `data`, `model`, `optimizer`, `regularizers`, `parallel`, `train`, `eval`.",
         ),
         ("a.json", '{"data": {"train_examples": 0}}', "`config.data.train_examples` must be at least 1"),
         ("a.json", '{"seed": true}', "`config.seed` must be of type `int`, but it is True"),

@@ -13,41 +13,42 @@ from sklearn.datasets import load_digits
 from experiments import compare, train
 from experiments.cli.errors import UserError
 from experiments.config import DataConfig
-from experiments.data import Examples, batches, epoch_order, load_data
+from experiments.data import SETS, batches, count, epoch_order, load_data
 from experiments.data.idx import read_idx
+from experiments.models import MODELS
+from experiments.tasks import TASKS
 from experiments.training import run
 
 
 def test_the_split_of_the_digits_is_fixed_disjoint_and_whole():
-    train_part, held_out = load_data(DataConfig())
-    assert (len(train_part.label), len(held_out.label)) == (1437, 360)
+    train_part, held_out, classes = load_data(DataConfig())
+    assert (count(train_part), count(held_out), classes) == (1437, 360, 10)
     images, labels = load_digits(return_X_y=True)
 
-    ours = [np.column_stack([t.image.reshape(-1, 64) * 16, t.label]) for t in (train_part, held_out)]
+    ours = [np.column_stack([t["image"].reshape(-1, 64) * 16, t["label"]]) for t in (train_part, held_out)]
     assert sorted(map(tuple, np.concatenate(ours))) == sorted(map(tuple, np.column_stack([images, labels])))
     # As it was when it was chosen: results would not be comparable if it changed.
-    assert hashlib.sha256(held_out.label.astype("<i4").tobytes()).hexdigest()[:16] == "90b64c9407bb9336"
+    assert hashlib.sha256(held_out["label"].astype("<i4").tobytes()).hexdigest()[:16] == "90b64c9407bb9336"
 
 
 def test_shuffled_labels_are_the_same_labels_of_other_images():
     plain, shuffled = load_data(DataConfig()), load_data(DataConfig(shuffle_labels=True))
-    np.testing.assert_array_equal(plain.train.image, shuffled.train.image)
-    np.testing.assert_array_equal(np.bincount(plain.train.label), np.bincount(shuffled.train.label))
-    assert (plain.train.label == shuffled.train.label).mean() < 0.15
-    np.testing.assert_array_equal(plain.held_out.label, shuffled.held_out.label)
+    np.testing.assert_array_equal(plain.train["image"], shuffled.train["image"])
+    np.testing.assert_array_equal(np.bincount(plain.train["label"]), np.bincount(shuffled.train["label"]))
+    assert (plain.train["label"] == shuffled.train["label"]).mean() < 0.15
+    np.testing.assert_array_equal(plain.held_out["label"], shuffled.held_out["label"])
 
 
 def test_fewer_examples():
     data = load_data(DataConfig(train_examples=30, eval_examples=7))
-    assert len(data.train.image) == len(data.train.label) == 30
-    assert len(data.held_out.image) == len(data.held_out.label) == 7
+    assert len(data.train["image"]) == len(data.train["label"]) == 30
+    assert len(data.held_out["image"]) == len(data.held_out["label"]) == 7
 
 
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 4), (1, 1)])
 def test_batches_hold_every_example_once_in_one_shape(n, size):
-    examples = Examples(
-        np.arange(1.0, n + 1, dtype=np.float32).reshape(n, 1, 1, 1), np.arange(1, n + 1, dtype=np.int32)
-    )
+    numbers = np.arange(1, n + 1, dtype=np.int32)
+    examples = {"image": numbers.astype(np.float32).reshape(n, 1, 1, 1), "label": numbers}
     order = epoch_order(0, 1, n)
     made = list(batches(examples, size, order))
     assert len(made) == -(-n // size)
@@ -55,9 +56,9 @@ def test_batches_hold_every_example_once_in_one_shape(n, size):
         assert batch["image"].shape == (size, 1, 1, 1)
         assert batch["label"].shape == batch["mask"].shape == (size,)
         assert not batch["image"][~batch["mask"]].any()
-    for key in ("image", "label"):
+    for key, first in (("image", 1), ("label", 1), ("index", 0)):
         kept = np.concatenate([batch[key][batch["mask"]].ravel() for batch in made])
-        np.testing.assert_array_equal(kept, order + 1)
+        np.testing.assert_array_equal(kept, order + first)
     assert sorted(order) == list(range(n))
 
 
@@ -94,10 +95,10 @@ def test_idx_files_are_read(tmp_path, compressed):
     files = {name + ".gz": gzip.compress(content) for name, content in GOOD.items()} if compressed else GOOD
     write(tmp_path, files)
     data = load_data(DataConfig(name="idx", directory=str(tmp_path)))
-    np.testing.assert_allclose(data.train.image, IMAGES[..., None] / 255, rtol=1e-6)
-    np.testing.assert_array_equal(data.train.label, LABELS)
-    np.testing.assert_allclose(data.held_out.image, IMAGES[:2, ..., None] / 255, rtol=1e-6)
-    np.testing.assert_array_equal(data.held_out.label, LABELS[:2])
+    np.testing.assert_allclose(data.train["image"], IMAGES[..., None] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(data.train["label"], LABELS)
+    np.testing.assert_allclose(data.held_out["image"], IMAGES[:2, ..., None] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(data.held_out["label"], LABELS[:2])
 
 
 def test_an_idx_file_may_be_compressed_without_saying_so(tmp_path):
@@ -141,16 +142,12 @@ def test_what_is_larger_than_the_data_is_refused_before_anything_is_written(tmp_
 
 
 @pytest.mark.parametrize(
-    ("option", "known"),
-    [
-        ("config.data.name", "`digits`, `idx`"),
-        ("config.model.name", "`article_cnn`"),
-        ("config.task", "`classification`"),
-    ],
+    ("option", "known"), [("config.data.name", SETS), ("config.model.name", MODELS), ("config.task", TASKS)]
 )
 @pytest.mark.parametrize("program", [train, compare])
 def test_a_name_that_nothing_has_is_refused_with_those_that_there_are(tmp_path, program, option, known):
-    with pytest.raises(UserError, match=rf"`{option}` must be one of {known}, but it is 'x'\."):
+    names = ", ".join(f"`{name}`" for name in known)
+    with pytest.raises(UserError, match=rf"`{option}` must be one of {names}, or `FILE.py:NAME`, .*, but it is 'x'\."):
         program.main(["--config=configs/digits_cnn.py", f"--{option}=x", f"--workdir={tmp_path}/run"])
     assert not (tmp_path / "run").exists()
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 from bnjax import linen as bnn
 from experiments.cli.errors import UserError
 from experiments.config import Config, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
-from experiments.data import CLASSES, Examples, batches
+from experiments.data import CLASSES, Kind, batches
 from experiments.models.network import Network
 from experiments.training import run, steps
 from experiments.training.layouts import make_layout
@@ -24,6 +24,7 @@ LAYOUTS = ("jit", "shard_map", "vmap", "pmap")
 GROUP = {"global": None, "device": None, "group": 2}
 DEVICES, SIZE, TOTAL = 4, 91, 150  # the first batch leaves a device with 19 of 24 rows, the second one with none
 SHAPE, RATE = (4, 4, 1), 0.01
+KIND = Kind((("image", SHAPE, np.dtype("float32")), ("label", (), np.dtype("int32"))), CLASSES)
 
 
 class Net(nn.Module):
@@ -40,11 +41,11 @@ class Net(nn.Module):
         return nn.Dense(CLASSES)(x)
 
 
-def make_net(config, shape, classes, norm):
+def make_net(config, job, norm):
     model = Net(bnn.BatchNorm, {"momentum": config.momentum, **norm})
 
     def init(key):
-        return tuple(model.init(key, jnp.zeros((1, *shape)), False)[name] for name in ("params", "batch_stats"))
+        return tuple(model.init(key, jnp.zeros(job.inputs.shape), False)[name] for name in ("params", "batch_stats"))
 
     def apply(params, stats, x, *, train, mask, out="batch_stats"):
         variables = {"params": params, "batch_stats": stats}
@@ -69,7 +70,7 @@ def examples(n=TOTAL):
     rng = np.random.default_rng(0)
     image = rng.normal(size=(n, *SHAPE)) + 1 + np.arange(n)[:, None, None, None] / n
     label = (image.reshape(n, -1) @ rng.normal(size=(16, CLASSES))).argmax(-1)
-    return Examples(image.astype(np.float32), label.astype(np.int32))
+    return {"image": image.astype(np.float32), "label": label.astype(np.int32)}
 
 
 @functools.cache
@@ -82,7 +83,7 @@ def program_of(config, devices=DEVICES, make_network=make_net):
         return step(*args, **more)
 
     with mock.patch.object(steps, "make_network", make_network), mock.patch.object(steps, "train_step", counted):
-        return steps.make_program(config, SHAPE, CLASSES, 50, devices=jax.devices()[:devices]), traces
+        return steps.make_program(config, KIND, 50, devices=jax.devices()[:devices]), traces
 
 
 @functools.cache
@@ -175,7 +176,7 @@ def flax_steps(sync, accumulate, count):
         old = running[name]
         return {"mean": 0.8 * old["mean"] + 0.2 * mean, "var": 0.8 * old["var"] + 0.2 * var}
 
-    image, label = examples().image[:SIZE].astype(np.float64), examples().label[:SIZE]
+    image, label = examples()["image"][:SIZE].astype(np.float64), examples()["label"][:SIZE]
     for _ in range(count):
         params, running, opt_state = step(params, running, opt_state)
     return params, running
@@ -194,10 +195,12 @@ def test_every_example_is_evaluated_once(devices, layout, eval_size):
     state = initial("float32", "linen")
     sums = jax.device_get(run.evaluate(program, state, held_out, eval_size))
     assert len(sums) == -(-37 // eval_size)
-    logits = Net(arguments={}).apply({"params": state.params, "batch_stats": state.batch_stats}, held_out.image, False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, held_out.label)
+    logits = Net(arguments={}).apply(
+        {"params": state.params, "batch_stats": state.batch_stats}, held_out["image"], False
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, held_out["label"])
     np.testing.assert_allclose(sum(s["loss"] for s in sums), losses.sum(), rtol=1e-5)
-    assert sum(s["correct"] for s in sums) == (logits.argmax(-1) == held_out.label).sum()
+    assert sum(s["correct"] for s in sums) == (logits.argmax(-1) == held_out["label"]).sum()
     assert sum(s["count"] for s in sums) == 37
 
 

@@ -12,10 +12,12 @@ from flax import linen as nn
 
 from experiments.cli.errors import UserError
 from experiments.config import NORMS, Config, ModelConfig, OptimizerConfig, TrainConfig
-from experiments.models import make_network
-from experiments.tasks.classification import measure
+from experiments.models import Job, make_network
+from experiments.tasks import classes, classification
+from experiments.tasks.task import View
 from experiments.training.layouts import make_layout
-from experiments.training.steps import eval_step, init_state, make_optimizer, train_step
+from experiments.training.optimizer import make_optimizer
+from experiments.training.steps import eval_step, init_state, train_step
 from tests.kit.comparison import assert_trees_close
 
 SHAPE, CLASSES, BATCH = (8, 12, 2), 5, 6
@@ -56,8 +58,12 @@ def batch():
     }
 
 
+def images(shape):
+    return Job(jax.ShapeDtypeStruct((1, *shape), jnp.float32), CLASSES)
+
+
 def network(api, norm):
-    return make_network(ModelConfig(api=api, norm=norm, widths=(3, 4, 5), momentum=0.8), SHAPE, CLASSES)
+    return make_network(ModelConfig(api=api, norm=norm, widths=(3, 4, 5), momentum=0.8), images(SHAPE))
 
 
 @functools.cache
@@ -83,7 +89,7 @@ def step(api, norm):
     def run(params, stats, batch):
         def loss(params):
             logits, new = apply(params, stats, batch["image"], train=True, mask=batch["mask"])
-            return measure(logits, batch)["loss"], (logits, new)
+            return classes.measure(logits, classification.view(batch))["loss"], (logits, new)
 
         evaluated = apply(params, stats, batch["image"], train=False, mask=batch["mask"])
         return jax.value_and_grad(loss, has_aux=True)(params), evaluated
@@ -122,7 +128,8 @@ def test_a_padded_batch_is_the_batch_without_its_padding(api, batch):
 
 def test_measured_sums_are_over_what_counts():
     logits = jnp.array([[0.0, 1.0], [2.0, 0.0], [5.0, 5.0]])
-    sums = measure(logits, {"label": jnp.array([1, 1, 0]), "mask": jnp.array([True, True, False])})
+    mask = jnp.array([True, True, False])
+    sums = classes.measure(logits, View(None, mask, jnp.array([1, 1, 0]), mask))
     expected = {"loss": np.log1p(np.exp(-1)) + np.log1p(np.exp(2)), "correct": 1, "count": 2}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sums, expected)
 
@@ -165,7 +172,7 @@ def test_every_norm_that_configs_offer_trains(norm, api, batch):
     model = ModelConfig(api=api, norm=norm, widths=(16, 16, 32), ghost_size=3, dtype="float64")
     config = Config(model=model, train=TrainConfig(batch_size=BATCH))
     layout = make_layout(config, jax.devices()[:1])
-    network = make_network(model, batch["image"].shape[1:], CLASSES, layout.norm(BATCH))
+    network = make_network(model, images(batch["image"].shape[1:]), layout.norm(BATCH))
     optimizer = make_optimizer(config.optimizer, 1)
     state = jax.eval_shape(functools.partial(init_state, network, optimizer, model.dtype), jax.random.key(0))
     new, sums = jax.eval_shape(functools.partial(train_step, network, optimizer, layout), state, batch)
@@ -187,4 +194,4 @@ def test_every_norm_that_configs_offer_trains(norm, api, batch):
 def test_widths_that_a_norm_cannot_take_are_refused(norm, widths, wrong, api):
     words = rf"`config.model.norm={norm}` .*`config.model.widths={re.escape(str(widths))}`: .* {wrong}"
     with pytest.raises(UserError, match=words):
-        make_network(ModelConfig(api=api, norm=norm, widths=widths), (8, 12, 1), CLASSES)
+        make_network(ModelConfig(api=api, norm=norm, widths=widths), images((8, 12, 1)))

@@ -20,7 +20,7 @@ import pytest
 from experiments.cli.errors import UserError
 from experiments.config import Config, DataConfig, EvalConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from experiments.config.file import to_json
-from experiments.data import load_data
+from experiments.data import kind_of, load_data
 from experiments.launch import main
 from experiments.results.records import read_metrics
 from experiments.training import launcher, run, steps
@@ -112,11 +112,11 @@ def ended(tmp_path_factory):
 
 
 def program_of(devices, config=CONFIG):
-    return steps.make_program(config, (8, 8, 1), 10, 8, devices=jax.devices()[:devices])
+    return steps.make_program(config, kind_of(load_data(config.data)), 8, devices=jax.devices()[:devices])
 
 
 class Quiet:
-    advance = line = staticmethod(lambda *_: None)
+    advance = line = record = staticmethod(lambda *_: None)
 
 
 def restored(workdir, program):

@@ -15,12 +15,13 @@ from experiments.cli.errors import UserError
 from experiments.config import Config, DataConfig, EvalConfig, ModelConfig, ParallelConfig, TrainConfig
 from experiments.config.file import to_json
 from experiments.data import batches, check_sizes, epoch_order, load_data
+from experiments.models import Job
 from experiments.results.records import KEYS, MORE, read_metrics
 from experiments.results.summary import summarize
-from experiments.tasks import classification
+from experiments.tasks import classes, classification
 from experiments.training import recalibration, run, steps
 from experiments.training.checkpoints import last_arrays
-from tests.experiments.test_layouts import SHAPE, SIZE, Net, config, distance, examples, initial, program_of
+from tests.experiments.test_layouts import KIND, SIZE, Net, config, distance, examples, initial, program_of
 
 TINY = Config(
     data=DataConfig(train_examples=50, eval_examples=30),
@@ -35,8 +36,8 @@ def population(dtype):
     state = initial(dtype, "linen")
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     means, variances, counts = [], [], []
-    for start in range(0, len(examples().label), SIZE):
-        image = examples().image[start : start + SIZE].astype(dtype)
+    for start in range(0, len(examples()["label"]), SIZE):
+        image = examples()["image"][start : start + SIZE].astype(dtype)
         _, new = Net(arguments={"momentum": 0.0}).apply(variables, image, True, mutable=["batch_stats"])
         means.append({name: np.float64(norm["mean"]) for name, norm in new["batch_stats"].items()})
         variances.append({name: np.float64(norm["var"]) for name, norm in new["batch_stats"].items()})
@@ -148,7 +149,7 @@ def test_what_is_logged_is_what_the_statistics_are_worth(tmp_path):
     like = run.program_of(one, data).init(jax.random.key(0))
     with run.checkpoints_of(tmp_path / "run", one, data) as checkpoints:
         saved = checkpoints.restore(like, tmp_path / "run" / "metrics.jsonl", print).state
-    network = steps.make_network(one.model, (8, 8, 1), 10)
+    network = steps.make_network(one.model, Job(np.zeros((1, 8, 8, 1), np.float32), 10))
 
     def of_batch(batch):
         _, new = network.apply(saved.params, saved.batch_stats, batch["image"], train=True, mask=np.ones(16, bool))
@@ -160,8 +161,8 @@ def test_what_is_logged_is_what_the_statistics_are_worth(tmp_path):
     for name in measured[0]:
         means, variances = (np.stack([m[name][field] for m in measured]) for field in ("mean", "var"))
         stats[name] = {"mean": means.mean(0), "var": variances.mean(0) + means.var(0)}
-    logits, _ = network.apply(saved.params, stats, data.held_out.image, train=False, mask=np.ones(30, bool))
-    sums = classification.measure(logits, {"label": data.held_out.label, "mask": np.ones(30, bool)})
+    logits, _ = network.apply(saved.params, stats, data.held_out["image"], train=False, mask=np.ones(30, bool))
+    sums = classes.measure(logits, classification.view({**data.held_out, "mask": np.ones(30, bool)}))
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     np.testing.assert_allclose(last["recalibrated/loss"], sums["loss"] / 30, rtol=1e-5)
     assert abs(last["eval/loss"] / last["recalibrated/loss"] - 1) > 0.01
@@ -175,7 +176,7 @@ def test_a_model_without_batch_norms_is_refused_before_any_work(monkeypatch, tmp
     with pytest.raises(UserError, match=rf"`config.eval.recalibrate` must be 0 for `config.model.norm={norm}`"):
         train.main([f"--config={tmp_path}/wrong.json", f"--workdir={tmp_path}/run"])
     with pytest.raises(UserError, match=r"`config.eval.recalibrate` must be 0"):
-        steps.make_program(wrong, SHAPE, 10, 8)
+        steps.make_program(wrong, KIND, 8)
 
 
 def test_more_batches_than_there_are_are_refused():

@@ -18,6 +18,7 @@ from experiments.cli.errors import UserError
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.config.file import load, to_json
 from experiments.data import batches, load_data
+from experiments.models import Job
 from experiments.results.files import write_whole
 from experiments.results.records import KEYS, MetricsLog, read_metrics
 from experiments.training import run, steps
@@ -97,13 +98,14 @@ def test_a_metrics_line_is_what_the_checkpoint_is_worth(compiled_once, tmp_path,
     train.main([config_file(TINY), f"--workdir={tmp_path}/run"])
     _, saved = checkpoint(tmp_path / "run")
     data = load_data(TINY.data)
-    apply = jax.jit(functools.partial(steps.make_network(TINY.model, (8, 8, 1), 10).apply, train=False))
-    logits, _ = apply(saved["params"], saved["batch_stats"], data.held_out.image, mask=np.ones(30, bool))
+    network = steps.make_network(TINY.model, Job(np.zeros((1, 8, 8, 1), np.float32), 10))
+    apply = jax.jit(functools.partial(network.apply, train=False))
+    logits, _ = apply(saved["params"], saved["batch_stats"], data.held_out["image"], mask=np.ones(30, bool))
     logits = np.asarray(logits, np.float64)
-    log_probability = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(30), data.held_out.label]
+    log_probability = (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[np.arange(30), data.held_out["label"]]
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     np.testing.assert_allclose(last["eval/loss"], -log_probability.mean(), rtol=1e-5)
-    np.testing.assert_allclose(last["eval/accuracy"], (logits.argmax(-1) == data.held_out.label).mean(), rtol=1e-6)
+    np.testing.assert_allclose(last["eval/accuracy"], (logits.argmax(-1) == data.held_out["label"]).mean(), rtol=1e-6)
 
 
 class Interrupt:
@@ -162,7 +164,7 @@ def test_every_epoch_takes_every_example_once_in_an_order_of_its_own(compiled_on
     monkeypatch.setattr(run, "make_program", recording)
     train.main([config_file(TINY), f"--workdir={tmp_path}/run"])
     epochs = [np.concatenate(seen[i : i + 4]).reshape(-1, 64).tolist() for i in (0, 4, 8)]
-    examples = load_data(TINY.data).train.image.reshape(-1, 64).tolist()
+    examples = load_data(TINY.data).train["image"].reshape(-1, 64).tolist()
     assert all(sorted(epoch) == sorted(examples) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
@@ -270,7 +272,7 @@ def digits(tmp_path_factory):
     program = run.program_of(base, load_data(base.data))
 
     class Quiet:
-        advance = line = staticmethod(lambda *_: None)
+        advance = line = record = staticmethod(lambda *_: None)
 
     def final_accuracy(config):
         workdir = tmp_path_factory.mktemp("digits")

@@ -1,0 +1,96 @@
+"""A claim is code: a sentence, its figures from the evidence, and whether they bear it out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from experiments.results.evidence import Evidence
+
+Verdict = Literal["held", "failed", "within noise", "not measured"]
+DRAWS, LEVEL = 10_000, 0.95
+
+
+class Interval(NamedTuple):
+    """A mean over seeds, and the interval that it lies in with 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __format__(self, form: str) -> str:
+        """The mean with its interval: `0.90 [0.88, 0.92]`."""
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    def above(self, bound: float) -> Verdict:
+        """Whether it lies above `bound` as a whole."""
+        return "held" if self.low > bound else "failed" if self.high < bound else "within noise"
+
+    def below(self, bound: float) -> Verdict:
+        """Whether it lies below `bound` as a whole."""
+        return "held" if self.high < bound else "failed" if self.low > bound else "within noise"
+
+
+def interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """The mean of the values of some seeds, and its interval by the bootstrap (percentiles, always the same draws).
+
+    For a difference of two settings give the differences of equal seeds, which are paired so.
+
+    >>> interval([1.0, 1.0, 1.0])
+    Interval(mean=1.0, low=1.0, high=1.0)
+    """
+    values = np.asarray(values, np.float64)
+    drawn = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
+    means = values[drawn].mean(1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def paired(evidence: Evidence, metric: str, better: Mapping[str, object], worse: Mapping[str, object]) -> Interval:
+    """The interval of a difference between two settings, of the seeds that both have."""
+    a, b = evidence.by_seed(metric, better), evidence.by_seed(metric, worse)
+    return interval([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
+
+
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict on a sentence with several parts: the worst of theirs.
+
+    >>> all_of(["held", "within noise"])
+    'within noise'
+    """
+    order: tuple[Verdict, ...] = ("failed", "not measured", "within noise", "held")
+    return min(verdicts, key=order.index)
+
+
+class Claim(NamedTuple):
+    """What a study says."""
+
+    name: str
+    sentence: str
+    """With names of figures in braces, as `{batch:.2f}`."""
+    figures: Callable[[Evidence], Mapping[str, Interval | float | str]]
+    """What fills in the sentence. A `LookupError` says that it was not measured."""
+    holds: Callable[[Mapping[str, Any]], Verdict]
+    """Of the figures."""
+    falsified_by: str
+    """In words, what `holds` looks for."""
+    paper: str = ""
+    """What a paper found, and which."""
+
+
+class Judged(NamedTuple):
+    """A claim, its sentence with the figures filled in, and the verdict."""
+
+    claim: Claim
+    said: str
+    verdict: Verdict
+    figures: Mapping[str, Interval | float | str]
+
+
+def judge(claim: Claim, evidence: Evidence) -> Judged:
+    """Scores a claim. What it needs and was not measured is said to be so."""
+    try:
+        figures = claim.figures(evidence)
+    except LookupError as missing:
+        return Judged(claim, f"Not measured: {missing.args[0]}.", "not measured", {})
+    return Judged(claim, claim.sentence.format(**figures), claim.holds(figures), figures)

@@ -1,0 +1,156 @@
+"""Answers a question by measurements: `python -m experiments.study gradients [--quick] [--seeds N]`.
+
+`--list` names the studies. Every cell is saved when it is measured; interrupted, the same command goes on with
+`--resume`. `--write` puts the numbers into docs/results/studies, from which pages and claims are made.
+"""
+
+import dataclasses
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from experiments.cli.errors import UserError
+from experiments.cli.flags import new_folder, parse_flags
+from experiments.cli.program import run_main
+from experiments.cli.report import Report, reporting
+from experiments.cli.schema import Range
+from experiments.results import evidence, study_page
+from experiments.results.claims import judge
+from experiments.results.evidence import Evidence, Row, cell_name
+from experiments.results.files import write_text
+from experiments.results.study import Settings, Study
+from experiments.results.tables import Table
+from experiments.results.versions import in_words, versions
+from experiments.studies import FOLDER, STUDIES, all_studies, study_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Measure a study, judge its claims, and make its page."""
+
+    list: bool = False
+    """Name the studies, with their claims as they stand."""
+    json: bool = False
+    """Print the claims as JSON."""
+    quick: bool = False
+    """A few cells and two seeds, in three minutes: whether it runs, not what is true."""
+    seeds: Annotated[int, Range(low=0, high=1000)] = 0
+    """How many; 0: as many as the study needs."""
+    write: bool = False
+    """Put the numbers into docs/results/studies."""
+    pages: str = ""
+    """Measure nothing: make the pages of all studies in this folder, of the numbers in docs/results/studies."""
+    workdir: str = ""
+    """The folder of the cells, the numbers and the page; a new one under `runs/` by default."""
+    resume: bool = False
+    """Keep what is measured in `workdir`, and continue."""
+
+
+def main(argv: Sequence[str]) -> None:
+    words = [word for word in argv if not word.startswith("-")][:1] if argv and not argv[0].startswith("-") else []
+    arguments = parse_flags(Arguments, argv[len(words) :], "python -m experiments.study [NAME]", __doc__)
+    if arguments.pages:
+        return make_pages(Path(arguments.pages))
+    if arguments.list:
+        return show_list(arguments.json)
+    if not words:
+        raise UserError(f"Name a study: {', '.join(STUDIES)}.")
+    if arguments.write and arguments.quick:
+        raise UserError("`--write` takes whole studies; leave out `--quick`.")
+    study = study_of(words[0])
+    workdir = Path(arguments.workdir or new_folder(f"study-{study.name}"))
+    if (workdir / "cells").exists() and not arguments.resume:
+        raise UserError(f"`{workdir}` holds a study; add `--resume` to go on with it, or name another `--workdir`.")
+    found = measure(study, arguments, workdir)
+    show_claims(study, found, arguments.json)
+    return None
+
+
+def measure(study: Study, arguments: Arguments, workdir: Path) -> Evidence:
+    """Measures what is not measured yet, and writes the numbers and the page."""
+    cells = study.cells(arguments.quick)
+    seeds = range(arguments.seeds or (2 if arguments.quick else study.seeds))
+    (workdir / "cells").mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    with reporting(len(cells)) as report:
+        report.line(f"{study.title}: {len(cells)} cells of {len(seeds)} seeds, in {workdir}")
+        for settings in cells:
+            report.title(cell_name(settings))
+            try:
+                rows += _cell(study, settings, seeds, workdir / "cells")
+            except KeyboardInterrupt:
+                again = f"python -m experiments.study {study.name} --workdir={workdir} --resume"
+                report.line(f"To continue: {again}{' --quick' if arguments.quick else ''}")
+                raise
+            report.advance()
+        return _written(study, rows, arguments, workdir, report)
+
+
+def _cell(study: Study, settings: Settings, seeds: Sequence[int], folder: Path) -> list[Row]:
+    """The rows of a cell: as they were saved by the same settings, or measured now."""
+    digest = study.digest({**settings, "seeds": list(seeds)})
+    file = folder / f"{digest}.json"
+    if file.exists():
+        return [Row(*row) for row in json.loads(file.read_text())]
+    name, common = cell_name(settings), (digest, commit(), in_words(versions(("jax", "flax"))))
+    rows = [Row(study.name, name, *measured, *common) for measured in study.run(settings, seeds)]
+    write_text(file, json.dumps(rows))
+    return rows
+
+
+def _written(study: Study, rows: Sequence[Row], arguments: Arguments, workdir: Path, report: Report) -> Evidence:
+    """The rows as they come back from their file, of which the page is made, too."""
+    file = workdir / f"{study.name}.csv"
+    evidence.save(file, rows)
+    found = evidence.load(file)
+    write_text(workdir / f"{study.name}.html", study_page.study_page(study, found))
+    report.line(f"The page: {workdir / f'{study.name}.html'}")
+    if arguments.write:
+        FOLDER.mkdir(exist_ok=True)
+        evidence.save(FOLDER / f"{study.name}.csv", rows)
+    return found
+
+
+def commit() -> str:
+    """The commit of the program, with a + if something was changed since; nothing outside of git."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return ""
+    paths = ["--", "bnjax", "experiments"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *paths], capture_output=True, check=False).returncode
+    return head.stdout.strip() + "+" * bool(changed)
+
+
+def make_pages(folder: Path) -> None:
+    """Writes a page for each study, and the index."""
+    study_page.save_all(folder, all_studies())
+    print(f"The index: {folder / 'index.html'}")
+
+
+def show_list(as_json: bool) -> None:
+    for study, measured in all_studies():
+        if not as_json:
+            print(f"{study.name}: {study.question}")
+        show_claims(study, measured, as_json)
+
+
+def show_claims(study: Study, measured: Evidence, as_json: bool) -> None:
+    judged = [judge(claim, measured) for claim in study.claims]
+    if as_json:
+        for one in judged:
+            figures = {name: list(v) if isinstance(v, tuple) else v for name, v in one.figures.items()}
+            record = {"study": study.name, "claim": one.claim.name, "said": one.said, "verdict": one.verdict}
+            print(json.dumps({**record, "figures": figures}))
+        return
+    rows = [[one.claim.name, one.verdict, one.said] for one in judged]
+    with reporting(0) as report:
+        report.show(Table("", ["claim", "verdict", "what was found"], rows).rich())
+
+
+if __name__ == "__main__":
+    run_main(main)

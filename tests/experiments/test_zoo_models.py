@@ -1,0 +1,283 @@
+"""The small variants of all architectures run, under jit: forward, backward, masks, two APIs, every norm that fits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.config import NORMS
+from experiments.models import (
+    alexnet,
+    bert,
+    bn_inception,
+    densenet,
+    mlp,
+    recurrent,
+    resnet,
+    transformer,
+    vgg,
+    xception,
+)
+from experiments.models.norms import NormChoice
+from tests.kit.comparison import assert_trees_close
+
+N, LENGTH = 6, 5
+IMAGES = jax.random.normal(jax.random.key(1), (N, 8, 8, 1))
+TOKENS = jax.random.randint(jax.random.key(2), (N, LENGTH), 1, 8)
+EXAMPLES = jnp.array([True, True, False, True, True, False])
+POSITIONS = jnp.arange(LENGTH)[None] < jnp.array([5, 3, 0, 4, 5, 2])[:, None]
+PAIR = {"source": TOKENS, "target": TOKENS[::-1, :4]}
+PAIRS = {"source": POSITIONS, "target": jnp.arange(4)[None] < jnp.array([2, 4, 0, 4, 1, 3])[:, None]}
+# As small as can be with every kind of layer. Dropout is tested by itself.
+MODELS = {
+    "mlp": (mlp.build, {"width": 8}, IMAGES, EXAMPLES),
+    "resnet": (resnet.build, {"stages": (1, 1), "filters": 4}, IMAGES, EXAMPLES),
+    "resnet50": (resnet.build, {"size": "50", "stages": (1,), "filters": 4, "classes": 3}, IMAGES, EXAMPLES),
+    "vgg": (vgg.build, {"stages": ((4,), (4,)), "hidden": 8, "dropout": 0.0}, IMAGES, EXAMPLES),
+    "alexnet": (alexnet.build, {"dropout": 0.0}, IMAGES, EXAMPLES),
+    "densenet": (densenet.build, {"blocks": (1, 1), "growth": 4}, IMAGES, EXAMPLES),
+    "xception": (xception.build, {"middle": 1, "stem": (4, 4), "entry": (8,), "exits": (8, 8, 8, 8)}, IMAGES, EXAMPLES),
+    "bn_inception": (bn_inception.build, {"modules": ("3a",), "divided_by": 32}, IMAGES, EXAMPLES),
+    "transformer": (transformer.build, {"features": 8, "hidden": 16, "heads": 2, "blocks": 1}, PAIR, PAIRS),
+    "bert": (bert.build, {"features": 8, "blocks": 1, "vocabulary": 9}, TOKENS, POSITIONS),
+    "lstm": (recurrent.build, {"features": 4}, IMAGES, EXAMPLES),
+    "gru": (recurrent.build, {"size": "small_gru", "features": 4}, IMAGES, EXAMPLES),
+}
+CASES = [
+    *[(name, norm) for name in MODELS if name not in ("gru", "alexnet") for norm in ("batch", "none")],
+    *[(name, "group") for name in ("resnet", "densenet")],
+    *[(name, "layer") for name in ("mlp", "transformer", "bert", "lstm", "gru")],
+    ("alexnet", "lrn"), ("alexnet", "batch"), ("gru", "none"), ("transformer", "dyt"), ("vgg", "evonorm_b0"),
+    ("xception", "example_weighted"),
+]  # fmt: skip
+
+
+def built(name, norm, **more):
+    build, sizes, _, _ = MODELS[name]
+    return build(norm=NormChoice(norm), **{"size": "small", **sizes, **more})
+
+
+def drawn(variables):
+    """Variables of these shapes and dtypes, at random: no branch starts at zero, and no variance is small."""
+    random = np.random.default_rng(3)
+
+    def draw(path, x):
+        weights = path[-1].key in ("kernel", "embedding")
+        return (random.normal(0, 0.4, x.shape) if weights else random.uniform(0.7, 1.3, x.shape)).astype(x.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+def counted(mask, logits):
+    """What counts of the logits, zeros elsewhere."""
+    mask = mask["target"] if isinstance(mask, dict) else mask
+    return jnp.where(mask.reshape(mask.shape + (1,) * (logits.ndim - mask.ndim)), logits, 0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, variables, x, mask):
+    """What counts of a step: the logits, the gradients and the statistics in training, and the logits at evaluation."""
+
+    def loss(params):
+        given = variables | {"params": params}
+        logits, new = model.apply(given, x, train=True, mask=mask, mutable="batch_stats")
+        logits = counted(mask, logits)
+        return (jax.nn.log_softmax(logits)[..., 0] * (logits[..., 0] != 0)).sum(), (logits, new)
+
+    (_, (logits, new)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    return logits, gradients, new, counted(mask, model.apply(variables, x, train=False, mask=mask))
+
+
+def spoilt(x, mask):
+    """Other inputs where nothing counts."""
+    if isinstance(x, dict):
+        return {name: spoilt(x[name], mask[name]) for name in x}
+    other = 8 - x if jnp.issubdtype(x.dtype, jnp.integer) else 50 + x
+    return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, other)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_a_small_model_trains_and_what_is_masked_changes_nothing(name, norm):
+    _, _, x, mask = MODELS[name]
+    model = built(name, norm)
+    variables = drawn(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), x))
+    found = run(model, variables, x, mask)
+    _, gradients, new, _ = found
+    assert all(bool(jnp.isfinite(t).all()) for t in jax.tree.leaves(found))
+    for path, slope in jax.tree_util.tree_leaves_with_path(gradients):
+        assert path[-1].key not in ("kernel", "scale", "embedding") or bool(slope.any()), path
+    assert bool(new) == (norm in ("batch", "evonorm_b0", "example_weighted"))
+    # As in a mask's own tests: what is masked is no part of any sum, and rounding alone may differ.
+    assert_trees_close(run(model, variables, spoilt(x, mask), mask), found, rtol=1e-5, atol=1e-6)
+
+
+# linen and nnx
+
+TWINS = {
+    "mlp": (mlp.build_nnx, "batch", {"inputs": 64}),
+    "resnet": (resnet.build_nnx, "batch", {"channels": 1}),
+    "transformer": (transformer.build_nnx, "rms", {}),
+}
+
+
+def nnx_model(name, norm, **more):
+    make, _, given = TWINS[name]
+    sizes = {"size": "small", **MODELS[name][1], **given, **more}
+    return make(norm=NormChoice(norm), rngs=nnx.Rngs(0), **sizes)
+
+
+def of_nnx(net, kind):
+    return nnx.to_pure_dict(nnx.state(net, kind))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_linen_and_nnx_compute_the_same(name):
+    norm = TWINS[name][1]
+    _, _, x, mask = MODELS[name]
+    model = built(name, norm)
+    variables = drawn(jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), x))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: nnx_model(name, norm)))
+
+    @jax.jit
+    def linen(variables):
+        logits, new = model.apply(variables, x, train=True, mask=mask, mutable="batch_stats")
+        return logits, new.get("batch_stats", {}), model.apply(variables, x, train=False, mask=mask)
+
+    @jax.jit
+    def twin(variables):
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        net = nnx.merge(graph, params, stats)
+        evaluated = net(x, train=False, mask=mask)
+        return net(x, train=True, mask=mask), of_nnx(net, nnx.BatchStat), evaluated
+
+    assert_trees_close(twin(variables), linen(variables), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "more"),
+    [
+        ("resnet", "none", {"branch": "fixup"}),
+        ("resnet", "none", {}),
+        ("resnet", "pixel", {}),
+        ("resnet", "batch", {"remat": True}),
+        ("resnet", "frn", {"bottleneck": True, "shortcut": "projection"}),
+        ("transformer", "layer", {"pre": True, "dropout": 0.1}),
+        ("mlp", "none", {"dropout": 0.1}),
+    ],
+)
+def test_linen_and_nnx_name_and_shape_everything_alike(name, norm, more):
+    x = MODELS[name][2]
+    variables = jax.eval_shape(functools.partial(built(name, norm, **more).init, train=False), jax.random.key(0), x)
+    net = nnx.eval_shape(lambda: nnx_model(name, norm, **more))
+    for collection, kind in (("params", nnx.Param), ("batch_stats", nnx.BatchStat)):
+        shapes = [
+            jax.tree.map(lambda t: (t.shape, t.dtype), t) for t in (variables.get(collection, {}), of_nnx(net, kind))
+        ]
+        assert shapes[0] == shapes[1]
+
+
+# How branches start
+
+
+@pytest.mark.parametrize(("norm", "branch"), [("batch", "zero"), ("none", "zero"), ("none", "fixup")])
+def test_branches_that_start_at_zero_leave_their_input(norm, branch):
+    """Blocks are relu of their input, of what the stem gives, then: without a projection in between."""
+    model = built("resnet", norm, branch=branch, stages=(3,))
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), IMAGES)
+    _, seen = jax.jit(functools.partial(model.apply, train=False, capture_intermediates=True))(variables, IMAGES)
+    stem, stage = (seen["intermediates"][name]["__call__"][0] for name in ("stem", "stage0"))
+    np.testing.assert_array_equal(stem, stage)
+    assert bool(stem.any())
+    if branch == "fixup":
+        assert not np.any(variables["params"]["dense"]["kernel"])
+        kernels = (
+            variables["params"]["stage0"]["block0"]["conv1"]["kernel"],
+            variables["params"]["stem"]["conv"]["kernel"],
+        )
+        assert np.std(kernels[0]) == pytest.approx((2 / (9 * 4)) ** 0.5 * 3**-0.5, rel=0.2)  # 144 numbers
+
+
+def test_fixup_is_without_a_norm():
+    with pytest.raises(ValueError, match="`branch` is 'fixup', which is without norms, but `norm` is 'batch'"):
+        built("resnet", "batch", branch="fixup").init(jax.random.key(0), IMAGES)
+
+
+# What all have in common
+
+
+def shapes_of(model, x, **rngs):
+    """Of the variables, and of the logits and new statistics in training."""
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), x)
+    apply = functools.partial(model.apply, train=True, mutable="batch_stats", rngs=rngs)
+    return variables, jax.eval_shape(apply, variables, x)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_bfloat16_parameters_and_statistics_stay_float32(name):
+    model = built(name, "layer" if name == "gru" else "batch", dtype=jnp.bfloat16)
+    variables, (logits, new) = shapes_of(model, MODELS[name][2])
+    assert logits.dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves((variables, new))} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "alexnet", "densenet", "transformer", "bert"])
+def test_dropout_drops_in_training_alone(name):
+    model, x = built(name, "none", dropout=0.5), MODELS[name][2]
+    with pytest.raises(Exception, match='needs PRNG for "dropout"'):
+        shapes_of(model, x)
+    shapes_of(model, x, dropout=jax.random.key(1))
+
+
+def test_later_tokens_change_nothing_before_them():
+    causal = built("bert", "layer", causal=True)
+    translates = built("transformer", "layer", pre=True)
+    for model, x in ((causal, {"": TOKENS}), (translates, PAIR)):
+        variables = drawn(jax.eval_shape(model.init, jax.random.key(0), x.get("", x)))
+        changed = {name: t.at[:, -1].set(7 - t[:, -1]) if name != "source" else t for name, t in x.items()}
+        a, b = (jax.jit(model.apply)(variables, t.get("", t)) for t in (x, changed))
+        np.testing.assert_allclose(a[:, :-1], b[:, :-1], rtol=1e-5, atol=1e-6)
+        assert np.abs(a[:, -1] - b[:, -1]).max() > 1e-3
+
+
+def test_sequences_that_are_too_long_are_refused():
+    with pytest.raises(ValueError, match="`inputs` must have at most 4 positions, but they have 5"):
+        built("bert", "layer", length=4).init(jax.random.key(0), TOKENS)
+
+
+OF_IMAGES = {"instance", "frn", "evonorm_b0", "evonorm_s0", "grn", "switchable"}
+CANNOT = {"mlp": OF_IMAGES, "bert": OF_IMAGES | {"example_weighted", "bcn"}}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_sits_in_a_resnet(norm):
+    model = built("resnet", norm, filters=32, stages=(1,), dtype=jnp.float32)
+    jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), IMAGES[:1])
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_norms_that_are_no_use_are_refused_with_the_choices(name):
+    for norm in CANNOT[name]:
+        with pytest.raises(
+            ValueError, match=f"`norm` '{norm}' cannot sit at .*8.*: .* Choose one of none, batch, "
+        ) as e:
+            built(name, norm).init(jax.random.key(0), MODELS[name][2])
+        said = str(e.value).partition("Choose one of ")[2].rstrip(".").split(", ")
+        assert said == ["none", *(other for other in NORMS if other not in CANNOT[name])]
+
+
+def test_wrong_names_are_refused_with_the_choices():
+    with pytest.raises(ValueError, match=r"`norm` must be one of none, batch, .*'bach'"):
+        NormChoice("bach")
+    with pytest.raises(ValueError, match=r"`size` must be one of 18, 34, 50, .* 'fifty'"):
+        resnet.build(norm=NormChoice(), size="fifty")
+    with pytest.raises(ValueError, match=r"`norm` 'group' cannot sit in a cell 'gru'.* Choose one of none, layer"):
+        built("gru", "group").init(jax.random.key(0), IMAGES)
+    with pytest.raises(
+        ValueError, match="measures all examples of a step together, but `batch` has `axis_index_groups`"
+    ):
+        recurrent.build(norm=NormChoice(batch={"axis_index_groups": ((0,), (1,))})).init(jax.random.key(0), IMAGES)
+    with pytest.raises(ValueError, match=r"`norm` 'instance' cannot sit at images of one pixel .n, 1, 1, 4."):
+        built("vgg", "instance", stages=((4,),) * 4, pools=4).init(jax.random.key(0), IMAGES)
