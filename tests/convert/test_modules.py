@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
 
 from tests.convert.cases import Chain, Compact, flat  # noqa: E402
-from tests.convert.resnet import ResNet18  # noqa: E402
+from tests.convert.resnet import resnet18  # noqa: E402
 from tests.convert.table import ALL, error  # noqa: E402
 from tests.kit import convnets_linen, convnets_nnx  # noqa: E402
 
@@ -38,7 +38,7 @@ def test_every_layout_in_every_direction(direction, name):
 
 def resnet(size):
     """ResNet-18 of PyTorch with few channels, as after a training, and a batch."""
-    net = sources.torch_module(lambda _: ResNet18(8, 10))
+    net = sources.torch_module(lambda t: resnet18(t, 8, 10))
     return net, np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
 
 
