@@ -276,8 +276,10 @@ def test_later_tokens_change_nothing_before_them():
 
 
 def test_sequences_that_are_too_long_are_refused():
-    with pytest.raises(ValueError, match="`inputs` must have at most 4 positions, but they have 5"):
-        built("bert", "layer", length=4).init(jax.random.key(0), TOKENS)
+    long, longer = jnp.ones((1, 129), int), built("bert", "layer", length=129)
+    assert jax.eval_shape(longer.init, jax.random.key(0), long)["params"]["positions"]["embedding"].shape == (129, 8)
+    with pytest.raises(ValueError, match="`inputs` must have at most 128 positions, but they have 129"):
+        built("bert", "layer").init(jax.random.key(0), long)
 
 
 OF_IMAGES = {"instance", "frn", "evonorm_b0", "evonorm_s0", "grn", "switchable"}
