@@ -23,7 +23,7 @@ from experiments.results.files import write_text
 from experiments.results.markers import Markers
 from experiments.results.study_page import markdown_of
 from experiments.results.tables import markdown
-from experiments.studies import all_studies
+from experiments.studies import all_studies, averaged_weights, measured
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Markers("<!-- norms -->\n", "<!-- /norms -->\n")
@@ -117,6 +117,9 @@ PARTS = (
     Part("bnjax/linen/__init__.py", lambda page: exports(page, classes("linen"))),
     Part("bnjax/nnx/__init__.py", lambda page: exports(page, classes("nnx"))),
     Part("docs/norms/index.md", lambda page: TABLE.put(page, table())),
+    Part(
+        "docs/guide/averaged_weights.md", lambda page: averaged_weights.put_tables(page, measured("averaged_weights"))
+    ),
     Part("docs/results/studies.md", lambda _: markdown_of(all_studies())),
     *(Part(path, whole(text)) for path, text in library_pages.pages().items()),
 )

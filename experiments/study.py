@@ -96,8 +96,11 @@ def _cell(study: Study, settings: Settings, seeds: Sequence[int], folder: Path) 
     file = folder / f"{digest}.json"
     if file.exists():
         return [Row(*row) for row in json.loads(file.read_text())]
-    name, common = cell_name(settings), (digest, commit(), in_words(versions(("jax", "flax"))))
-    rows = [Row(study.name, name, *measured, *common) for measured in study.run(settings, seeds)]
+    common = (digest, commit(), in_words(versions(("jax", "flax"))))
+    rows = [
+        Row(study.name, cell_name({**settings, **one.more}), one.seed, one.metric, one.step, one.value, *common)
+        for one in study.run(settings, seeds)
+    ]
     write_text(file, json.dumps(rows))
     return rows
 

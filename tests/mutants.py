@@ -537,6 +537,36 @@ MUTANTS = [
         "lifecycle/test_fold.py::test_dtypes_places_and_containers_stay",
     ),
     Mutant(
+        "convert: a flatten stays in PyTorch's order", "_lifecycle/convert/imports.py",
+        'if dialect == "torch":', 'if dialect == "":',
+        "convert/test_golden.py::test_arrays_of_pytorch_and_back[dense after flatten of the input]",
+    ),
+    Mutant(
+        "convert: Keras gets PyTorch's order", "_lifecycle/convert/imports.py",
+        'if dialect == "torch":', "if dialect:",
+        "convert/test_arrays.py::test_keras_gets_no_other_order_and_no_transpose",
+    ),
+    Mutant(
+        "convert: transposed convolutions are not flipped", "_lifecycle/convert/layouts.py",
+        "return np.flip(w, tuple(range(w.ndim - 2)))", "return w",
+        "convert/test_golden.py::test_arrays_of_pytorch_and_back[transposed]",
+    ),
+    Mutant(
+        "convert: weight norm is put together without its direction's length", "_lifecycle/convert/values.py",
+        "(wide(length) / norm)", "wide(length)",
+        "convert/test_golden.py::test_arrays_of_pytorch_and_back[weight norm, into a plain layer]",
+    ),
+    Mutant(
+        "convert: 1 + scale is a scale", "_lifecycle/convert/offsets.py",
+        "return float(any(", "return 0 * float(any(",
+        "convert/test_arrays.py::test_the_scale_of_somebody_s_own_norm[1.0]",
+    ),
+    Mutant(
+        "convert: arrays for PyTorch are views", "_lifecycle/convert/exports.py",
+        'np.asarray(value, order="C")', "np.asarray(value)",
+        "convert/test_arrays.py::test_arrays_are_in_c_order_because_safetensors_takes_that_for_granted",
+    ),
+    Mutant(
         "doctor: what follows a stale norm is blamed", "_lifecycle/doctor/examine.py",
         'run(pairs, nothing, batch, valid, "batch")', 'run(pairs, nothing, batch, valid, "running")',
         "lifecycle/test_doctor.py::test_a_fault_is_found_where_it_is_and_nothing_else[linen-stale]",

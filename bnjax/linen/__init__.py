@@ -48,11 +48,14 @@ if _TYPE_CHECKING:
     from bnjax.linen.lifecycle import doctor as doctor
     from bnjax.linen.lifecycle import fold as fold
     from bnjax.linen.lifecycle import freeze as freeze
+    from bnjax.linen.lifecycle import from_keras as from_keras
+    from bnjax.linen.lifecycle import from_torch as from_torch
     from bnjax.linen.lifecycle import frozen_labels as frozen_labels
     from bnjax.linen.lifecycle import recalibrate as recalibrate
     from bnjax.linen.lifecycle import summary as summary
     from bnjax.linen.lifecycle import swap as swap
     from bnjax.linen.lifecycle import tent as tent
+    from bnjax.linen.lifecycle import to_torch as to_torch
     from bnjax.linen.lifecycle import upgrade as upgrade
 
 _LIFECYCLE = (
@@ -63,11 +66,14 @@ _LIFECYCLE = (
     "doctor",
     "fold",
     "freeze",
+    "from_keras",
+    "from_torch",
     "frozen_labels",
     "recalibrate",
     "summary",
     "swap",
     "tent",
+    "to_torch",
     "upgrade",
 )
 __getattr__, __dir__ = _lazy_names(__name__, "bnjax.linen.lifecycle", _LIFECYCLE, globals())

@@ -9,6 +9,9 @@ from bnjax._lifecycle.summary import Summary as Summary
 from bnjax.linen._contexts import freeze as freeze
 from bnjax.linen._contexts import swap as swap
 from bnjax.linen._contexts import upgrade as upgrade
+from bnjax.linen._convert import from_keras as from_keras
+from bnjax.linen._convert import from_torch as from_torch
+from bnjax.linen._convert import to_torch as to_torch
 from bnjax.linen._doctor import doctor as doctor
 from bnjax.linen._fold import fold as fold
 from bnjax.linen._labels import frozen_labels as frozen_labels

@@ -49,11 +49,14 @@ if _TYPE_CHECKING:
     from bnjax.nnx.lifecycle import doctor as doctor
     from bnjax.nnx.lifecycle import fold as fold
     from bnjax.nnx.lifecycle import freeze as freeze
+    from bnjax.nnx.lifecycle import from_keras as from_keras
+    from bnjax.nnx.lifecycle import from_torch as from_torch
     from bnjax.nnx.lifecycle import frozen_labels as frozen_labels
     from bnjax.nnx.lifecycle import recalibrate as recalibrate
     from bnjax.nnx.lifecycle import summary as summary
     from bnjax.nnx.lifecycle import swap as swap
     from bnjax.nnx.lifecycle import tent as tent
+    from bnjax.nnx.lifecycle import to_torch as to_torch
     from bnjax.nnx.lifecycle import unfreeze as unfreeze
     from bnjax.nnx.lifecycle import upgrade as upgrade
 
@@ -65,12 +68,15 @@ _LIFECYCLE = (
     "doctor",
     "fold",
     "freeze",
+    "from_keras",
+    "from_torch",
     "frozen_labels",
     "recalibrate",
     "summary",
     "swap",
     "tent",
     "unfreeze",
+    "to_torch",
     "upgrade",
 )
 __getattr__, __dir__ = _lazy_names(__name__, "bnjax.nnx.lifecycle", _LIFECYCLE, globals())

@@ -10,6 +10,9 @@ from bnjax.nnx._contexts import freeze as freeze
 from bnjax.nnx._contexts import swap as swap
 from bnjax.nnx._contexts import unfreeze as unfreeze
 from bnjax.nnx._contexts import upgrade as upgrade
+from bnjax.nnx._convert import from_keras as from_keras
+from bnjax.nnx._convert import from_torch as from_torch
+from bnjax.nnx._convert import to_torch as to_torch
 from bnjax.nnx._doctor import doctor as doctor
 from bnjax.nnx._fold import fold as fold
 from bnjax.nnx._labels import frozen_labels as frozen_labels

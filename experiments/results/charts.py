@@ -53,6 +53,28 @@ def table(rows: Rows, *, x: str, y: str, line: str, title: str) -> Table:
     return Table(title, ["", *(f"{column} {x}" for column in columns)], cells)
 
 
+def bars(rows: Rows, *, x: str, y: str, facet: str, order: Sequence[str]) -> dict[str, Any]:
+    """Small multiples of points with their intervals, one for each value of `facet`: bars from zero would hide both."""
+    import altair as alt
+
+    base = alt.Chart(alt.InlineData(values=[dict(row) for row in rows])).encode(
+        x=alt.X(x, type="nominal", sort=list(order), title=None, axis=alt.Axis(labelAngle=-30))
+    )
+    scale = alt.Scale(zero=False)
+    shown = [alt.Tooltip(name, type=_kind(rows, name)) for name in rows[0]]
+    points = base.mark_point(filled=True, size=90, color=COLOURS["batch"]).encode(
+        y=alt.Y(y, type="quantitative", scale=scale), tooltip=shown
+    )
+    spans = base.mark_rule(strokeWidth=2, color=COLOURS["batch"]).encode(
+        y=alt.Y("low", type="quantitative", scale=scale, title=y), y2="high:Q"
+    )
+    layered = alt.layer(spans, points).properties(width=170, height=HEIGHT)
+    names = list(dict.fromkeys(row[facet] for row in rows))
+    return _finished(
+        layered.facet(facet=alt.Facet(facet, type="nominal", sort=names, title=None), columns=FACETS), False
+    )
+
+
 def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[str], slider: str) -> dict[str, Any]:
     """Small multiples of squares, one for each value of `facet`; a slider chooses the value of `slider`.
 

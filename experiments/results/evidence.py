@@ -34,6 +34,8 @@ class Measured(NamedTuple):
     metric: str
     step: int
     value: float
+    more: Mapping[str, object] = {}
+    """Settings beside those of the cell, where one run serves several."""
 
 
 def cell_name(settings: Mapping[str, object]) -> str:
@@ -42,7 +44,10 @@ def cell_name(settings: Mapping[str, object]) -> str:
     >>> cell_name({"norm": "batch", "depth": 30})
     'depth=30 norm=batch'
     """
-    return " ".join(f"{name}={settings[name]}" for name in sorted(settings))
+    words = [f"{name}={settings[name]}" for name in sorted(settings)]
+    if wrong := [word for word in words if len(word.split()) != 1]:
+        raise ValueError(f"Settings must be words without blanks, but one is {wrong[0]!r}.")
+    return " ".join(words)
 
 
 def settings_of(cell: str) -> dict[str, str]:

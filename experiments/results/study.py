@@ -41,6 +41,8 @@ class Study(NamedTuple):
     """What all cells have in common. Other constants make other digests."""
     claims: tuple[Claim, ...]
     charts: Callable[[Evidence], list[Chart]]
+    label: str = "norm"
+    """The setting that claims are about: a test mixes up its names."""
 
     def digest(self, settings: Settings) -> str:
         """A short name of all that a cell is computed with."""

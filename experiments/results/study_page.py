@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -59,7 +60,7 @@ def study_page(study: Study, evidence: Evidence) -> str:
         "<h2>The evidence</h2>",
         *(_chart(i, chart) for i, chart in enumerate(charts)),
         "<h2>What was done</h2>",
-        *(f"<p>{escape(part)}</p>" for part in study.protocol.split("\n\n")),
+        *(f"<p>{_text(part)}</p>" for part in study.protocol.split("\n\n")),
         "<h2>Repeat it</h2>",
         f"<pre>python -m experiments.study {study.name}\npython -m experiments.study {study.name} --quick</pre>",
         f"<p>{escape(_origin(evidence))}</p>",
@@ -104,6 +105,11 @@ def markdown_of(studies: Sequence[tuple[Study, Evidence]]) -> str:
             f"this study</a>. To repeat it: `python -m experiments.study {study.name}`.\n"
         )
     return "\n".join(parts)
+
+
+def _text(text: str) -> str:
+    """As HTML; what is between backticks is code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _claims(judged: Sequence[Judged], short: bool = False) -> str:

@@ -10,6 +10,7 @@ from experiments.results.study import Study
 
 STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
+    "averaged_weights": "experiments.studies.averaged_weights",
 }
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers
 
@@ -24,6 +25,11 @@ def study_of(name: str) -> Study:
     return study
 
 
+def measured(name: str) -> Evidence:
+    """The committed numbers of a study."""
+    return evidence.load(FOLDER / f"{name}.csv")
+
+
 def all_studies() -> list[tuple[Study, Evidence]]:
     """Every study with its committed numbers."""
-    return [(study, evidence.load(FOLDER / f"{study.name}.csv")) for study in map(study_of, STUDIES)]
+    return [(study_of(name), measured(name)) for name in STUDIES]

@@ -1,16 +1,13 @@
-"""What recalibration is worth for averaged weights, and how far one pass is off: the tables of the guide.
-
-    python -m experiments.studies.averaged_weights [--write]
+"""What is recalibration worth for averaged weights, and how far is one pass off?
 
 Trains the network of `configs/digits_cnn.py` with a constant learning rate, and averages its weights and its running
-statistics on the way. `--write` puts the tables into docs/guide/averaged_weights.md.
+statistics on the way. The tables of docs/guide/averaged_weights.md are made of its numbers.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,36 +16,50 @@ import optax
 from flax import linen as nn
 
 from bnjax import linen as bnn
-from experiments.cli.flags import parse_flags
-from experiments.cli.program import run_main
-from experiments.cli.report import Report, reporting
-from experiments.cli.schema import Range
 from experiments.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from experiments.data import CLASSES, Data, batches, count, epoch_order, load_data, steps_per_epoch
 from experiments.models.article_cnn import LinenCNN
-from experiments.results.markers import Markers, write_between
+from experiments.results import charts
+from experiments.results.claims import Claim, Interval, all_of, interval, paired
+from experiments.results.evidence import Evidence, Measured
+from experiments.results.markers import Markers
+from experiments.results.study import Chart, Settings, Study
 from experiments.results.summary import mean_and_deviation
 from experiments.results.tables import Table
-from experiments.training import run
+from experiments.training import run as training
 from experiments.training.steps import Program, TrainState
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "guide" / "averaged_weights.md"
-ACCURACY = Markers("<!-- averaged -->\n", "<!-- /averaged -->\n")
+ACCURACY = Markers("<!-- averaged -->\n", "<!-- /averaged -->\n")  # places in the guide
 ONE_PASS = Markers("<!-- one pass -->\n", "<!-- /one pass -->\n")
 
 STEPS, SWA_FROM, EMA_DECAY = 160, 80, 0.95
 MOMENTA = (0.9, 0.99)
 SIZES = (4, 16, 128, 1024)  # of batches, of the same 1024 examples
+WEIGHTS = {"last": "last step", "ema": f"EMA, {EMA_DECAY}", "swa": f"SWA, last {STEPS - SWA_FROM} steps"}
+STATISTICS = ("last", "averaged", "recalibrated")
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Train, average, recalibrate, and print the tables."""
+def cells(quick: bool) -> list[Settings]:
+    """Training with each momentum; and one pass over batches of each size."""
+    averaged: list[Settings] = [{"part": "averaged", "momentum": momentum} for momentum in MOMENTA]
+    sizes: list[Settings] = [{"part": "one_pass", "size": size} for size in SIZES]
+    return averaged[-1:] + sizes[-1:] if quick else averaged + sizes
 
-    seeds: Annotated[int, Range(low=1, high=100)] = 3
-    """How many runs, counted from seed 0."""
-    write: bool = False
-    """Put the tables into docs/guide/averaged_weights.md."""
+
+def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
+    """The accuracies of all weights with all statistics; or the errors of one pass, which has no seed."""
+    if settings["part"] == "one_pass":
+        for i, error in enumerate(one_pass_errors(settings["size"]), 1):
+            yield Measured(0, f"error of the variance, norm {i}", 0, error)
+        return
+    config = config_of(settings["momentum"])
+    data = load_data(config.data)
+    program = training.program_of(config, data)
+    for seed in seeds:
+        found = accuracies(dataclasses.replace(config, seed=seed), data, program)
+        for weights, values in found.items():
+            for statistics, value in zip(STATISTICS, values, strict=True):
+                yield Measured(seed, "accuracy", STEPS, value, {"weights": weights, "statistics": statistics})
 
 
 # Averaged weights
@@ -81,7 +92,7 @@ def trained(config: Config, data: Data, program: Program) -> tuple[TrainState, d
         if i >= SWA_FROM:
             swa = optax.incremental_update(new, swa, 1 / (i - SWA_FROM + 1))
     last = Weights(state.params, state.batch_stats)
-    return state, {"last step": last, f"EMA, {EMA_DECAY}": ema, f"SWA, last {STEPS - SWA_FROM} steps": swa}
+    return state, {"last": last, "ema": ema, "swa": swa}
 
 
 def all_batches(config: Config, data: Data, program: Program) -> Iterator[Any]:
@@ -95,11 +106,11 @@ def accuracies(config: Config, data: Data, program: Program) -> dict[str, list[f
     """By weights, the accuracies: with the last running statistics, with their average, and recalibrated."""
     model = LinenCNN(config.model, data.train["image"].shape[1:], CLASSES, {})
     state, of_weights = trained(config, data, program)
-    training = list(itertools.islice(all_batches(config, data, program), steps_per_epoch(config, data)))
+    examples = list(itertools.islice(all_batches(config, data, program), steps_per_epoch(config, data)))
     found = {}
     for name, weights in of_weights.items():
         recalibrated, _ = bnn.recalibrate(
-            model, weights._asdict(), training, call=lambda m, b: m(b["image"], train=False, mask=b["mask"])
+            model, weights._asdict(), examples, call=lambda m, b: m(b["image"], train=False, mask=b["mask"])
         )
         kinds = (state.batch_stats, weights.batch_stats, recalibrated)
         found[name] = [accuracy(program, state._replace(params=weights.params, batch_stats=s), data) for s in kinds]
@@ -107,30 +118,8 @@ def accuracies(config: Config, data: Data, program: Program) -> dict[str, list[f
 
 
 def accuracy(program: Program, state: TrainState, data: Data) -> float:
-    sums = jax.device_get(run.evaluate(program, state, data.held_out, count(data.held_out)))
+    sums = jax.device_get(training.evaluate(program, state, data.held_out, count(data.held_out)))
     return float(sum(s["correct"] for s in sums) / sum(s["count"] for s in sums))
-
-
-def accuracy_table(seeds: int, report: Report) -> str:
-    """The accuracies of all weights, with a momentum that fits so few steps and with one that does not."""
-    rows = []
-    for momentum in MOMENTA:
-        config = config_of(momentum)
-        data = load_data(config.data)
-        program = run.program_of(config, data)
-        runs = []
-        for seed in range(seeds):
-            report.title(f"momentum {momentum:g}, seed {seed}")
-            runs.append(accuracies(dataclasses.replace(config, seed=seed), data, program))
-            report.advance()
-        for name in runs[0]:
-            of_kinds = zip(*(r[name] for r in runs), strict=True)
-            cells = [mean_and_deviation([100 * a for a in of_kind], digits=1) for of_kind in of_kinds]
-            cells[1] = "the same" if name == "last step" else cells[1]
-            rows.append([name, f"{momentum:g}", *cells])
-    head = ("weights", "momentum", "last statistics", "averaged statistics", "recalibrated")
-    title = f"Accuracy on the held-out digits, %, {STEPS} steps, {seeds} seeds"
-    return f"{Table(title, head, rows).markdown()}\n"
 
 
 # One pass, or a pass for each norm
@@ -157,11 +146,101 @@ def one_pass_errors(size: int) -> list[float]:
     return [float(jnp.abs(one_pass[norm]["var"] / exact[norm]["var"] - 1).mean()) for norm in sorted(exact)]
 
 
-def one_pass_table(sizes: Sequence[int] = SIZES) -> str:
+# Figures
+
+
+def _of(momentum: float, weights: str, statistics: str) -> Settings:
+    return {"part": "averaged", "momentum": momentum, "weights": weights, "statistics": statistics}
+
+
+def _gains(evidence: Evidence, momentum: float, before: str = "last") -> dict[str, Interval]:
+    """What recalibration gains over other statistics, in points of accuracy, for each kind of weights."""
+    return {
+        weights: _points(
+            paired(evidence, "accuracy", _of(momentum, weights, "recalibrated"), _of(momentum, weights, before))
+        )
+        for weights in WEIGHTS
+    }
+
+
+def _points(value: Interval) -> Interval:
+    return Interval(*(100 * v for v in value))
+
+
+def _accuracies(evidence: Evidence) -> dict[str, Interval]:
+    of = {"ema": ("ema", "recalibrated"), "swa": ("swa", "recalibrated"), "last": ("last", "last")}
+    return {n: _points(interval(evidence.values("accuracy", _of(0.99, *kinds)))) for n, kinds in of.items()}
+
+
+CLAIMS = (
+    Claim(
+        "statistics that lag behind",
+        "With momentum 0.99, after 160 steps, recalibrated statistics are worth {last:.1f} points of accuracy for the "
+        "last weights, {ema:.1f} for their moving average, and {swa:.1f} for the mean of the second half (SWA).",
+        lambda e: _gains(e, 0.99),
+        lambda f: all_of([f[weights].above(1) for weights in WEIGHTS]),
+        "one of them gained less than 1 point",
+    ),
+    Claim(
+        "averaged statistics",
+        "To average the statistics as the weights is not enough: recalibration is worth {ema:.1f} points more for the "
+        "moving average, and {swa:.1f} for SWA.",
+        lambda e: _gains(e, 0.99, "averaged"),
+        lambda f: all_of([f["ema"].above(1), f["swa"].above(1)]),
+        "one of them gained less than 1 point",
+        "Izmailov et al. compute the statistics of SWA anew by a pass over the data (arXiv:1803.05407, section 3.2).",
+    ),
+)
+
+
+# Pictures and tables
+
+
+def pictures(evidence: Evidence) -> list[Chart]:
+    rows = []
+    for weights, name in WEIGHTS.items():
+        for statistics in STATISTICS:
+            if evidence.select(_of(0.99, weights, statistics)):
+                value = interval(evidence.values("accuracy", _of(0.99, weights, statistics)))
+                named = {"accuracy": value.mean, "low": value.low, "high": value.high}
+                rows.append({"weights": name, "statistics": statistics, **{k: round(v, 4) for k, v in named.items()}})
+    if not rows:
+        return []
+    text = "Accuracy on the held-out digits with momentum 0.99, the mean over the seeds with its 95 % interval."
+    spec = charts.bars(rows, y="accuracy", facet="weights", x="statistics", order=STATISTICS)
+    table = charts.table(rows, x="statistics", y="accuracy", line="weights", title="Accuracy, mean and 95 % interval")
+    return [Chart("Which statistics?", text, spec, table)]
+
+
+def put_tables(page: str, evidence: Evidence) -> str:
+    """The page of the guide with the tables of these numbers."""
+    return ONE_PASS.put(ACCURACY.put(page, accuracy_table(evidence)), one_pass_table(evidence))
+
+
+def accuracy_table(evidence: Evidence) -> str:
+    """The accuracies of all weights, with a momentum that fits so few steps and with one that does not."""
+    rows, seeds = [], 0
+    for momentum, (weights, name) in itertools.product(MOMENTA, WEIGHTS.items()):
+        of_kinds = [100 * evidence.values("accuracy", _of(momentum, weights, kind)) for kind in STATISTICS]
+        cells = [mean_and_deviation(list(of_kind), digits=1) for of_kind in of_kinds]
+        cells[1] = "the same" if weights == "last" else cells[1]
+        rows.append([name, f"{momentum:g}", *cells])
+        seeds = len(of_kinds[0])
+    head = ("weights", "momentum", "last statistics", "averaged statistics", "recalibrated")
+    title = f"Accuracy on the held-out digits, %, {STEPS} steps, {seeds} seeds"
+    return f"{Table(title, head, rows).markdown()}\n"
+
+
+def one_pass_table(evidence: Evidence) -> str:
     """The errors of the five norms, by the size of the batches."""
     head = ("batch size", *(f"norm {i}" for i in range(1, 6)))
-    rows = [[str(size), *map(percent, one_pass_errors(size))] for size in sizes]
+    rows = [[str(size), *(percent(error) for error in _one_pass(evidence, size))] for size in SIZES]
     return f"{Table('Error of the variance after one pass, %, the mean over the features', head, rows).markdown()}\n"
+
+
+def _one_pass(evidence: Evidence, size: int) -> list[float]:
+    settings = {"part": "one_pass", "size": size}
+    return [float(evidence.values(f"error of the variance, norm {i}", settings)[0]) for i in range(1, 6)]
 
 
 def percent(error: float) -> str:
@@ -173,14 +252,20 @@ def percent(error: float) -> str:
     return f"{100 * error:.2g}" if error > 1e-5 else "< 0.001"
 
 
-def main(argv: Sequence[str]) -> None:
-    arguments = parse_flags(Arguments, argv, "python -m experiments.studies.averaged_weights", __doc__)
-    with reporting(len(MOMENTA) * arguments.seeds) as report:
-        blocks = {ONE_PASS: one_pass_table(), ACCURACY: accuracy_table(arguments.seeds, report)}
-    print("\n".join(blocks.values()), end="")
-    if arguments.write:
-        write_between(PAGE, blocks)
-
-
-if __name__ == "__main__":
-    run_main(main)
+STUDY = Study(
+    name="averaged_weights",
+    title="Statistics of averaged weights",
+    question="Averaged weights have no running statistics of their own. Which do they need?",
+    protocol=(
+        f"The network of `configs/digits_cnn.py` (batch norm) on the digits, {STEPS} steps of SGD at one rate. "
+        f"The moving average (EMA) decays by {EMA_DECAY}; the mean (SWA) is over the last {STEPS - SWA_FROM} steps. "
+        "Recalibrated statistics are those of all training examples, by `bnjax.linen.recalibrate`."
+    ),
+    cells=cells,
+    run=run,
+    seeds=5,
+    constants={"steps": STEPS, "swa from": SWA_FROM, "ema decay": EMA_DECAY},
+    claims=CLAIMS,
+    charts=pictures,
+    label="statistics",
+)

@@ -7,7 +7,6 @@ import numpy as np
 from flax import nnx
 
 from bnjax._lifecycle.doctor.finding import REMEDIES
-from experiments.studies import averaged_weights
 from tests import doctor_table
 from tests.documents.test_devices import normalized, run
 from tests.kit import references
@@ -109,15 +108,3 @@ def test_the_doctor_says_what_the_page_says_of_it():
     assert [row[0].split()[0] for row in rows] == [one.name for one in (*doctor_table.SET, *doctor_table.OTHERS)]
     assert [row[4] for row in rows] == ["none"] * 10
     assert re.findall(r"^\| `([\w-]+)`", planted, re.MULTILINE) == list(doctor_table.FAULTS) == list(REMEDIES)
-
-
-def test_the_tables_of_averaged_weights_are_the_script_s():
-    """Their rows and columns; and in the full batch one pass is exact."""
-    page = averaged_weights.PAGE.read_text()
-    table = averaged_weights.ONE_PASS.split(page)[1].splitlines()
-    made = averaged_weights.one_pass_table(sizes=(1024,)).splitlines()
-    assert table[:4] == made[:4]
-    assert table[-1] == made[-1] == "| 1024 |" + " < 0.001 |" * 5
-    assert [line.split("|")[1].strip() for line in table[4:]] == [str(size) for size in averaged_weights.SIZES]
-    rows = averaged_weights.ACCURACY.split(page)[1].splitlines()[4:]
-    assert [row.split("|")[2].strip() for row in rows] == [f"{m:g}" for m in averaged_weights.MOMENTA for _ in range(3)]

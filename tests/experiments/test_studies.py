@@ -56,9 +56,13 @@ def test_the_averages_are_those_of_all_steps_written_out(tiny):
 def test_the_accuracies_are_of_three_kinds_of_statistics(tiny):
     data = load_data(tiny.data)
     found = averaged_weights.accuracies(tiny, data, run.program_of(tiny, data))
-    assert [name.split()[0] for name in found] == ["last", "EMA,", "SWA,"]
+    assert list(found) == list(averaged_weights.WEIGHTS)
     for values in found.values():
         right = 30 * np.array(values)
         assert right.shape == (3,)
         np.testing.assert_allclose(right, right.round(), atol=1e-5)
-    assert found["last step"][0] == found["last step"][1]
+    assert found["last"][0] == found["last"][1]
+
+
+def test_one_pass_over_one_batch_is_exact():
+    assert max(averaged_weights.one_pass_errors(1024)) < 1e-5 < averaged_weights.one_pass_errors(16)[4]

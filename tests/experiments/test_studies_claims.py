@@ -17,7 +17,7 @@ from experiments import study as command
 from experiments.cli.errors import UserError
 from experiments.results import evidence, study_page
 from experiments.results.claims import Claim, all_of, interval, judge, paired
-from experiments.results.evidence import Evidence, Measured, Row, cell_name
+from experiments.results.evidence import Evidence, Measured, Row, cell_name, settings_of
 from experiments.results.study import Study
 from experiments.studies import all_studies, gradients
 
@@ -83,17 +83,20 @@ def test_a_claim_says_what_the_numbers_bear_out(values, verdict):
 
 @pytest.mark.parametrize(("study", "found"), COMMITTED, ids=lambda v: getattr(v, "name", ""))
 def test_no_claim_holds_of_norms_that_are_mixed_up(study, found):
-    names = found.choices("norm", {})
-    mixed = found.renamed("norm", dict(zip(names, names[1:] + names[:1], strict=True)))
+    names = found.choices(study.label, {})
+    mixed = found.renamed(study.label, dict(zip(names, names[1:] + names[:1], strict=True)))
     assert [c.name for c in study.claims if judge(c, mixed).verdict == "held"] == []
     assert [c.name for c in study.claims if judge(c, found).verdict == "not measured"] == []
 
 
 @pytest.mark.parametrize(("study", "found"), COMMITTED, ids=lambda v: getattr(v, "name", ""))
 def test_the_numbers_are_of_the_cells_as_they_are_defined(study, found):
-    """Each cell of the study with its digest, at least as many seeds as it needs, and none beside."""
-    wanted = {cell_name(c): study.digest({**c, "seeds": list(range(study.seeds))}) for c in study.cells(False)}
-    assert {row.cell: row.digest for row in found.rows} == wanted
+    """Each cell of the study, with the seeds that it needs, and none beside."""
+    wanted = {study.digest({**c, "seeds": list(range(study.seeds))}): c for c in study.cells(False)}
+    assert {row.digest for row in found.rows} == set(wanted)
+    assert all(
+        {k: str(v) for k, v in wanted[r.digest].items()}.items() <= settings_of(r.cell).items() for r in found.rows
+    )
 
 
 def pretended(counts):

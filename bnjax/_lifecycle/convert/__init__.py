@@ -1,0 +1,1 @@
+"""Weights from PyTorch and Keras to Flax, and back: what linen and nnx share."""

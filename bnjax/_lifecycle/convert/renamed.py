@@ -1,0 +1,50 @@
+"""Layers matched by names that the user gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bnjax._lifecycle.convert.layers import Layer
+from bnjax._lifecycle.convert.origin import Origin
+from bnjax._lifecycle.convert.units import Unit
+
+Rename = Callable[[str], Any]
+
+
+def renamed(origin: Origin, layers: Sequence[Layer], rename: Rename) -> list[tuple[Layer, Unit]]:
+    """The layers, each with what `rename` sends into its variables.
+
+    Raises:
+      ValueError: a path that no variable has; two arrays for one variable.
+    """
+    places = {leaf.shown: (layer, role) for layer in layers for role, leaf in layer.leaves.items()}
+    found: dict[int, tuple[Layer, Unit]] = {}
+    for unit in origin.units:
+        for own_role, name in unit.names.items():
+            path = rename(name)
+            if path is None:
+                continue
+            path, change = path if isinstance(path, tuple) else (path, None)
+            layer, role = _place(places, name, path)
+            _, new = found.setdefault(id(layer), (layer, dataclasses.replace(unit, tensors={}, names={})))
+            if role in new.tensors:
+                raise ValueError(f"`rename` gives {path!r} for {new.names[role]!r} and for {name!r}; give one of them.")
+            value = unit.tensors[own_role]
+            new.add(role, name, value if change is None else change(value))
+    order = {id(layer): n for n, layer in enumerate(layers)}
+    return sorted(found.values(), key=lambda pair: order[id(pair[0])])
+
+
+def _place(places: dict[str, tuple[Layer, str]], name: str, path: Any) -> tuple[Layer, str]:
+    if path in places:
+        return places[path]
+    stacked = [known for known in places if re.sub(r"\[\d+\]", "", known) == path]
+    near = stacked or difflib.get_close_matches(str(path), places, n=3, cutoff=0.4)
+    raise ValueError(
+        f"`rename` must give the path of a variable of the model, but for {name!r} it gives {path!r}; "
+        + (f"did you mean {' or '.join(map(repr, near[:3]))}?" if near else f"the model has {', '.join(places)}.")
+    )
