@@ -22,12 +22,12 @@ from bnjax._lifecycle.convert.seen import (
     norm_kind,
     on_device,
     out_axes,
+    seen_by,
     settings_of,
 )
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.trees import shown
 from bnjax._norms.weights import WEIGHT_NORM
-from bnjax._unstable import is_traced
 from bnjax.linen._recalibrate import Call
 from bnjax.linen._twins import FLAX
 
@@ -71,14 +71,13 @@ class LinenModel:
         return graph, dict(zip(self._all, graph.inputs, strict=False)), noting.seen
 
     def watched(self, leaves: Mapping[str, Any], example: Any, watch: Watch) -> Any:
-        """Runs it operation by operation; of loops, each step."""
+        """Runs it operation by operation; of loops, each step, and of `vmap`, each slice."""
 
         def look(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             y = method(*args, **kwargs)
             if context.method_name == "__call__" and context.module.scope is not None:
                 x = next(iter((*args, *kwargs.values())), None)
-                if not any(is_traced(t) for t in (x, y)):
-                    watch("/".join(context.module.path), x, y)
+                seen_by(watch, "/".join(context.module.path), x, y)
             return y
 
         with nn.intercept_methods(look), jax.disable_jit():

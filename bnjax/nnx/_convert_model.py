@@ -23,12 +23,12 @@ from bnjax._lifecycle.convert.seen import (
     length_axes,
     on_device,
     out_axes,
+    seen_by,
     settings_of,
 )
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.trees import shown
 from bnjax._norms.weights import WEIGHT_NORM
-from bnjax._unstable import is_traced
 from bnjax.nnx._recalibrate import Call
 from bnjax.nnx._twins import check_model, class_of, derived, kind_of, modules_with_paths, set_class, variables
 
@@ -83,13 +83,12 @@ class NnxModel:
         return graph, dict(zip(self.leaves, graph.inputs, strict=False)), noting.seen
 
     def watched(self, leaves: Mapping[str, Any], example: Any, watch: Watch) -> Any:
-        """Runs it operation by operation; of loops, each step."""
+        """Runs it operation by operation; of loops, each step, and of `vmap`, each slice."""
 
         def look(module: nnx.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             y = run(*args, **kwargs)
             x = next(iter((*args, *kwargs.values())), None)
-            if not any(is_traced(t) for t in (x, y)):
-                watch(path, x, y)
+            seen_by(watch, path, x, y)
             return y
 
         with _calling(look), jax.disable_jit():

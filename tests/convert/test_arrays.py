@@ -316,6 +316,20 @@ def test_settings_that_are_not_those_of_pytorch_are_said():
     assert report["source: ids"].reason == "it is no weight"
 
 
+def test_same_padding_that_depends_on_the_size_is_said():
+    model = Compact(lambda x: nn.Conv(3, (3, 3), (2, 2))(x))
+    source = {"c.weight": np.ones((3, 4, 3, 3), np.float32), "c.bias": np.zeros(3, np.float32)}
+    _, report = bl.from_torch(source, model, shapes(model, X), X)
+    assert "padding is 'SAME', which in PyTorch is another" in report["Conv_0"].reason
+
+
+def test_a_group_norm_after_a_flatten_is_refused():
+    model = Compact(lambda x: nn.GroupNorm(2)(x.reshape(2, -1)))
+    source = {"n.weight": np.ones(120), "n.bias": np.zeros(120)}
+    with pytest.raises(ValueError, match="its groups are of other features than in PyTorch"):
+        bl.from_torch(source, model, shapes(model, X), X)
+
+
 def test_arrays_are_in_c_order_because_safetensors_takes_that_for_granted():
     transposed = np.arange(6.0).reshape(2, 3).T
     assert not np.array_equal(load(save({"w": transposed}))["w"], transposed)

@@ -118,6 +118,34 @@ def test_resnet_18_in_nnx():
     assert all(np.array_equal(back[name], value.numpy()) for name, value in net.state_dict().items())
 
 
+class Lifted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.remat(nn.Dense)(4, name="remat")(x)
+        lift = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        both = nn.vmap(nn.Dense, in_axes=None, axis_size=2, **lift)(4, name="both")(x)
+        return nn.jit(nn.Dense)(3, name="jit")(nn.tanh(both.sum(0)))
+
+
+class Branches(tn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.both = tn.Linear(4, 4), tn.ModuleList([tn.Linear(4, 4), tn.Linear(4, 4)])
+        self.last = tn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(torch.tanh(self.both[0](x) + self.both[1](x)))
+
+
+def test_layers_under_transformations_are_compared_one_by_one():
+    net, x = sources.torch_module(lambda _: Branches()), IMAGE[:, 0, 0]
+    variables, report = bl.from_torch(net, Lifted(), shapes(Lifted(), x), x)
+    assert all(row.evidence["error"] < 1e-6 for row in report)
+    assert report["both"].evidence["from"] == "both.0, both.1"
+    np.testing.assert_allclose(Lifted().apply(variables, x), sources.torch_output(net, x), atol=1e-6)
+
+
 class Swapped(tn.Module):
     """Defined in another order than called, and used in yet another way."""
 

@@ -107,7 +107,7 @@ def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Re
     pairs, new, errors = _settled(ask, origin, parts, found.pairs)
     used = {id(unit) for _, unit in pairs}
     numbers = [unit for unit in origin.units if not unit.is_weight and id(unit) not in used]
-    return new, Report(rows_of(parts.layers, found._replace(pairs=pairs), numbers, errors, ask.keeps))
+    return new, Report(rows_of(origin.dialect, parts.layers, found._replace(pairs=pairs), numbers, errors, ask.keeps))
 
 
 def _settled(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> tuple[Pairs, dict[str, Any], dict[int, float]]:
@@ -180,6 +180,7 @@ def checked(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs, new: Mapping[s
         if origin.run is not None:
             calls: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
             output = parts.model.watched(new, ask.example, lambda path, x, y: calls[path].append((x, y)))
+            jax.effects_barrier()
             # What comes after a layer that is kept computes something else, and should.
             kept = {id(t) for t in parts.layers if any(ask.keeps(leaf.name) for leaf in t.leaves.values())}
             before = {id(t) for t in itertools.takewhile(lambda t: id(t) not in kept, parts.layers)}

@@ -63,7 +63,7 @@ def settings(module: Any) -> dict[str, Any]:
         ("eps", "epsilon"),
         ("stride", "strides"),
         ("dilation", "kernel_dilation"),
-        ("groups", "groups"),
+        ("num_groups", "num_groups"),
     ):
         if getattr(module, theirs, None) is not None:
             found[ours] = getattr(module, theirs)

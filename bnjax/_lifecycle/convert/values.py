@@ -17,6 +17,11 @@ def values_for(verb: str, dialect: str, layer: Layer, unit: Unit) -> dict[str, n
     Raises:
       ValueError: the source has something that the layer has not, or the other way round; shapes that differ.
     """
+    if layer.kind == "group" and (layer.rows is not None or layer.columns is not None):
+        raise ValueError(
+            f"`{verb}` cannot convert {layer.shown!r}: it is a group norm after a flatten, and its groups are of other "
+            "features than in PyTorch, which has channels first there. Transpose the image before it is made flat."
+        )
     tensors = {role: value for role, value in unit.tensors.items() if role != "steps"}
     if "length" in tensors or "length" in layer.leaves:
         tensors = _weight_norm(dialect, layer, tensors)
