@@ -563,7 +563,7 @@ MUTANTS = [
     ),
     Mutant(
         "convert: arrays for PyTorch are views", "_lifecycle/convert/exports.py",
-        'np.asarray(value, order="C")', "np.asarray(value)",
+        'np.array(value, order="C")', "np.array(value)",
         "convert/test_arrays.py::test_arrays_are_in_c_order_because_safetensors_takes_that_for_granted",
     ),
     Mutant(

@@ -51,7 +51,8 @@ def from_torch(
         given as several arguments, a mapping by name.
       call: `call(model, example)` runs the model as for evaluation.
       rename: `rename(name)` gives for the name of an array a path such as `"params/conv1/kernel"`, with `"[2]"` after
-        it for a slice of a stack; or None to skip the array; or a pair of a path and a function of the array.
+        it for a slice of a stack; or None to skip the array; or a pair of a path and a function of the array. The three
+        parts of an attention's `in_proj_weight` are named `"in_proj_weight[0/3]"`, and so on.
       keep: a regular expression that is found in the paths of leaves which stay as they are, such as a new head's.
       expect: a batch, and the output of the model for it. It must come out; then the order of definition counts.
 

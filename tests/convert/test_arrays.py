@@ -160,10 +160,11 @@ def rename(**layers):
     [
         (rename(fc="Dense_1"), r"gives 'params/Dense_1/kernel'; did you mean 'params/Dense_0/kernel'"),
         (rename(), "has nothing for 'params/Dense_0/bias', 'params/Dense_0/kernel'"),
+        (lambda name: "params/Dense_0/kernel" if "weight" in name else None, "has nothing for 'params/Dense_0/bias'"),
         (lambda name: "params/Dense_0/kernel", "for 'fc.weight' and for 'fc.bias'; give one of them"),
         ({"fc.weight": "params/Dense_0/kernel"}, "`rename` must be a function of a name, but it is a dict"),
     ],
-    ids=["unknown", "none", "twice", "mapping"],
+    ids=["unknown", "none", "one", "twice", "mapping"],
 )
 def test_names_that_do_not_fit(given, words):
     with pytest.raises(ValueError, match=words):
@@ -298,11 +299,20 @@ class Theirs(nn.Module):
 def test_a_layer_of_somebody_s_own(outputs_first):
     weight = ONE["fc.weight"]
     model = Compact(lambda x: Theirs(3, outputs_first)(x))
-    new, _ = bl.from_torch({"fc.weight": weight}, model, shapes(model), ROW)
+    new, report = bl.from_torch({"fc.weight": weight}, model, shapes(model), ROW)
     np.testing.assert_allclose(model.apply(new, ROW), ROW @ weight.T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(bl.to_torch(model, new, ROW, rename=report)["fc.weight"], weight)
     square = Compact(lambda x: Theirs(4, outputs_first)(x))
     with pytest.raises(ValueError, match="its kernel is square"):
         bl.from_torch({"fc.weight": np.ones((4, 4))}, square, shapes(square), ROW)
+
+
+def test_a_statistic_by_rename_and_no_count():
+    model = Compact(lambda x: nn.BatchNorm(use_running_average=True, use_bias=False, use_scale=False)(x))
+    source = {"n.running_mean": np.full(4, 2.0), "n.running_var": np.ones(4), "n.num_batches_tracked": np.array(3)}
+    renamed = lambda name: f"batch_stats/BatchNorm_0/{name.removeprefix('n.running_')}"  # noqa: E731
+    new, _ = bl.from_torch(source, model, shapes(model), ROW, rename=renamed)
+    np.testing.assert_array_equal(new["batch_stats"]["BatchNorm_0"]["mean"], 2)
 
 
 def test_settings_that_are_not_those_of_pytorch_are_said():

@@ -54,6 +54,7 @@ def _arrays(layer: Layer, parts: Parts, rename: Rename | None) -> Iterator[tuple
     unit, evidence = _unit(layer, parts, rename)
     known = evidence.get("arrays", {})
     layer.offset = evidence.get("offset", 0.0) if evidence else layer.plus
+    layer.as_is = evidence.get("as_is", False)
     values = {role: _value(layer, role, parts) for role in layer.leaves}
     if "length" in values and not (per_output(layer) and (not evidence or "length" in known)):
         values = _without_length(layer, values, parts)
@@ -65,8 +66,8 @@ def _arrays(layer: Layer, parts: Parts, rename: Rename | None) -> Iterator[tuple
 
 
 def contiguous(value: np.ndarray) -> np.ndarray:
-    """In C order, which safetensors takes for granted; `np.ascontiguousarray` would make a number a vector."""
-    return np.asarray(value, order="C")
+    """A copy in C order, which safetensors takes for granted; `np.ascontiguousarray` would make a number a vector."""
+    return np.array(value, order="C")
 
 
 def _value(layer: Layer, role: str, parts: Parts) -> np.ndarray:

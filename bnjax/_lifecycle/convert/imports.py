@@ -134,10 +134,9 @@ def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, A
     leaves = parts.model.leaves
     for layer, unit in pairs:
         layer.offset = layer.plus - unit.offset
-        for role, value in values_for(ask.verb, origin.dialect, layer, unit).items():
+        named = ask.rename is not None
+        for role, value in values_for(ask.verb, origin.dialect, layer, unit, ask.keeps, named=named).items():
             leaf = layer.leaves[role]
-            if ask.keeps(leaf.name):
-                continue
             old = leaves[leaf.name]
             whole = wholes.setdefault(leaf.name, np.zeros(old.shape, np.result_type(old.dtype, value.dtype)))
             leaf.put(whole, value)

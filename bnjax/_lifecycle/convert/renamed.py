@@ -25,7 +25,8 @@ def renamed(origin: Origin, layers: Sequence[Layer], rename: Rename) -> list[tup
     found: dict[int, tuple[Layer, Unit]] = {}
     for unit in origin.units:
         for own_role, name in unit.names.items():
-            path = rename(name)
+            # Flax has no number of batches.
+            path = None if own_role == "steps" else rename(name)
             if path is None:
                 continue
             path, change = path if isinstance(path, tuple) else (path, None)

@@ -70,6 +70,8 @@ def _row(
         evidence["error"] = max(errors[id(one)] for one in same if id(one) in errors)
     if not PARTS_OF.match(known[0].name) and (arrays := _unusual(layer, known[0])):
         evidence["arrays"] = arrays
+    if layer.as_is:
+        evidence["as_is"] = True
     if layer.offset:
         evidence["offset"] = layer.offset
     steps = [int(unit.tensors["steps"]) for unit in known if "steps" in unit.tensors]
