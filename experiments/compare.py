@@ -21,6 +21,7 @@ from experiments.results.plots import Errors, save_errors
 from experiments.results.records import Record
 from experiments.results.summary import Summary, errors_of, mean_and_deviation, summarize
 from experiments.results.tables import Table
+from experiments.tasks import task_of
 from experiments.training import processes, recalibration, run
 from experiments.training.layouts import make_layout
 
@@ -47,6 +48,8 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.norms:
         raise UserError("`--norms` must name norms; write, for example, `--norms=none,batch`.")
     norms, config = arguments.norms, arguments.config
+    if "accuracy" not in task_of(config).formats:
+        raise UserError(f"`config.task={config.task}` has no accuracy, by which norms are compared here.")
     configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
     processes.start(config)
     for norm in norms:

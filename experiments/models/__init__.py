@@ -70,9 +70,8 @@ def make_network(config: ModelConfig, job: Job, norm: Norm | None = None) -> Net
 
 def _article_cnn(config: ModelConfig, job: Job, norm: Norm) -> Network:
     image = job.inputs
-    if config.dropout or config.size:
-        option = "dropout" if config.dropout else "size"
-        raise UserError(f"`config.model.name={config.name}` takes no `{option}`; leave `config.model.{option}` out.")
+    if config.size:
+        raise UserError(f"`config.model.name={config.name}` has no sizes; write `config.model.widths`.")
     if isinstance(image, Mapping) or len(image.shape) != 4:
         raise UserError(f"`config.model.name={config.name}` takes images, but the task gives it {described(image)}.")
     try:

@@ -1,4 +1,4 @@
-"""The article's network, once for linen and nnx."""
+"""The article's network, once for linen and nnx. The config may put a dropout before the last layer."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,6 +21,7 @@ class Layers(NamedTuple):
     norm: Callable[[int, int], Any]
     conv: Callable[[int, int], Any]
     dense: Callable[[int, int], Any]
+    dropout: Callable[[float], Any]
 
 
 def add_layers(net: Any, layers: Layers, config: ModelConfig, shape: Shape, classes: int) -> None:
@@ -35,6 +36,7 @@ def add_layers(net: Any, layers: Layers, config: ModelConfig, shape: Shape, clas
     net.norm2 = layers.norm(two, 4)
     net.dense = layers.dense(height // 4 * (width // 4) * two, wide)
     net.norm3 = layers.norm(wide, 2)
+    net.dropout = layers.dropout(config.dropout) if config.dropout else no_norm
     net.head = layers.dense(wide, classes)
 
 
@@ -46,7 +48,7 @@ def forward(net: Any, x: Array, *, train: bool, mask: Array | None) -> Array:
     x = _pool(call(net.norm2, net.relu(net.conv2(x))))
     x = x.reshape(x.shape[0], -1)
     x = call(net.norm3, net.relu(net.dense(x)))
-    return net.head(x)
+    return net.head(call.dropout(net.dropout, x))
 
 
 def _where_it_measures(choice: NormChoice, make: Callable[..., Any]) -> Callable[[int, int], Any]:
@@ -66,9 +68,9 @@ def _pool(x: Array) -> Array:
 def build(config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any]) -> Network:
     """The network for images of `shape`; `norm` are arguments of every norm of the batch."""
     if config.api == "nnx":
-        return nnx_network(lambda rngs: NnxCNN(config, shape, classes, norm, rngs=rngs))
+        return nnx_network(lambda rngs: NnxCNN(config, shape, classes, norm, rngs=rngs), random=bool(config.dropout))
     job = Job(jax.ShapeDtypeStruct((1, *shape), jnp.float32), classes)
-    return linen_network(LinenCNN(config, shape, classes, norm), job)
+    return linen_network(LinenCNN(config, shape, classes, norm), job, random=bool(config.dropout))
 
 
 class LinenCNN(nn.Module):
@@ -84,6 +86,7 @@ class LinenCNN(nn.Module):
             norm=_where_it_measures(choice_of(self.config, self.norm), linen_norm),
             conv=lambda _, features: nn.Conv(features, (3, 3)),
             dense=lambda _, features: nn.Dense(features),
+            dropout=nn.Dropout,
         )
         add_layers(self, layers, self.config, self.shape, self.classes)
 
@@ -99,6 +102,7 @@ class NnxCNN(nnx.Module):
             norm=_where_it_measures(choice_of(config, norm), partial(nnx_norm, rngs=rngs)),
             conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), rngs=rngs),
             dense=lambda inputs, features: nnx.Linear(inputs, features, rngs=rngs),
+            dropout=partial(nnx.Dropout, rngs=rngs),
         )
         add_layers(self, layers, config, shape, classes)
 

@@ -161,7 +161,7 @@ def test_a_model_that_does_not_fit_is_a_sentence(name, batch, expected):
 def test_what_a_model_has_not_is_refused_and_not_left_out():
     with pytest.raises(UserError, match=r"takes no `dropout`; leave `config.model.dropout` out"):
         make_network(ModelConfig(name=f"{__file__}:no_norm", dropout=0.5), JOB)
-    with pytest.raises(UserError, match="takes no `size`"):
+    with pytest.raises(UserError, match=r"has no sizes; write `config.model.widths`"):
         make_network(ModelConfig(size="small"), JOB)
     with pytest.raises(UserError, match=r"`norm` 'instance' cannot sit at features .* Choose one of none, batch"):
         make_network(ModelConfig(name="mlp", norm="instance"), JOB)

@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import train
+from experiments import matrix, train
 from experiments.cli.errors import UserError
 from experiments.config import (
     Config,
@@ -25,6 +25,7 @@ from experiments.config import (
 )
 from experiments.config.file import to_json
 from experiments.data import batches, kind_of, load_data
+from experiments.models import Job, make_network
 from experiments.models.dropout import Noise, by_example
 from experiments.results.records import read_metrics
 from experiments.tasks import TASKS, task_of
@@ -180,6 +181,27 @@ def test_dropout_is_flax_s_with_a_mask_for_each_example(rate, shared):
         applied(x.reshape(240, 50), noise)
 
 
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_the_article_s_network_drops_where_it_is_trained_and_nowhere_else(api):
+    """With what the other examples of the batch are out of account, but for their norms, which are left out."""
+    config = ModelConfig(api=api, norm="none", widths=(2, 3, 64), dropout=0.5)
+    network = make_network(config, Job(jax.ShapeDtypeStruct((1, 8, 8, 1), "float32"), 10))
+    params, stats = jax.jit(network.init)(jax.random.key(0))
+    x, noise = jnp.ones((4, 8, 8, 1)), Noise(jax.random.key(1), jnp.arange(4))
+
+    @jax.jit
+    def trained(rows):
+        drawn = noise._replace(example=noise.example[rows])
+        return network.measure(params, stats, x[rows], mask=jnp.ones(len(rows), bool), noise=drawn)[0]
+
+    all_four = trained(np.arange(4))
+    evaluated = network.apply(params, stats, x, train=False, mask=jnp.ones(4, bool))[0]
+    assert network.random
+    assert len(np.unique(evaluated, axis=0)) == 1
+    assert len(np.unique(all_four, axis=0)) == 4
+    np.testing.assert_allclose(trained(np.array([3, 1])), all_four[np.array([3, 1])], rtol=1e-5)
+
+
 def test_a_task_whose_data_or_model_do_not_fit_is_refused():
     digits = load_data(DataConfig(train_examples=50))
     with pytest.raises(
@@ -242,3 +264,16 @@ def events(file):
         for value in event.summary.value:
             scalars.setdefault(event.step, {})[value.tag] = value.simple_value
     return purged, scalars
+
+
+def test_the_matrix_compares_with_the_same_groups_on_one_device(x64):
+    class Quiet:
+        advance = title = staticmethod(lambda *_: None)
+
+    ((*what, found),) = matrix.found(["classification"], ["vmap"], ["group"], Quiet())
+    assert what == ["classification", "group"]
+    assert 0 < float(found) < 1e-9
+    other = matrix.config_of("classification", "jit", "ghost")
+    assert other.model.norm == "ghost"
+    assert matrix.reference_of("classification", "group").model.ghost_size == 12
+    assert matrix.difference({"a": np.array([1.0, 4.0])}, {"a": np.array([2.0, 2.0])}) == 1

@@ -22,5 +22,5 @@ DROPOUT = 0.2
 # replicas-differ: more than rounding.
 APART, PARAMETERS_APART = 1e-3, 1e-5
 # train-eval-gap. Outputs differ by so much of their own standard deviation. In batches of n examples, those of healthy
-# models differ by chance, by 0.9 to 1.6 / sqrt(n). The limit is `GAP_CHANCE` / sqrt(n), and `GAP` at least.
+# models differ by chance, by 0.8 to 1.6 / sqrt(n). The limit is `GAP_CHANCE` / sqrt(n), and `GAP` at least.
 GAP, GAP_CHANCE = 0.25, 3.0
