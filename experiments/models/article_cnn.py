@@ -1,4 +1,13 @@
-"""The article's network, once for linen and nnx. The config may put a dropout before the last layer."""
+"""The article's network, once for linen and nnx.
+
+Its layers: a norm of the image; twice a 3x3 convolution, relu, a norm and a 2x2 pooling; a dense layer, relu and a
+norm; a dense layer that gives the logits. The config may put a dropout before the last layer. So the norms come behind
+the relus, where their paper has them before.
+
+What is corrected: the batch norm starts with a mean of zero and a scale of one, and is evaluated with running
+statistics, as in its paper (arXiv 1502.03167). The size of the dense layer comes from the image, so that images of any
+size fit. A norm that would measure one number alone is left out.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial

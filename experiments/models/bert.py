@@ -124,6 +124,7 @@ def build(
     norm: NormChoice,
     size: str = "small",
     classes: int | None = None,
+    length: int = 1,
     dropout: float | None = None,
     causal: bool = False,
     dtype: Any = None,
@@ -135,11 +136,11 @@ def build(
       norm: at every site.
       size: of `SIZES`.
       classes: the number of tokens, which is that of the logits; that of `size` by default.
+      length: of the longest sequence, where it is more than that of `size`.
       dropout: the rate; that of `size` by default.
       causal: positions see those before them alone.
       dtype: of the computation; that of inputs and parameters by default.
       **sizes: fields of `Plan` in the place of those of `size`.
     """
-    return BERT(
-        norm, Plan(**sized(SIZES, size, {"vocabulary": classes, "dropout": dropout, "causal": causal, **sizes})), dtype
-    )
+    plan = Plan(**sized(SIZES, size, {"vocabulary": classes, "dropout": dropout, "causal": causal, **sizes}))
+    return BERT(norm, plan._replace(length=max(plan.length, length)), dtype)

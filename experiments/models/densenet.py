@@ -4,13 +4,15 @@ The norm and relu come before each convolution. What differs from the reference:
 pads below and to the right alone where the stride is 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from experiments.models.layers import HE
 from experiments.models.norms import NormChoice, Norms, norms_of
 from experiments.models.sizes import Sizes, sized
 
@@ -46,12 +48,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, norms: Norms) -> Array:
+        conv = partial(nn.Conv, use_bias=norms.use_bias, dtype=self.dtype, kernel_init=HE)
         for _ in range(self.layers):
             y = x
             if self.bottleneck:
-                y = nn.Conv(4 * self.growth, (1, 1), use_bias=norms.use_bias, dtype=self.dtype)(norms.relu(y))
+                y = conv(4 * self.growth, (1, 1))(norms.relu(y))
                 y = norms.dropout(self.dropout, y)
-            y = nn.Conv(self.growth, (3, 3), use_bias=norms.use_bias, dtype=self.dtype)(norms.relu(y))
+            y = conv(self.growth, (3, 3))(norms.relu(y))
             x = jnp.concatenate([x, norms.dropout(self.dropout, y)], axis=-1)
         return x
 
@@ -87,22 +90,23 @@ class DenseNet(nn.Module):
     def __call__(self, inputs: Array, train: bool = True, mask: Array | None = None) -> Array:
         norms = norms_of(self.norm, train, mask, self.dtype)
         x = inputs if self.dtype is None else inputs.astype(self.dtype)
-        x = self.stem(x, norms)
+        conv = partial(nn.Conv, use_bias=norms.use_bias, dtype=self.dtype, kernel_init=HE)
+        x = self.stem(x, norms, conv)
         for i, layers in enumerate(self.blocks):
             block = Block(layers, self.growth, self.bottleneck, self.dropout, self.dtype, name=f"stage{i}")
             x = block(x, norms)
             x = norms.relu(x)
             if i < len(self.blocks) - 1:
                 features = int(x.shape[-1] * self.keeps)
-                x = nn.Conv(features, (1, 1), use_bias=norms.use_bias, dtype=self.dtype)(x)
+                x = conv(features, (1, 1))(x)
                 x = nn.avg_pool(norms.dropout(self.dropout, x), (2, 2), (2, 2))
         return nn.Dense(self.classes, dtype=self.dtype)(x.mean((1, 2)))
 
-    def stem(self, x: Array, norms: Norms) -> Array:
+    def stem(self, x: Array, norms: Norms, conv: Callable[..., Any]) -> Array:
         """What comes before the blocks."""
         if self.images == "small":
-            return nn.Conv(self.start, (3, 3), use_bias=norms.use_bias, dtype=self.dtype)(x)
-        x = nn.Conv(self.start, (7, 7), (2, 2), use_bias=norms.use_bias, dtype=self.dtype)(x)
+            return conv(self.start, (3, 3))(x)
+        x = conv(self.start, (7, 7), (2, 2))(x)
         return nn.max_pool(norms.relu(x), (3, 3), (2, 2), "SAME")
 
 

@@ -17,6 +17,8 @@ from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from experiments.models.norms import SITES, NormChoice, linen_norm, nnx_norm
 
+HE = nn.initializers.variance_scaling(2, "fan_out", "normal")  # for what is followed by a relu (arXiv 1502.01852)
+
 
 class Layers(NamedTuple):
     """How a library makes its layers.

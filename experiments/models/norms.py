@@ -61,10 +61,6 @@ class NormChoice:
             raise ValueError(f"`norm` must be one of {', '.join(('none', *NORMS))}, but it is {self.name!r}.")
         object.__setattr__(self, "batch", FrozenDict(self.batch))
 
-    def __call__(self, features: int, ndim: int, **attributes: Any) -> Callable[..., Array]:
-        """The norm as a linen module, for an input of so many features and that rank."""
-        return linen_norm(self, SITES[ndim], features, **attributes)
-
     @property
     def active(self) -> bool:
         """Whether it has an activation of its own."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from experiments.models.layers import Layers
+from experiments.models.layers import HE, Layers
 from experiments.models.norms import Call, no_norm
 
 Branch = Literal["zero", "plain", "fixup"]
@@ -73,8 +73,8 @@ def add_block(net: Any, layers: Layers, plan: Plan, style: Style, inputs: int, f
     net.depth, net.inside = len(kernels), style.inside
     for i, kernel in enumerate(kernels):
         last = i == len(kernels) - 1
-        start = {"kernel_init": _fixup_init(plan, len(kernels), last)} if fixup else {}
-        conv = partial(layers.conv, use_bias=style.bias, **start)
+        start = _fixup_init(plan, len(kernels), last) if fixup else HE
+        conv = partial(layers.conv, use_bias=style.bias, kernel_init=start)
         setattr(net, f"shift{i + 1}", layers.number(None, 0.0) if fixup else no_norm)
         setattr(net, f"conv{i + 1}", conv(widths[i], widths[i + 1], kernel, strides if i == stride_at else 1))
         setattr(net, f"norm{i + 1}", (_last_norm if last else _norm)(layers, plan, style, widths[i + 1]))
@@ -82,7 +82,7 @@ def add_block(net: Any, layers: Layers, plan: Plan, style: Style, inputs: int, f
     net.gain = layers.number(0.0, None) if plan.branch == "zero" and not style.has_scale else no_norm
     net.projects = plan.shortcut == "projection" and (strides != 1 or inputs != outputs)
     if net.projects:
-        net.conv_proj = layers.conv(inputs, outputs, 1, strides, use_bias=style.bias)
+        net.conv_proj = layers.conv(inputs, outputs, 1, strides, use_bias=style.bias, kernel_init=HE)
         net.norm_proj = no_norm if fixup else layers.norm(outputs, 4, relu=False, **_activation(style, None))
 
 
@@ -145,11 +145,11 @@ def _padded(x: Array, strides: int, features: int) -> Array:
 def add_stem(net: Any, layers: Layers, plan: Plan, style: Style) -> None:
     """What comes before the stages: a quarter of the resolution, or the whole."""
     net.pools, net.inside = plan.images == "large", style.inside
-    bias = {"use_bias": style.bias}
+    start = {"use_bias": style.bias, "kernel_init": HE}
     if net.pools:
-        net.conv = layers.conv(plan.channels, plan.filters, 7, 2, padding=[(3, 3), (3, 3)], **bias)
+        net.conv = layers.conv(plan.channels, plan.filters, 7, 2, padding=[(3, 3), (3, 3)], **start)
     else:
-        net.conv = layers.conv(plan.channels, plan.filters, 3, **bias)
+        net.conv = layers.conv(plan.channels, plan.filters, 3, **start)
     net.norm = _norm(layers, plan, style, plan.filters)
 
 

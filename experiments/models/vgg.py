@@ -1,7 +1,7 @@
 """VGG (arXiv 1409.1556), for linen, with the norm as an option: after each convolution and before its relu.
 
 What differs from the reference: convolutions keep their bias with every norm, as torchvision's do. Images are flattened
-with the channels last.
+with the channels last. Convolutions start as He's (arXiv 1502.01852), since without a norm they would hardly train.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import Any
 from flax import linen as nn
 from jax import Array
 
+from experiments.models.layers import HE
 from experiments.models.norms import NormChoice, Norms, norms_of
 from experiments.models.sizes import Sizes, sized
 
@@ -38,7 +39,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: Array, norms: Norms) -> Array:
         for width in self.widths:
-            x = norms.relu(nn.Conv(width, (3, 3), dtype=self.dtype)(x))
+            x = norms.relu(nn.Conv(width, (3, 3), dtype=self.dtype, kernel_init=HE)(x))
         return nn.max_pool(x, (2, 2), (2, 2)) if self.pools else x
 
 
@@ -71,7 +72,8 @@ class VGG(nn.Module):
             x = Stage(widths, i < self.pools, self.dtype, name=f"stage{i}")(x, norms)
         x = x.reshape(x.shape[0], -1)
         for _ in range(2):
-            x = norms.dropout(self.dropout, nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(x)))
+            x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=HE)(x)
+            x = norms.dropout(self.dropout, nn.relu(x))
         return nn.Dense(self.classes, dtype=self.dtype)(x)
 
 
