@@ -28,6 +28,7 @@ from bnjax._lifecycle.convert.seen import (
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.trees import shown
 from bnjax._norms.weights import WEIGHT_NORM
+from bnjax.linen._arguments import check_arguments
 from bnjax.linen._recalibrate import Call
 from bnjax.linen._twins import FLAX
 
@@ -47,6 +48,7 @@ class LinenModel:
     """
 
     def __init__(self, model: nn.Module, variables: Any, call: Call):
+        check_arguments(model, variables, call, shapes=True)
         self._run = nn.apply(call, model, mutable=["batch_stats"])
         named, self._structure = named_leaves(variables)
         self._all = {shown(path): leaf for path, leaf in named.items()}

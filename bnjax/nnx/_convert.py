@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from bnjax._lifecycle.convert import verbs
+from bnjax._lifecycle.convert.ask import Ask
 from bnjax._lifecycle.convert.exports import Rename as Names
-from bnjax._lifecycle.convert.imports import Ask
 from bnjax._lifecycle.convert.renamed import Rename
 from bnjax._lifecycle.report import Report
 from bnjax.nnx._convert_model import NnxModel

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from bnjax._core.state import named_leaves
+from bnjax._lifecycle.arguments import check_call
 from bnjax._lifecycle.convert.layers import OWN, Seen
 from bnjax._lifecycle.convert.model import Watch
 from bnjax._lifecycle.convert.seen import (
@@ -59,6 +60,7 @@ class NnxModel:
 
     def __init__(self, model: nnx.Module, call: Call):
         check_model(model)
+        check_call(call)
         copy, self._call = nnx.clone(model), call
         copy.eval()
         for path, module in modules_with_paths(copy):

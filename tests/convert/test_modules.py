@@ -159,6 +159,7 @@ class Swapped(tn.Module):
 
 
 IMAGE = np.random.default_rng(1).normal(size=(2, 6, 5, 4)).astype(np.float32)
+ROW = IMAGE[:, 0, 0]
 TWO = Compact(lambda x: nn.Conv(4, (3, 3))(nn.relu(nn.Conv(4, (3, 3))(x))))
 
 
@@ -241,6 +242,48 @@ def test_a_new_head_and_what_comes_before_it_is_compared():
     assert report["Conv_0"].evidence["error"] < 1e-6
     assert report.refused == ("Dense_0", "source: 2")
     assert new["params"]["Dense_0"]["kernel"] is variables["params"]["Dense_0"]["kernel"]
+
+
+class ByFunctions(tn.Module):
+    """Layers that are not called, in another order than that of their definition."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = tn.Linear(4, 4), tn.Linear(4, 4), tn.Linear(4, 3)
+
+    def forward(self, x):
+        for layer in (self.b, self.a):
+            x = torch.tanh(tn.functional.linear(x, layer.weight, layer.bias))
+        return self.head(x)
+
+
+def test_layers_that_are_not_called_are_not_taken_to_be_in_order():
+    model = Compact(lambda x: nn.Dense(7, name="new")(nn.tanh(nn.Dense(4)(nn.tanh(nn.Dense(4)(x))))))
+    with pytest.raises(ValueError, match=r"PyTorch does not call all of them .*Give `expect=\(batch, output\)`"):
+        bl.from_torch(ByFunctions(), model, model.init(jax.random.key(0), ROW), ROW, keep="^params/new/")
+
+
+def test_outputs_that_cannot_be_compared_are_said():
+    net = sources.torch_module(lambda t: t.Linear(4, 3))
+    both = type("Both", (tn.Module,), {"forward": lambda self, x: (self.fc(x), x)})()
+    both.fc = net
+    model = Compact(lambda x: nn.Dense(3)(x))
+    _, report = bl.from_torch(both, model, shapes(model, ROW), ROW)
+    assert [(row.path, row.done) for row in report] == [("Dense_0", True), ("(output)", False)]
+
+
+def test_a_model_in_training_mode_is_named():
+    model = Compact(lambda x: nn.BatchNorm(use_running_average=False)(x))
+    with pytest.raises(ValueError, match=r"It normalizes by the batch, .* `call` must run the model as for evaluation"):
+        bl.from_torch(sources.torch_module(lambda t: t.BatchNorm2d(4)), model, shapes(model, IMAGE), IMAGE)
+
+
+@pytest.mark.parametrize("change", [lambda t: t.to("meta"), torch.Tensor.to_sparse], ids=["meta", "sparse"])
+def test_tensors_that_numpy_cannot_have(change):
+    state = {name: change(value) for name, value in tn.Linear(4, 3).state_dict().items()}
+    model = Compact(lambda x: nn.Dense(3)(x))
+    with pytest.raises(ValueError, match="`source` has at 'weight' a tensor that numpy cannot have"):
+        bl.from_torch(state, model, shapes(model, ROW), ROW)
 
 
 def test_a_module_that_does_not_take_the_example():

@@ -41,6 +41,10 @@ class DifferenceError(ValueError):
         self.met, self.calls = met, calls
 
 
+class OutputError(ValueError):
+    """The outputs of both models differ."""
+
+
 def errors(
     verb: str, pairs: Sequence[tuple[Layer, Unit]], calls: Calls, origin: Origin, most: float
 ) -> dict[int, float]:
@@ -90,7 +94,7 @@ def output(said: str, ours: Any, theirs: Any, most: float) -> float:
     """The difference of the outputs of both models; not a number where they cannot be compared.
 
     Raises:
-      ValueError: a difference; begins with `said`.
+      OutputError: a difference; begins with `said`.
     """
     a, b = jax.tree.leaves(ours), jax.tree.leaves(theirs)
     if len(a) != len(b) or not a:
@@ -99,7 +103,7 @@ def output(said: str, ours: Any, theirs: Any, most: float) -> float:
     if np.isinf(error):
         return float("nan")
     if not error <= most:
-        raise ValueError(f"{said} differs by {error:.1e} of its largest entry.")
+        raise OutputError(f"{said} differs by {error:.1e} of its largest entry.")
     return error
 
 
@@ -174,6 +178,11 @@ def _same_input(layer: Layer, theirs: Ran) -> str:
         wrong.append(f"{name} is {own!r}, and there it is {value!r}: write `{name}={value!r}`")
     if wrong:
         return f"In the layer of the Flax model {'; '.join(wrong)}."
+    if "mean" in layer.leaves:
+        return (
+            "It normalizes by the batch, or the layers are matched wrongly. `call` must run the model as for "
+            "evaluation, such as `lambda model, x: model(x, train=False)`; else see `rename`."
+        )
     return "Both have the same settings as far as can be seen, so the layers may be matched wrongly: see `rename`."
 
 

@@ -113,10 +113,11 @@ def _run(module: Any, modules: Mapping[str, Any], owners: Iterable[str], example
                 output = module(**{name: given(value) for name, value in example.items()})
             else:
                 output = module(*map(given, example if isinstance(example, tuple | list) else (example,)))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # somebody's code
         raise ValueError(
             "`source` does not take `example`, which it gets with channels on axis 1 (a tuple as arguments, a mapping "
-            f"by name): {error}\nGive `source.state_dict()` in its place, and `expect=(batch, output)` for a check."
+            f"by name); it raised {type(error).__name__}: {error}\nGive `source.state_dict()` in its place, and "
+            "`expect=(batch, output)` for a check."
         ) from error
     finally:
         for hook in hooks:
