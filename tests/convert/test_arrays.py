@@ -194,6 +194,8 @@ def test_a_new_head():
     more = source | arrays(other=(9, 4))
     with pytest.raises(ValueError, match=r"\? other"):
         bl.from_torch(more, model, variables, ROW, keep="^params/new/")
+    with pytest.raises(ValueError, match="`variables` must have numbers for what `keep` leaves as it is"):
+        bl.from_torch(source, model, shapes(model), ROW, keep="^params/new/")
     with pytest.raises(ValueError, match="`keep` must be a regular expression"):
         bl.from_torch(source, model, variables, ROW, keep="(")
 

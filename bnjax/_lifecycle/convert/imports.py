@@ -28,6 +28,11 @@ from bnjax._lifecycle.fold import like
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.report import Report
 
+AFTER = (
+    "found the same in all layers, but the models do something else with what these give; or layers of one shape and "
+    "one input are called in another order, which `rename` puts right. The output"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
@@ -149,6 +154,12 @@ def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, A
             f"`{ask.verb}` has nothing for {shown}{' and more' if len(unset) > 8 else ''}. Name what goes there by "
             "`rename`, or leave it as it is by `keep`, a regular expression."
         )
+    shapes = [name for name in leaves if name not in wholes and isinstance(leaves[name], jax.ShapeDtypeStruct)]
+    if shapes:
+        raise ValueError(
+            f"`variables` must have numbers for what `keep` leaves as it is, but has a shape for {shapes[0]!r}; give "
+            "what `init` returns."
+        )
     return {**leaves, **{name: _like(ask.verb, name, leaves[name], whole) for name, whole in wholes.items()}}
 
 
@@ -186,9 +197,7 @@ def checked(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs, new: Mapping[s
             compared = [pair for pair in pairs if id(pair[0]) in before]
             errors = check.errors(ask.verb, compared, calls, origin, most)
             if not kept:
-                check.output(
-                    f"`{ask.verb}` found the same in all layers, but the output", output, origin.run.output, most
-                )
+                check.output(f"`{ask.verb}` {AFTER}", output, origin.run.output, most)
         if ask.expect is not None:
             batch, wanted = ask.expect
             output = parts.model.watched(new, batch, lambda path, x, y: None)
