@@ -212,7 +212,7 @@ def test_what_is_shared_is_there_once():
         (tn.LayerNorm(4, eps=1e-1), lambda x: nn.LayerNorm()(x), "epsilon is 1e-06, and there it is 0.1: write"),
         (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh(), tn.Conv2d(4, 3, 1)),
          lambda x: nn.Conv(3, (1, 1))(nn.relu(nn.Conv(4, (1, 1))(x))), r"the source has '1': Tanh\(\)"),
-        (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh()), lambda x: nn.relu(nn.Conv(4, (1, 1))(x)), "do something else with what these give"),
+        (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh()), lambda x: nn.relu(nn.Conv(4, (1, 1))(x)), "do something else"),
     ],
     ids=["dilation", "epsilon", "between", "after"],
 )  # fmt: skip
