@@ -213,7 +213,7 @@ def test_what_is_shared_is_there_once():
         (tn.LayerNorm(4, eps=1e-1), lambda x: nn.LayerNorm()(x), "epsilon is 1e-06, and there it is 0.1: write"),
         (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh(), tn.Conv2d(4, 3, 1)),
          lambda x: nn.Conv(3, (1, 1))(nn.relu(nn.Conv(4, (1, 1))(x))), r"the source has '1': Tanh\(\)"),
-        (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh()), lambda x: nn.relu(nn.Conv(4, (1, 1))(x)), "the output differs"),
+        (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh()), lambda x: nn.relu(nn.Conv(4, (1, 1))(x)), "do something else"),
     ],
     ids=["dilation", "epsilon", "between", "after"],
 )  # fmt: skip
@@ -257,6 +257,18 @@ class ByFunctions(tn.Module):
         return self.head(x)
 
 
+def test_layers_that_are_not_called_are_seen_in_what_follows():
+    net = ByFunctions()
+    net.a, net.b = net.b, net.a
+    last = lambda x: nn.Dense(7, name="new")(nn.Dense(3)(nn.tanh(nn.Dense(4)(nn.tanh(nn.Dense(4)(x))))))  # noqa: E731
+    variables = Compact(last).init(jax.random.key(0), ROW)
+    with pytest.raises(ValueError, match="The first ones that differ are those of 'Dense_0'"):
+        bl.from_torch(ByFunctions(), Compact(last), variables, ROW, keep="^params/new/")
+    net.forward = lambda x: net.head(torch.tanh(tn.functional.linear(torch.tanh(net.a(x)), net.b.weight, net.b.bias)))
+    new, _ = bl.from_torch(net, Compact(last), variables, ROW, keep="^params/new/")
+    np.testing.assert_array_equal(new["params"]["Dense_1"]["kernel"], net.b.weight.detach().numpy().T)
+
+
 def test_layers_that_are_not_called_are_not_taken_to_be_in_order():
     model = Compact(lambda x: nn.Dense(7, name="new")(nn.tanh(nn.Dense(4)(nn.tanh(nn.Dense(4)(x))))))
     with pytest.raises(ValueError, match=r"PyTorch does not call all of them .*Give `expect=\(batch, output\)`"):
@@ -286,7 +298,49 @@ def test_tensors_that_numpy_cannot_have(change):
         bl.from_torch(state, model, shapes(model, ROW), ROW)
 
 
+class Attention(tn.Module):
+    """Its projections have one input and one shape, and are called in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.key, self.query = (tn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        value, key, query = self.value(x), self.key(x), self.query(x)
+        return torch.softmax(query @ key.T, -1) @ value
+
+
+class FlaxAttention(nn.Module):
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        query, key, value = (nn.Dense(4, name=name)(x) for name in self.names)
+        return nn.softmax(query @ key.T) @ value
+
+
+def test_parallel_layers_that_only_names_tell_apart():
+    net, x = sources.torch_module(lambda _: Attention()), IMAGE[:, 0, 0]
+    model = FlaxAttention(("query", "key", "value"))
+    variables, _ = bl.from_torch(net, model, shapes(model, x), x)
+    np.testing.assert_allclose(model.apply(variables, x), sources.torch_output(net, x), atol=1e-6)
+    model = FlaxAttention(("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"called in another order, which `rename` puts right. The output differs by"):
+        bl.from_torch(net, model, shapes(model, x), x)
+
+
+def test_a_model_of_keras_that_is_not_built_with_channels_first():
+    net = keras.Sequential([keras.layers.Conv2D(3, 3, padding="same", data_format="channels_first")])
+    model = Compact(lambda x: nn.Conv(3, (3, 3))(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+    variables, _ = bl.from_keras(net, model, shapes(model, IMAGE), IMAGE)
+    np.testing.assert_allclose(model.apply(variables, IMAGE), net(IMAGE), atol=1e-6)
+
+
 def test_a_module_that_does_not_take_the_example():
+    with pytest.raises(ValueError, match="`example` must be an array if `source` is a module"):
+        bl.from_torch(tn.Linear(4, 4), TWO, shapes(TWO, IMAGE), jax.ShapeDtypeStruct(IMAGE.shape, IMAGE.dtype))
+    with pytest.raises(ValueError, match="or a module, but it is a type"):
+        bl.from_torch(tn.Linear, TWO, shapes(TWO, IMAGE), IMAGE)
     with pytest.raises(ValueError, match=r"(?s)`source` does not take `example`.*Give `source.state_dict\(\)`"):
         bl.from_torch(tn.Bilinear(4, 4, 3), TWO, shapes(TWO, IMAGE), IMAGE)
 

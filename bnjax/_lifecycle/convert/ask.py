@@ -46,17 +46,10 @@ class Ask:
         return self.keep is not None and re.search(self.keep, leaf) is not None
 
     def check_kept(self, leaves: Mapping[str, Any]) -> None:
-        """Raises unless `keep` is found in the path of a leaf, and there are values where it is."""
-        kept = [name for name in leaves if self.keeps(name)]
-        if self.keep is not None and not kept:
+        """Raises unless `keep` is found in the path of a leaf."""
+        if self.keep is not None and not any(map(self.keeps, leaves)):
             raise ValueError(
                 f"`keep` is {self.keep!r}, which is found in no path of the model; the model has {some([*leaves])}."
-            )
-        shapes = [name for name in kept if isinstance(leaves[name], jax.ShapeDtypeStruct)]
-        if shapes:
-            raise ValueError(
-                f"`keep` leaves {some(shapes)} as it is, but the model has only a shape there, and no values; give "
-                "values, such as those of `init`."
             )
 
 

@@ -28,6 +28,11 @@ from bnjax._lifecycle.fold import like
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.report import Report, Row, raise_if_nothing_done
 
+AFTER = (
+    "found the same in all layers, but the models do something else with what these give; or layers of one shape and "
+    "one input are called in another order, which `rename` puts right. The output"
+)
+
 
 @dataclasses.dataclass
 class Parts:
@@ -99,7 +104,7 @@ def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Re
         if not found.doubt:
             raise
         raise ValueError(f"{error} {AS_LISTED}\n{matching.side_by_side()}") from error
-    if found.doubt and not is_whole:
+    if found.doubt and not is_whole and not _seen_later(matching, pairs, errors):
         raise ValueError(_in_doubt(ask, matching, found.doubt))
     used = {name for _, unit in pairs for name in unit.names.values()}
     numbers = [unit for unit in origin.units if not unit.is_weight and used.isdisjoint(unit.names.values())]
@@ -110,6 +115,13 @@ def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Re
     if parts.layers:
         raise_if_nothing_done(ask.verb, report, "`keep` leaves all as it is; give one that is found in fewer paths.")
     return new, report
+
+
+def _seen_later(matching: Matching, pairs: Pairs, errors: Mapping[int, float]) -> bool:
+    """Whether what layers in doubt do was seen in later outputs; of each shape all but one, which is what is left."""
+    last = max((n for n, (layer, _) in enumerate(pairs) if id(layer) in errors), default=-1)
+    unseen = {id(layer) for layer, _ in pairs[max(last, 0) :]}
+    return all(sum(id(layer) in unseen for layer in group) < 2 for group in matching.in_doubt)
 
 
 def _in_doubt(ask: Ask, matching: Matching, doubt: str) -> str:
@@ -153,6 +165,12 @@ def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, A
         raise ValueError(
             f"`{ask.verb}` has nothing for {some(unset, lost)}. Name what goes there by "
             "`rename`, or leave it as it is by `keep`, a regular expression."
+        )
+    shapes = [name for name in leaves if name not in wholes and isinstance(leaves[name], jax.ShapeDtypeStruct)]
+    if shapes:
+        raise ValueError(
+            f"`variables` must have numbers for what `keep` leaves as it is, but has a shape for {shapes[0]!r}; give "
+            "what `init` returns."
         )
     return {**leaves, **{name: _like(ask.verb, name, leaves[name], whole) for name, whole in wholes.items()}}
 
@@ -199,7 +217,7 @@ def checked(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs, new: Mapping[s
             compared = [pair for pair in pairs if id(pair[0]) in before]
             errors = check.errors(ask.verb, compared, calls, origin, most)
             if not kept:
-                said = f"`{ask.verb}` found the same in all layers, but the output"
+                said = f"`{ask.verb}` {AFTER}"
                 is_whole |= not np.isnan(check.output(said, output, origin.run.output, most))
         if ask.expect is not None:
             batch, wanted = ask.expect

@@ -71,6 +71,7 @@ class Matching:
     ):
         self.verb, self.dialect, self.layers = verb, dialect, layers
         self.units = units
+        self.in_doubt: list[list[Layer]] = []  # of one shape, and in no known order
         self.kept = {id(layer) for layer in layers if keeps(layer)}
 
     def matched(self, called: Collection[str] = ()) -> Matched:
@@ -155,7 +156,9 @@ class Matching:
                 units = [by_name[tokens(layer.name)] for layer in layers] if named else units
                 pairs += zip(layers, units, strict=True)
                 in_order = all((unit.owner or unit.name) in called for unit in units)
-                doubt = doubt if named or in_order or len(layers) < 2 else DOUBTFUL if not called else UNCALLED
+                if not named and not in_order and len(layers) > 1:
+                    doubt = UNCALLED if called else DOUBTFUL
+                    self.in_doubt.append(layers)
         return pairs, doubt
 
     def _square(self, pairs: Pairs) -> str:

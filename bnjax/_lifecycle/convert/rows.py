@@ -68,7 +68,7 @@ def _row(
     evidence: dict[str, object] = {"from": BETWEEN.join(unit.name for unit in known)}
     if any(id(one) in errors for one in same):
         evidence["error"] = max(errors[id(one)] for one in same if id(one) in errors)
-    if not PARTS_OF.match(known[0].name) and (arrays := _unusual(layer, known[0])):
+    if dialect == "torch" and not PARTS_OF.match(known[0].name) and (arrays := _unusual(layer, known[0])):
         evidence["arrays"] = arrays
     if layer.as_is:
         evidence["as_is"] = True

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bnjax._lifecycle.convert.origin import Origin, Ran, Run, in_order_of_calls
+from bnjax._lifecycle.convert.origin import Origin, Ran, Run, check_example, in_order_of_calls
 from bnjax._lifecycle.convert.sources import array, read
 from bnjax._lifecycle.convert.units import PARTS_OF, Unit, units_of
 
@@ -23,8 +23,9 @@ def torch_origin(source: Any, example: Any, *, sequences_first: bool) -> Origin:
     Raises:
       ValueError: no source; a module that does not take the example.
     """
-    if not (hasattr(source, "state_dict") and hasattr(source, "named_modules")):
+    if isinstance(source, type) or not (hasattr(source, "state_dict") and hasattr(source, "named_modules")):
         return Origin("torch", units_of(read(source)))
+    check_example(example)
     state = source.state_dict()
     units = _once(units_of({name: array(value, name) for name, value in state.items()}), state)
     modules = dict(source.named_modules())
