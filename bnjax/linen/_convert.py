@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
+from bnjax._lifecycle.arguments import check_values
 from bnjax._lifecycle.convert import verbs
 from bnjax._lifecycle.convert.ask import Ask
 from bnjax._lifecycle.convert.exports import Rename as Names
@@ -145,4 +146,5 @@ def to_torch(
     >>> {name: array.shape for name, array in arrays.items()}
     {'layers_0.bias': (2,), 'layers_0.weight': (2, 3)}
     """
+    check_values("variables", variables)
     return verbs.to_torch(LinenModel(model, variables, call), example, rename)

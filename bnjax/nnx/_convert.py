@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from bnjax._lifecycle.arguments import check_values
 from bnjax._lifecycle.convert import verbs
 from bnjax._lifecycle.convert.ask import Ask
 from bnjax._lifecycle.convert.exports import Rename as Names
@@ -138,4 +139,6 @@ def to_torch(
     >>> {name: array.shape for name, array in arrays.items()}
     {'bias': (2,), 'weight': (2, 3)}
     """
-    return verbs.to_torch(NnxModel(model, call), example, rename)
+    nnx_model = NnxModel(model, call)
+    check_values("model", nnx_model.leaves)
+    return verbs.to_torch(nnx_model, example, rename)

@@ -251,6 +251,8 @@ def test_models_and_variables_that_are_none():
         bl.from_torch(ONE, DENSE, shapes(DENSE), ROW, call=None)
     with pytest.raises(ValueError, match="`variables` has shapes"):
         bl.to_torch(DENSE, shapes(DENSE), ROW)
+    with pytest.raises(ValueError, match="`model` has shapes"):
+        bx.to_torch(nnx.eval_shape(lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0))), ROW)
     _, other = bl.from_torch(arrays(x=(4, 4), y=(4, 4)), TWO, shapes(TWO), ROW, rename=rename(x="a", y="b"))
     with pytest.raises(ValueError, match="`rename` is a report of another model"):
         bl.to_torch(DENSE, DENSE.init(jax.random.key(0), ROW), ROW, rename=other)

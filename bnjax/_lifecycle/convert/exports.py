@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from bnjax._lifecycle.arguments import check_values
 from bnjax._lifecycle.convert.imports import Parts
 from bnjax._lifecycle.convert.layers import LOST, Layer
 from bnjax._lifecycle.convert.layouts import from_flax
@@ -28,7 +27,6 @@ def exported(parts: Parts, rename: Rename | None) -> dict[str, np.ndarray]:
     """
     if rename is not None and not callable(rename) and not isinstance(rename, Report):
         raise ValueError(f"`rename` must be a function of a path or a `Report`, but it is a {type(rename).__name__}.")
-    check_values("variables", parts.model.leaves)
     if isinstance(rename, Report) and not any(_of_report(layer, rename) for layer in parts.layers):
         raise ValueError("`rename` is a report of another model: it has no layer of this one.")
     lost = [f"{layer.path!r} ({layer.seen.cls})" for layer in parts.layers if layer.kind == LOST]
