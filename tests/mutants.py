@@ -490,7 +490,7 @@ MUTANTS = [
         "lifecycle/test_freeze.py::test_state_outputs_and_gradients_in_every_way[flax]",
     ),
     Mutant(
-        "swap: the least number of groups that divides", "_lifecycle/swap.py",
+        "swap: the least number of groups that divides", "_norms/group.py",
         "return max(n for n", "return min(n for n",
         "lifecycle/test_swap.py::test_groups_are_the_largest_divisor[48-32-24]",
     ),

@@ -275,6 +275,36 @@ def test_layers_that_are_not_called_are_not_taken_to_be_in_order():
         bl.from_torch(ByFunctions(), model, model.init(jax.random.key(0), ROW), ROW, keep="^params/new/")
 
 
+def test_layers_of_one_input_before_a_new_head_need_rename():
+    """Each fits in the place of the other; a layer after them that is compared tells."""
+
+    class Gated(tn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v, self.k, self.fc = tn.Linear(4, 4), tn.Linear(4, 4), tn.Linear(4, 3)
+
+        def forward(self, x):
+            v, k = self.v(x), self.k(x)
+            return self.fc(torch.tanh(k) * v)
+
+    def gated(x):
+        a, b = nn.Dense(4, name="a")(x), nn.Dense(4, name="b")(x)
+        return nn.tanh(a) * b
+
+    net, model = Gated(), Compact(lambda x: nn.Dense(7, name="new")(gated(x)))
+    variables = model.init(jax.random.key(0), ROW)
+    with pytest.raises(ValueError, match="have the same input, so that each fits"):
+        bl.from_torch(net, model, variables, ROW, keep="^params/new/")
+    names = {"k": "a", "v": "b"}
+
+    def rename(name):
+        layer, what = name.split(".")
+        return f"params/{names[layer]}/{'kernel' if what == 'weight' else what}" if layer in names else None
+
+    new, _ = bl.from_torch(net, model, variables, ROW, keep="^params/new/", rename=rename)
+    np.testing.assert_array_equal(new["params"]["a"]["kernel"], net.k.weight.detach().numpy().T)
+
+
 def test_outputs_that_cannot_be_compared_are_said():
     net = sources.torch_module(lambda t: t.Linear(4, 3))
     both = type("Both", (tn.Module,), {"forward": lambda self, x: (self.fc(x), x)})()

@@ -12,7 +12,7 @@ import numpy as np
 from bnjax._lifecycle.compare import difference
 from bnjax._lifecycle.convert.layers import Layer
 from bnjax._lifecycle.convert.origin import Origin, Ran
-from bnjax._lifecycle.convert.units import Unit
+from bnjax._lifecycle.convert.units import Unit, tokens
 
 MOST, MOST_LOW = 1e-3, 0.1  # of the largest entry, in float32 and in bfloat16 or float16
 
@@ -88,6 +88,22 @@ def swapped(
             new[here], new[n] = (pairs[here][0], unit), (pairs[n][0], met.unit)
             return new
     return None
+
+
+def parallel(pairs: Sequence[tuple[Layer, Unit]], origin: Origin) -> list[int]:
+    """Where layers end that have other names, one shape and one input: what each computes fits any of them.
+
+    Each is told by the last of its layers in `pairs`.
+    """
+    ran = {call.name: call for call in (origin.run.calls if origin.run else ())}
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for n, (layer, unit) in enumerate(pairs):
+        call = ran.get(unit.owner or unit.name)
+        if call is not None and tokens(layer.name) != tokens(unit.name):
+            x = np.asarray(call.x)
+            shapes = tuple(sorted((role, t.shape) for role, t in unit.tensors.items()))
+            alike[shapes, x.shape, x.tobytes()].append(n)
+    return [max(group) for group in alike.values() if len(group) > 1]
 
 
 def output(said: str, ours: Any, theirs: Any, most: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from bnjax._lifecycle.compare import is_exact
 from bnjax._lifecycle.convert import check
 from bnjax._lifecycle.convert.ask import Ask, some
 from bnjax._lifecycle.convert.layers import LOST, Layer, layers_of
-from bnjax._lifecycle.convert.match import Matched, Matching, Pairs
+from bnjax._lifecycle.convert.match import PARALLEL, Matched, Matching, Pairs
 from bnjax._lifecycle.convert.model import Model
 from bnjax._lifecycle.convert.offsets import offset_of
 from bnjax._lifecycle.convert.order import set_orders
@@ -106,6 +106,8 @@ def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Re
         raise ValueError(f"{error} {AS_LISTED}\n{matching.side_by_side()}") from error
     if found.doubt and not is_whole and not _seen_later(matching, pairs, errors):
         raise ValueError(_in_doubt(ask, matching, found.doubt))
+    if ask.rename is None and not is_whole and not _seen_after(pairs, errors, check.parallel(pairs, origin)):
+        raise ValueError(_in_doubt(ask, matching, PARALLEL))
     used = {name for _, unit in pairs for name in unit.names.values()}
     numbers = [unit for unit in origin.units if not unit.is_weight and used.isdisjoint(unit.names.values())]
     rows = rows_of(origin.dialect, parts.layers, found._replace(pairs=pairs), numbers, errors, ask.keeps)
@@ -122,6 +124,12 @@ def _seen_later(matching: Matching, pairs: Pairs, errors: Mapping[int, float]) -
     last = max((n for n, (layer, _) in enumerate(pairs) if id(layer) in errors), default=-1)
     unseen = {id(layer) for layer, _ in pairs[max(last, 0) :]}
     return all(sum(id(layer) in unseen for layer in group) < 2 for group in matching.in_doubt)
+
+
+def _seen_after(pairs: Pairs, errors: Mapping[int, float], ends: Sequence[int]) -> bool:
+    """Whether a layer was compared that comes after each of these places."""
+    last = max((n for n, (layer, _) in enumerate(pairs) if id(layer) in errors), default=-1)
+    return all(end < last for end in ends)
 
 
 def _in_doubt(ask: Ask, matching: Matching, doubt: str) -> str:

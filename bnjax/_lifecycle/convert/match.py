@@ -30,6 +30,10 @@ UNCALLED = (
     "self.fc.weight)`), so that their order is not known; nor can the outputs of both models be compared. Give "
     "`expect=(batch, output)` for a check, or `rename`."
 )
+PARALLEL = (
+    "several layers of the same shape have the same input, so that each fits in the place of each, and no layer after "
+    "them is compared. Give `rename`, or leave out `keep`."
+)
 SQUARE = (
     "is of a class of its own, and its kernel is square, so that no shape tells which axis is the input. Give the "
     "module in place of its arrays, or `expect=(batch, output)` for a check, or `rename`."
