@@ -490,7 +490,7 @@ MUTANTS = [
         "lifecycle/test_freeze.py::test_state_outputs_and_gradients_in_every_way[flax]",
     ),
     Mutant(
-        "swap: the least number of groups that divides", "_lifecycle/swap.py",
+        "swap: the least number of groups that divides", "_norms/group.py",
         "return max(n for n", "return min(n for n",
         "lifecycle/test_swap.py::test_groups_are_the_largest_divisor[48-32-24]",
     ),
@@ -563,7 +563,7 @@ MUTANTS = [
     ),
     Mutant(
         "convert: arrays for PyTorch are views", "_lifecycle/convert/exports.py",
-        'np.asarray(value, order="C")', "np.asarray(value)",
+        'np.array(value, order="C")', "np.array(value)",
         "convert/test_arrays.py::test_arrays_are_in_c_order_because_safetensors_takes_that_for_granted",
     ),
     Mutant(

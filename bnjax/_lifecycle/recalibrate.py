@@ -12,7 +12,7 @@ import numpy as np
 from bnjax import _checks as checks
 from bnjax._lifecycle.population import LAWS, Law, Measured, nothing_measured, with_prior
 from bnjax._lifecycle.progress import counted
-from bnjax._lifecycle.refusals import NOT_CALLED
+from bnjax._lifecycle.refusals import NONE_VALID, NOT_CALLED
 from bnjax._lifecycle.report import Report, Row, raise_if_nothing_done
 from bnjax._lifecycle.trees import State, like
 
@@ -58,7 +58,7 @@ class Request(NamedTuple):
             raise ValueError(
                 f"`valid` must be a function of a batch that says which examples count, but it is {valid!r:.80}."
             )
-        if not isinstance(batches, Iterable):
+        if not isinstance(batches, Iterable) or isinstance(batches, Mapping | str):
             raise ValueError(f"`batches` must be a list of batches, or another iterable, but it is {batches!r:.80}.")
         if by_layer and iter(batches) is batches:
             raise ValueError(
@@ -185,7 +185,7 @@ def _row(
         return Row(path, seen.kind, False, seen.why or NOT_CALLED)
     evidence: dict[str, Any] = {"count": count, "calls": calls}
     if not count:
-        return Row(path, seen.kind, False, "no element was valid", evidence)
+        return Row(path, seen.kind, False, NONE_VALID, evidence)
     if not all(bool(jnp.isfinite(value).all()) for value in new.values()):
         return Row(path, seen.kind, False, "its input is not finite", evidence)
     said = ""

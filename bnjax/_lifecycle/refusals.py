@@ -10,6 +10,7 @@ from bnjax._lifecycle.swap import WRAPS
 from bnjax._norms.registry import NORMS
 
 NOT_CALLED = "it was not called"
+NONE_VALID = "no element was valid"
 FROZEN = "it is frozen"
 FROZEN_TOO = "it is frozen, too"
 STATELESS = "it has no running state"

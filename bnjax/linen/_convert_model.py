@@ -22,12 +22,13 @@ from bnjax._lifecycle.convert.seen import (
     norm_kind,
     on_device,
     out_axes,
+    seen_by,
     settings_of,
 )
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.trees import shown
 from bnjax._norms.weights import WEIGHT_NORM
-from bnjax._unstable import is_traced
+from bnjax.linen._arguments import check_arguments
 from bnjax.linen._recalibrate import Call
 from bnjax.linen._twins import FLAX
 
@@ -47,6 +48,7 @@ class LinenModel:
     """
 
     def __init__(self, model: nn.Module, variables: Any, call: Call):
+        check_arguments(model, variables, call, shapes=True)
         self._run = nn.apply(call, model, mutable=["batch_stats"])
         named, self._structure = named_leaves(variables)
         self._all = {shown(path): leaf for path, leaf in named.items()}
@@ -71,14 +73,13 @@ class LinenModel:
         return graph, dict(zip(self._all, graph.inputs, strict=False)), noting.seen
 
     def watched(self, leaves: Mapping[str, Any], example: Any, watch: Watch) -> Any:
-        """Runs it operation by operation; of loops, each step."""
+        """Runs it operation by operation; of loops, each step, and of `vmap`, each slice."""
 
         def look(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             y = method(*args, **kwargs)
             if context.method_name == "__call__" and context.module.scope is not None:
                 x = next(iter((*args, *kwargs.values())), None)
-                if not any(is_traced(t) for t in (x, y)):
-                    watch("/".join(context.module.path), x, y)
+                seen_by(watch, "/".join(context.module.path), x, y)
             return y
 
         with nn.intercept_methods(look), jax.disable_jit():

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 
 from bnjax._core.state import named_leaves
 from bnjax._lifecycle.doctor.diagnosis import Diagnosis
@@ -17,6 +18,7 @@ from bnjax._lifecycle.doctor.surroundings import look_around
 from bnjax._lifecycle.recalibrate import Request
 from bnjax._lifecycle.report import Report, raise_if_nothing_done
 from bnjax._lifecycle.trees import State, shown
+from bnjax.linen._arguments import check_arguments
 from bnjax.linen._masks import norm_params_mask
 from bnjax.linen._recalibrate import Call, Passes, default_call
 from bnjax.linen._summary import norms_of
@@ -63,6 +65,7 @@ def doctor(
     >>> [(found.path, found.code, found.severity) for found in diagnosis.findings]
     [('layers_1', 'never-updated', 'error'), ('layers_1', 'bias-before-norm', 'note')]
     """
+    check_arguments(model, variables, call)
     Request.checked(batches, valid, None, "average", False)
     beside = []
     if replicated:
@@ -76,7 +79,14 @@ def doctor(
     state = State.of(variables.get("batch_stats", {}))
 
     def look(batch: Any) -> list[Norm]:
-        norms = [known(*norm) for norm in norms_of(model, variables, batch, call)]
+        found = [*_norms_of(model, variables, batch, call)]
+        stateless = [path for path, kind, module, _, stats, _ in found if kind == "batch" and _lacks(module, stats)]
+        if stateless:
+            raise ValueError(
+                f"`variables` has no running mean and variance for {stateless[0]!r}; give all variables, "
+                "`{'params': ..., 'batch_stats': ...}`."
+            )
+        norms = [known(*norm) for norm in found]
         if not norms:
             raise_if_nothing_done("doctor", Report(), "The model has no norm of Flax or bnjax.")
         leaves, structure = named_leaves(variables)
@@ -86,3 +96,18 @@ def doctor(
         return norms
 
     return examine(Subject(state, Passes(model, variables, state, call, "average"), look, valid, beside), batches)
+
+
+def _lacks(module: Any, stats: Mapping[str, Any]) -> bool:
+    """Whether a batch norm has no running state, but wants one: ours may want none."""
+    return not stats and bool(getattr(module, "track_running_stats", True))
+
+
+def _norms_of(model: nn.Module, variables: Mapping[str, Any], batch: Any, call: Call) -> Any:
+    try:
+        yield from norms_of(model, variables, batch, call)
+    except ScopeParamShapeError as error:
+        raise ValueError(
+            "`variables` and a batch do not fit together. If the variables have an axis of devices in front, give "
+            f"`replicated=True`. {error}"
+        ) from error

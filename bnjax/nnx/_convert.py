@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from bnjax._lifecycle.arguments import check_values
 from bnjax._lifecycle.convert import verbs
+from bnjax._lifecycle.convert.ask import Ask
 from bnjax._lifecycle.convert.exports import Rename as Names
-from bnjax._lifecycle.convert.imports import Ask
 from bnjax._lifecycle.convert.renamed import Rename
 from bnjax._lifecycle.report import Report
 from bnjax.nnx._convert_model import NnxModel
@@ -49,7 +50,8 @@ def from_torch(
         given as several arguments, a mapping by name.
       call: `call(model, example)` runs the model, a copy after `model.eval()`.
       rename: `rename(name)` gives for the name of an array a path such as `"conv1/kernel"`, with `"[2]"` after it for a
-        slice of a stack; or None to skip the array; or a pair of a path and a function of the array.
+        slice of a stack; or None to skip the array; or a pair of a path and a function of the array. The three
+        parts of an attention's `in_proj_weight` are named `"in_proj_weight[0/3]"`, and so on.
       keep: a regular expression that is found in the paths of leaves which stay as they are, such as a new head's.
       expect: a batch, and the output of the model for it. It must come out; then the order of definition counts.
 
@@ -137,4 +139,6 @@ def to_torch(
     >>> {name: array.shape for name, array in arrays.items()}
     {'bias': (2,), 'weight': (2, 3)}
     """
-    return verbs.to_torch(NnxModel(model, call), example, rename)
+    nnx_model = NnxModel(model, call)
+    check_values("model", nnx_model.leaves)
+    return verbs.to_torch(nnx_model, example, rename)

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from bnjax._core.state import named_leaves
+from bnjax._lifecycle.arguments import check_call
 from bnjax._lifecycle.convert.layers import OWN, Seen
 from bnjax._lifecycle.convert.model import Watch
 from bnjax._lifecycle.convert.seen import (
@@ -23,12 +24,12 @@ from bnjax._lifecycle.convert.seen import (
     length_axes,
     on_device,
     out_axes,
+    seen_by,
     settings_of,
 )
 from bnjax._lifecycle.graph import Graph
 from bnjax._lifecycle.trees import shown
 from bnjax._norms.weights import WEIGHT_NORM
-from bnjax._unstable import is_traced
 from bnjax.nnx._recalibrate import Call
 from bnjax.nnx._twins import check_model, class_of, derived, kind_of, modules_with_paths, set_class, variables
 
@@ -59,6 +60,7 @@ class NnxModel:
 
     def __init__(self, model: nnx.Module, call: Call):
         check_model(model)
+        check_call(call)
         copy, self._call = nnx.clone(model), call
         copy.eval()
         for path, module in modules_with_paths(copy):
@@ -83,13 +85,12 @@ class NnxModel:
         return graph, dict(zip(self.leaves, graph.inputs, strict=False)), noting.seen
 
     def watched(self, leaves: Mapping[str, Any], example: Any, watch: Watch) -> Any:
-        """Runs it operation by operation; of loops, each step."""
+        """Runs it operation by operation; of loops, each step, and of `vmap`, each slice."""
 
         def look(module: nnx.Module, path: str, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             y = run(*args, **kwargs)
             x = next(iter((*args, *kwargs.values())), None)
-            if not any(is_traced(t) for t in (x, y)):
-                watch(path, x, y)
+            seen_by(watch, path, x, y)
             return y
 
         with _calling(look), jax.disable_jit():

@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 
 from bnjax._core.state import named_leaves
+from bnjax._lifecycle.arguments import check_call
 from bnjax._lifecycle.doctor.diagnosis import Diagnosis
 from bnjax._lifecycle.doctor.examine import Subject, examine, of_optimizer, of_replicas
 from bnjax._lifecycle.doctor.facts import Norm, known
@@ -64,6 +65,7 @@ def doctor(
     [('layers/1', 'never-updated', 'error'), ('layers/1', 'bias-before-norm', 'note')]
     """
     check_model(model)
+    check_call(call)
     Request.checked(batches, valid, None, "average", False)
     beside = []
     if replicated:

@@ -95,10 +95,34 @@ def test_files_that_cannot_be_read(tmp_path):
         assert file in str(error.value)
 
 
+@pytest.mark.parametrize("places", [["a"], None, {"a": 3}, {"a": "i.safetensors.index.json"}])
+def test_an_index_that_names_no_files(places, tmp_path):
+    file = tmp_path / "i.safetensors.index.json"  # which would name itself without end
+    file.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(ValueError, match=r"`source` is .*`weight_map`"):
+        of_dense(file)
+
+
+def test_a_file_of_safetensors_which_sorts_10_before_2_is_read_as_it_was_defined(tmp_path):
+    model = Compact(lambda x: [x := nn.tanh(nn.Dense(4)(x)) for _ in range(11)][-1])
+    source = arrays(**{f"net.{2 * n}": (4, 4) for n in range(11)})
+    output = ROW
+    for n in range(11):
+        output = np.tanh(output @ source[f"net.{2 * n}.weight"].T + source[f"net.{2 * n}.bias"])
+    save_file(source, tmp_path / "one.safetensors")
+    (tmp_path / "i.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(sorted(source), "one.safetensors")})
+    )
+    for file in tmp_path.iterdir():
+        _, report = bl.from_torch(file, model, shapes(model), ROW, expect=(ROW, output))
+        assert [row.evidence["from"] for row in report] == [f"net.{2 * n}" for n in range(11)]
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         (3, "but it is a int"),
+        (ONE | {"fc.weight": ONE["fc.weight"] * 1j}, "complex numbers for 'params/Dense_0/kernel'"),
         ({"state_dict": ONE}, r"give `source\['state_dict'\]`"),
         ({"fc.weight": "x"}, "arrays of numbers"),
         ({"fc.weight_orig": ONE["fc.weight"], "fc.weight_u": ONE["fc.bias"]}, "remove_parametrizations"),
@@ -106,7 +130,7 @@ def test_files_that_cannot_be_read(tmp_path):
         (ONE | {"fc.bias": np.zeros(5)}, r"cannot put 'fc.bias' of shape \(5,\) into 'params/Dense_0/bias'"),
         (ONE | {"fc.running_mean": np.zeros(3)}, "do not fit together"),
     ],
-    ids=["number", "nested", "text", "spectral", "shape", "bias", "statistics"],
+    ids=["number", "complex", "nested", "text", "spectral", "shape", "bias", "statistics"],
 )  # fmt: skip
 def test_sources_that_do_not_fit(source, words):
     with pytest.raises(ValueError, match=words):
@@ -140,9 +164,13 @@ def test_an_expected_output_that_does_not_come():
     output = TWO.apply(right, ROW)
     found, _ = bl.from_torch(source, TWO, shapes(TWO), ROW, expect=(ROW, output))
     jax.tree.map(np.testing.assert_array_equal, found, right)
-    for wrong, words in ((output + 1, "the output differs by"), (output[:, :2], r"with the shapes \(2, 4\)")):
+    for batch, wrong, words in (
+        (ROW, output + 1, r"(?s)the output differs by .*b \(dense\): \(4, 4\) \| y"),
+        (ROW, output[:, :2], r"with the shapes \(2, 4\)"),
+        (ROW[:, :2], output, "`expect` has a batch that the model does not take"),
+    ):
         with pytest.raises(ValueError, match=words):
-            bl.from_torch(source, TWO, shapes(TWO), ROW, expect=(ROW, wrong))
+            bl.from_torch(source, TWO, shapes(TWO), ROW, expect=(batch, wrong))
 
 
 def rename(**layers):
@@ -160,10 +188,13 @@ def rename(**layers):
     [
         (rename(fc="Dense_1"), r"gives 'params/Dense_1/kernel'; did you mean 'params/Dense_0/kernel'"),
         (rename(), "has nothing for 'params/Dense_0/bias', 'params/Dense_0/kernel'"),
+        (lambda name: "params/Dense_0/kernel" if "weight" in name else None, "has nothing for 'params/Dense_0/bias'"),
         (lambda name: "params/Dense_0/kernel", "for 'fc.weight' and for 'fc.bias'; give one of them"),
         ({"fc.weight": "params/Dense_0/kernel"}, "`rename` must be a function of a name, but it is a dict"),
+        (lambda name: ["params/Dense_0/kernel"], r"`rename` must give .* for 'fc.weight' it gives \['params"),
+        (lambda name: ("params/Dense_0/kernel", 3), "`rename` must give .* a pair of a name and a function"),
     ],
-    ids=["unknown", "none", "twice", "mapping"],
+    ids=["unknown", "none", "one", "twice", "mapping", "list", "pair"],
 )
 def test_names_that_do_not_fit(given, words):
     with pytest.raises(ValueError, match=words):
@@ -193,8 +224,38 @@ def test_a_new_head():
     more = source | arrays(other=(9, 4))
     with pytest.raises(ValueError, match=r"\? other"):
         bl.from_torch(more, model, variables, ROW, keep="^params/new/")
-    with pytest.raises(ValueError, match="`keep` must be a regular expression"):
-        bl.from_torch(source, model, variables, ROW, keep="(")
+    for keep, words in (
+        ("(", "`keep` must be a regular expression"),
+        ("haed", "`keep` is 'haed', which is found in no path of the model; the model has 'params/Dense_0/bias'"),
+        (".", "`from_torch` found nothing to do. `keep` leaves all as it is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            bl.from_torch(source, model, variables, ROW, keep=keep)
+    with pytest.raises(ValueError, match="`variables` must have numbers for what `keep` leaves as it is"):
+        bl.from_torch(source, model, shapes(model), ROW, keep="^params/new/")
+
+
+def test_integers_that_rename_puts_in_place_are_weights():
+    source = {name: (100 * value).astype(np.int8) for name, value in ONE.items()}
+    variables, report = bl.from_torch(source, DENSE, shapes(DENSE), ROW, rename=rename(fc="Dense_0"))
+    np.testing.assert_array_equal(variables["params"]["Dense_0"]["kernel"], source["fc.weight"].T)
+    assert [(row.path, row.done) for row in report] == [("Dense_0", True)]
+
+
+def test_models_and_variables_that_are_none():
+    with pytest.raises(ValueError, match="`model` must be a module of linen"):
+        bl.from_torch(DENSE, {}, shapes(DENSE), ROW)
+    with pytest.raises(ValueError, match="`variables` must have collections"):
+        bl.from_torch(ONE, DENSE, shapes(DENSE)["params"], ROW)
+    with pytest.raises(ValueError, match="`call` must be a function"):
+        bl.from_torch(ONE, DENSE, shapes(DENSE), ROW, call=None)
+    with pytest.raises(ValueError, match="`variables` has shapes"):
+        bl.to_torch(DENSE, shapes(DENSE), ROW)
+    with pytest.raises(ValueError, match="`model` has shapes"):
+        bx.to_torch(nnx.eval_shape(lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0))), ROW)
+    _, other = bl.from_torch(arrays(x=(4, 4), y=(4, 4)), TWO, shapes(TWO), ROW, rename=rename(x="a", y="b"))
+    with pytest.raises(ValueError, match="`rename` is a report of another model"):
+        bl.to_torch(DENSE, DENSE.init(jax.random.key(0), ROW), ROW, rename=other)
 
 
 @pytest.mark.parametrize("name", ["lifted_last", "wrapped", "more"])
@@ -298,11 +359,20 @@ class Theirs(nn.Module):
 def test_a_layer_of_somebody_s_own(outputs_first):
     weight = ONE["fc.weight"]
     model = Compact(lambda x: Theirs(3, outputs_first)(x))
-    new, _ = bl.from_torch({"fc.weight": weight}, model, shapes(model), ROW)
+    new, report = bl.from_torch({"fc.weight": weight}, model, shapes(model), ROW)
     np.testing.assert_allclose(model.apply(new, ROW), ROW @ weight.T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(bl.to_torch(model, new, ROW, rename=report)["fc.weight"], weight)
     square = Compact(lambda x: Theirs(4, outputs_first)(x))
     with pytest.raises(ValueError, match="its kernel is square"):
         bl.from_torch({"fc.weight": np.ones((4, 4))}, square, shapes(square), ROW)
+
+
+def test_a_statistic_by_rename_and_no_count():
+    model = Compact(lambda x: nn.BatchNorm(use_running_average=True, use_bias=False, use_scale=False)(x))
+    source = {"n.running_mean": np.full(4, 2.0), "n.running_var": np.ones(4), "n.num_batches_tracked": np.array(3)}
+    renamed = lambda name: f"batch_stats/BatchNorm_0/{name.removeprefix('n.running_')}"  # noqa: E731
+    new, _ = bl.from_torch(source, model, shapes(model), ROW, rename=renamed)
+    np.testing.assert_array_equal(new["batch_stats"]["BatchNorm_0"]["mean"], 2)
 
 
 def test_settings_that_are_not_those_of_pytorch_are_said():
@@ -314,6 +384,20 @@ def test_settings_that_are_not_those_of_pytorch_are_said():
     assert report["BatchNorm_0"].evidence["steps"] == 3
     assert "epsilon is 1e-06; PyTorch's default is 1e-05" in report["LayerNorm_0"].reason
     assert report["source: ids"].reason == "it is no weight"
+
+
+def test_same_padding_that_depends_on_the_size_is_said():
+    model = Compact(lambda x: nn.Conv(3, (3, 3), (2, 2))(x))
+    source = {"c.weight": np.ones((3, 4, 3, 3), np.float32), "c.bias": np.zeros(3, np.float32)}
+    _, report = bl.from_torch(source, model, shapes(model, X), X)
+    assert "padding is 'SAME', which in PyTorch is another" in report["Conv_0"].reason
+
+
+def test_a_group_norm_after_a_flatten_is_refused():
+    model = Compact(lambda x: nn.GroupNorm(2)(x.reshape(2, -1)))
+    source = {"n.weight": np.ones(120), "n.bias": np.zeros(120)}
+    with pytest.raises(ValueError, match="its groups are of other features than in PyTorch"):
+        bl.from_torch(source, model, shapes(model, X), X)
 
 
 def test_arrays_are_in_c_order_because_safetensors_takes_that_for_granted():

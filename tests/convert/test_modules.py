@@ -118,6 +118,34 @@ def test_resnet_18_in_nnx():
     assert all(np.array_equal(back[name], value.numpy()) for name, value in net.state_dict().items())
 
 
+class Lifted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.remat(nn.Dense)(4, name="remat")(x)
+        lift = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        both = nn.vmap(nn.Dense, in_axes=None, axis_size=2, **lift)(4, name="both")(x)
+        return nn.jit(nn.Dense)(3, name="jit")(nn.tanh(both.sum(0)))
+
+
+class Branches(tn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.both = tn.Linear(4, 4), tn.ModuleList([tn.Linear(4, 4), tn.Linear(4, 4)])
+        self.last = tn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(torch.tanh(self.both[0](x) + self.both[1](x)))
+
+
+def test_layers_under_transformations_are_compared_one_by_one():
+    net, x = sources.torch_module(lambda _: Branches()), IMAGE[:, 0, 0]
+    variables, report = bl.from_torch(net, Lifted(), shapes(Lifted(), x), x)
+    assert all(row.evidence["error"] < 1e-6 for row in report)
+    assert report["both"].evidence["from"] == "both.0, both.1"
+    np.testing.assert_allclose(Lifted().apply(variables, x), sources.torch_output(net, x), atol=1e-6)
+
+
 class Swapped(tn.Module):
     """Defined in another order than called, and used in yet another way."""
 
@@ -131,6 +159,7 @@ class Swapped(tn.Module):
 
 
 IMAGE = np.random.default_rng(1).normal(size=(2, 6, 5, 4)).astype(np.float32)
+ROW = IMAGE[:, 0, 0]
 TWO = Compact(lambda x: nn.Conv(4, (3, 3))(nn.relu(nn.Conv(4, (3, 3))(x))))
 
 
@@ -184,7 +213,7 @@ def test_what_is_shared_is_there_once():
         (tn.LayerNorm(4, eps=1e-1), lambda x: nn.LayerNorm()(x), "epsilon is 1e-06, and there it is 0.1: write"),
         (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh(), tn.Conv2d(4, 3, 1)),
          lambda x: nn.Conv(3, (1, 1))(nn.relu(nn.Conv(4, (1, 1))(x))), r"the source has '1': Tanh\(\)"),
-        (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh()), lambda x: nn.relu(nn.Conv(4, (1, 1))(x)), "the output differs"),
+        (tn.Sequential(tn.Conv2d(4, 4, 1), tn.Tanh()), lambda x: nn.relu(nn.Conv(4, (1, 1))(x)), "do something else"),
     ],
     ids=["dilation", "epsilon", "between", "after"],
 )  # fmt: skip
@@ -215,7 +244,133 @@ def test_a_new_head_and_what_comes_before_it_is_compared():
     assert new["params"]["Dense_0"]["kernel"] is variables["params"]["Dense_0"]["kernel"]
 
 
+class ByFunctions(tn.Module):
+    """Layers that are not called, in another order than that of their definition."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = tn.Linear(4, 4), tn.Linear(4, 4), tn.Linear(4, 3)
+
+    def forward(self, x):
+        for layer in (self.b, self.a):
+            x = torch.tanh(tn.functional.linear(x, layer.weight, layer.bias))
+        return self.head(x)
+
+
+def test_layers_that_are_not_called_are_seen_in_what_follows():
+    net = ByFunctions()
+    net.a, net.b = net.b, net.a
+    last = lambda x: nn.Dense(7, name="new")(nn.Dense(3)(nn.tanh(nn.Dense(4)(nn.tanh(nn.Dense(4)(x))))))  # noqa: E731
+    variables = Compact(last).init(jax.random.key(0), ROW)
+    with pytest.raises(ValueError, match="The first ones that differ are those of 'Dense_0'"):
+        bl.from_torch(ByFunctions(), Compact(last), variables, ROW, keep="^params/new/")
+    net.forward = lambda x: net.head(torch.tanh(tn.functional.linear(torch.tanh(net.a(x)), net.b.weight, net.b.bias)))
+    new, _ = bl.from_torch(net, Compact(last), variables, ROW, keep="^params/new/")
+    np.testing.assert_array_equal(new["params"]["Dense_1"]["kernel"], net.b.weight.detach().numpy().T)
+
+
+def test_layers_that_are_not_called_are_not_taken_to_be_in_order():
+    model = Compact(lambda x: nn.Dense(7, name="new")(nn.tanh(nn.Dense(4)(nn.tanh(nn.Dense(4)(x))))))
+    with pytest.raises(ValueError, match=r"PyTorch does not call all of them .*Give `expect=\(batch, output\)`"):
+        bl.from_torch(ByFunctions(), model, model.init(jax.random.key(0), ROW), ROW, keep="^params/new/")
+
+
+def test_layers_of_one_input_before_a_new_head_need_rename():
+    """Each fits in the place of the other; a layer after them that is compared tells."""
+
+    class Gated(tn.Module):
+        def __init__(self):
+            super().__init__()
+            self.v, self.k, self.fc = tn.Linear(4, 4), tn.Linear(4, 4), tn.Linear(4, 3)
+
+        def forward(self, x):
+            v, k = self.v(x), self.k(x)
+            return self.fc(torch.tanh(k) * v)
+
+    def gated(x):
+        a, b = nn.Dense(4, name="a")(x), nn.Dense(4, name="b")(x)
+        return nn.tanh(a) * b
+
+    net, model = Gated(), Compact(lambda x: nn.Dense(7, name="new")(gated(x)))
+    variables = model.init(jax.random.key(0), ROW)
+    with pytest.raises(ValueError, match="have the same input, so that each fits"):
+        bl.from_torch(net, model, variables, ROW, keep="^params/new/")
+    names = {"k": "a", "v": "b"}
+
+    def rename(name):
+        layer, what = name.split(".")
+        return f"params/{names[layer]}/{'kernel' if what == 'weight' else what}" if layer in names else None
+
+    new, _ = bl.from_torch(net, model, variables, ROW, keep="^params/new/", rename=rename)
+    np.testing.assert_array_equal(new["params"]["a"]["kernel"], net.k.weight.detach().numpy().T)
+
+
+def test_outputs_that_cannot_be_compared_are_said():
+    net = sources.torch_module(lambda t: t.Linear(4, 3))
+    both = type("Both", (tn.Module,), {"forward": lambda self, x: (self.fc(x), x)})()
+    both.fc = net
+    model = Compact(lambda x: nn.Dense(3)(x))
+    _, report = bl.from_torch(both, model, shapes(model, ROW), ROW)
+    assert [(row.path, row.done) for row in report] == [("Dense_0", True), ("(output)", False)]
+
+
+def test_a_model_in_training_mode_is_named():
+    model = Compact(lambda x: nn.BatchNorm(use_running_average=False)(x))
+    with pytest.raises(ValueError, match=r"It normalizes by the batch, .* `call` must run the model as for evaluation"):
+        bl.from_torch(sources.torch_module(lambda t: t.BatchNorm2d(4)), model, shapes(model, IMAGE), IMAGE)
+
+
+@pytest.mark.parametrize("change", [lambda t: t.to("meta"), torch.Tensor.to_sparse], ids=["meta", "sparse"])
+def test_tensors_that_numpy_cannot_have(change):
+    state = {name: change(value) for name, value in tn.Linear(4, 3).state_dict().items()}
+    model = Compact(lambda x: nn.Dense(3)(x))
+    with pytest.raises(ValueError, match="`source` has at 'weight' a tensor that numpy cannot have"):
+        bl.from_torch(state, model, shapes(model, ROW), ROW)
+
+
+class Attention(tn.Module):
+    """Its projections have one input and one shape, and are called in another order."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.key, self.query = (tn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        value, key, query = self.value(x), self.key(x), self.query(x)
+        return torch.softmax(query @ key.T, -1) @ value
+
+
+class FlaxAttention(nn.Module):
+    names: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x):
+        query, key, value = (nn.Dense(4, name=name)(x) for name in self.names)
+        return nn.softmax(query @ key.T) @ value
+
+
+def test_parallel_layers_that_only_names_tell_apart():
+    net, x = sources.torch_module(lambda _: Attention()), IMAGE[:, 0, 0]
+    model = FlaxAttention(("query", "key", "value"))
+    variables, _ = bl.from_torch(net, model, shapes(model, x), x)
+    np.testing.assert_allclose(model.apply(variables, x), sources.torch_output(net, x), atol=1e-6)
+    model = FlaxAttention(("a", "b", "c"))
+    with pytest.raises(ValueError, match=r"called in another order, which `rename` puts right. The output differs by"):
+        bl.from_torch(net, model, shapes(model, x), x)
+
+
+def test_a_model_of_keras_that_is_not_built_with_channels_first():
+    net = keras.Sequential([keras.layers.Conv2D(3, 3, padding="same", data_format="channels_first")])
+    model = Compact(lambda x: nn.Conv(3, (3, 3))(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2))
+    variables, _ = bl.from_keras(net, model, shapes(model, IMAGE), IMAGE)
+    np.testing.assert_allclose(model.apply(variables, IMAGE), net(IMAGE), atol=1e-6)
+
+
 def test_a_module_that_does_not_take_the_example():
+    with pytest.raises(ValueError, match="`example` must be an array if `source` is a module"):
+        bl.from_torch(tn.Linear(4, 4), TWO, shapes(TWO, IMAGE), jax.ShapeDtypeStruct(IMAGE.shape, IMAGE.dtype))
+    with pytest.raises(ValueError, match="or a module, but it is a type"):
+        bl.from_torch(tn.Linear, TWO, shapes(TWO, IMAGE), IMAGE)
     with pytest.raises(ValueError, match=r"(?s)`source` does not take `example`.*Give `source.state_dict\(\)`"):
         bl.from_torch(tn.Bilinear(4, 4, 3), TWO, shapes(TWO, IMAGE), IMAGE)
 

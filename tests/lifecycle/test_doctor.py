@@ -357,8 +357,58 @@ def test_the_picture_shows_every_norm_where_it_is(tmp_path):
         ({"tx": optax.contrib.reduce_on_plateau()}, "`tx` must take gradients and parameters alone"),
         ({"replicated": True}, "`replicated=True` says that each leaf"),
         ({"valid": [True]}, "`valid` must be a function"),
+        ({"batches": {"x": BATCHES[0]}}, "`batches` must be a list of batches"),
+        ({"batches": [{"x": BATCHES[0], "id": "7"}]}, r"`batches` .* has a str at `batch\['id'\]`; leave it out"),
+        ({"call": None}, "`call` must be a function of a model and a batch"),
+        ({"call": lambda model, x: (model(x), "logits")}, "`call` must return an array, or a tree of arrays"),
+        ({"tx": optax.multi_transform({"a": optax.sgd(1)}, {"x": "a"})}, "`tx` does not fit the parameters"),
     ],
 )
 def test_bad_arguments(arguments, words):
     with pytest.raises(ValueError, match=words):
         diagnosed("linen", healthy(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "variables", "words"),
+    [
+        (Net, healthy(), "`model` must be a module of linen, such as `Model\\(\\)`, but it is the class Net"),
+        (Net(), healthy()["params"], "`variables` must have collections such as 'params'"),
+        (Net(), {"params": healthy()["params"]}, "`variables` has no running mean and variance for 'a'"),
+        (Net(), jax.eval_shape(healthy), "`variables` has shapes in the place of values"),
+        (Net(), jax.tree.map(lambda t: np.stack([t, t]), healthy()), "give `replicated=True`"),
+    ],
+    ids=["class", "params", "no statistics", "shapes", "replicated"],
+)
+def test_models_and_variables_that_are_none(model, variables, words):
+    with pytest.raises(ValueError, match=words):
+        bl.doctor(model, variables, BATCHES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: jnp.where(jnp.arange(3) == 1, -jnp.inf, y),  # a masked class
+        lambda y: jax.nn.softmax(y).sum(-1, keepdims=True),  # 1, but for rounding
+    ],
+    ids=["masked", "constant"],
+)
+def test_outputs_that_tell_nothing_blame_nothing(change):
+    diagnosis = diagnosed("linen", healthy(), call=lambda model, x: change(model(x)))
+    assert diagnosis.findings == ()
+    assert diagnosis.outputs_differ < 0.25
+
+
+def test_columns_of_a_table_with_units_of_their_own_are_not_dead():
+    scale = np.float32([1e6, 1e5, 1e6, 1, 0.1, 0])
+    batches = [x * scale for x in BATCHES]
+    model = nn.Sequential([nn.BatchNorm(use_running_average=True), nn.Dense(3)])
+    variables = model.init(jax.random.key(0), batches[0])
+    variables = {**variables, "batch_stats": bl.recalibrate(model, variables, batches)[0]}
+    (dead,) = bl.doctor(model, variables, batches).findings
+    assert (dead.code, dead.severity, dead.evidence["features"]) == ("dead-channels", "note", 1)
+
+
+def test_a_norm_whose_elements_are_all_padding_was_called():
+    diagnosis = diagnosed("linen", healthy(), valid=lambda batch: jnp.zeros(64, bool))
+    assert {row.reason for row in diagnosis.report} == {"no element was valid"}

@@ -12,7 +12,7 @@ import numpy as np
 from bnjax._lifecycle.compare import difference
 from bnjax._lifecycle.convert.layers import Layer
 from bnjax._lifecycle.convert.origin import Origin, Ran
-from bnjax._lifecycle.convert.units import Unit
+from bnjax._lifecycle.convert.units import Unit, tokens
 
 MOST, MOST_LOW = 1e-3, 0.1  # of the largest entry, in float32 and in bfloat16 or float16
 
@@ -39,6 +39,10 @@ class DifferenceError(ValueError):
     def __init__(self, said: str, met: Met, calls: Calls):
         super().__init__(said)
         self.met, self.calls = met, calls
+
+
+class OutputError(ValueError):
+    """The outputs of both models differ."""
 
 
 def errors(
@@ -86,11 +90,27 @@ def swapped(
     return None
 
 
+def parallel(pairs: Sequence[tuple[Layer, Unit]], origin: Origin) -> list[int]:
+    """Where layers end that have other names, one shape and one input: what each computes fits any of them.
+
+    Each is told by the last of its layers in `pairs`.
+    """
+    ran = {call.name: call for call in (origin.run.calls if origin.run else ())}
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for n, (layer, unit) in enumerate(pairs):
+        call = ran.get(unit.owner or unit.name)
+        if call is not None and tokens(layer.name) != tokens(unit.name):
+            x = np.asarray(call.x)
+            shapes = tuple(sorted((role, t.shape) for role, t in unit.tensors.items()))
+            alike[shapes, x.shape, x.tobytes()].append(n)
+    return [max(group) for group in alike.values() if len(group) > 1]
+
+
 def output(said: str, ours: Any, theirs: Any, most: float) -> float:
     """The difference of the outputs of both models; not a number where they cannot be compared.
 
     Raises:
-      ValueError: a difference; begins with `said`.
+      OutputError: a difference; begins with `said`.
     """
     a, b = jax.tree.leaves(ours), jax.tree.leaves(theirs)
     if len(a) != len(b) or not a:
@@ -99,7 +119,7 @@ def output(said: str, ours: Any, theirs: Any, most: float) -> float:
     if np.isinf(error):
         return float("nan")
     if not error <= most:
-        raise ValueError(f"{said} differs by {error:.1e} of its largest entry.")
+        raise OutputError(f"{said} differs by {error:.1e} of its largest entry.")
     return error
 
 
@@ -174,6 +194,11 @@ def _same_input(layer: Layer, theirs: Ran) -> str:
         wrong.append(f"{name} is {own!r}, and there it is {value!r}: write `{name}={value!r}`")
     if wrong:
         return f"In the layer of the Flax model {'; '.join(wrong)}."
+    if "mean" in layer.leaves:
+        return (
+            "It normalizes by the batch, or the layers are matched wrongly. `call` must run the model as for "
+            "evaluation, such as `lambda model, x: model(x, train=False)`; else see `rename`."
+        )
     return "Both have the same settings as far as can be seen, so the layers may be matched wrongly: see `rename`."
 
 

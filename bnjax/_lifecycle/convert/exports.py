@@ -10,10 +10,11 @@ import numpy as np
 from bnjax._lifecycle.convert.imports import Parts
 from bnjax._lifecycle.convert.layers import LOST, Layer
 from bnjax._lifecycle.convert.layouts import from_flax
+from bnjax._lifecycle.convert.renamed import path_and_change
 from bnjax._lifecycle.convert.rows import BETWEEN
 from bnjax._lifecycle.convert.torch_names import full_name, joined, name_of
 from bnjax._lifecycle.convert.values import per_output, put_together
-from bnjax._lifecycle.report import Report
+from bnjax._lifecycle.report import Report, Row
 
 Rename = Callable[[str], Any] | Report
 
@@ -26,6 +27,8 @@ def exported(parts: Parts, rename: Rename | None) -> dict[str, np.ndarray]:
     """
     if rename is not None and not callable(rename) and not isinstance(rename, Report):
         raise ValueError(f"`rename` must be a function of a path or a `Report`, but it is a {type(rename).__name__}.")
+    if isinstance(rename, Report) and not any(_of_report(layer, rename) for layer in parts.layers):
+        raise ValueError("`rename` is a report of another model: it has no layer of this one.")
     lost = [f"{layer.path!r} ({layer.seen.cls})" for layer in parts.layers if layer.kind == LOST]
     if lost and (rename is None or isinstance(rename, Report)):
         raise ValueError(
@@ -45,15 +48,15 @@ def _arrays(layer: Layer, parts: Parts, rename: Rename | None) -> Iterator[tuple
     """The arrays of a layer with their names."""
     if rename is not None and not isinstance(rename, Report):
         for role, leaf in layer.leaves.items():
-            name = rename(leaf.shown)
-            name, change = name if isinstance(name, tuple) else (name, None)
+            name, change = path_and_change(leaf.shown, rename(leaf.shown))
             if name is not None:
                 value = _value(layer, role, parts)
-                yield name, value if change is None else change(contiguous(value))
+                yield name, value if change is None else np.asarray(change(contiguous(value)))
         return
     unit, evidence = _unit(layer, parts, rename)
     known = evidence.get("arrays", {})
     layer.offset = evidence.get("offset", 0.0) if evidence else layer.plus
+    layer.as_is = evidence.get("as_is", False)
     values = {role: _value(layer, role, parts) for role in layer.leaves}
     if "length" in values and not (per_output(layer) and (not evidence or "length" in known)):
         values = _without_length(layer, values, parts)
@@ -65,8 +68,8 @@ def _arrays(layer: Layer, parts: Parts, rename: Rename | None) -> Iterator[tuple
 
 
 def contiguous(value: np.ndarray) -> np.ndarray:
-    """In C order, which safetensors takes for granted; `np.ascontiguousarray` would make a number a vector."""
-    return np.asarray(value, order="C")
+    """A copy in C order, which safetensors takes for granted; `np.ascontiguousarray` would make a number a vector."""
+    return np.array(value, order="C")
 
 
 def _value(layer: Layer, role: str, parts: Parts) -> np.ndarray:
@@ -85,9 +88,13 @@ def _without_length(layer: Layer, values: dict[str, np.ndarray], parts: Parts) -
     return {role: value for role, value in values.items() if role != "length"} | {"weight": weight}
 
 
+def _of_report(layer: Layer, report: Report | None) -> Row | None:
+    return next((row for row in report or () if row.path == layer.path and "from" in row.evidence), None)
+
+
 def _unit(layer: Layer, parts: Parts, report: Report | None) -> tuple[str, dict[str, Any]]:
     """The layer of PyTorch that a layer came from, and what is known of it."""
-    row = next((row for row in report or () if row.path == layer.path and "from" in row.evidence), None)
+    row = _of_report(layer, report)
     if row is None:
         return layer.name, {}  # nobody's, such as a new head
     same = [one for one in parts.layers if one.path == layer.path]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,48 +14,24 @@ import numpy as np
 
 from bnjax._lifecycle.compare import is_exact
 from bnjax._lifecycle.convert import check
+from bnjax._lifecycle.convert.ask import Ask, some
 from bnjax._lifecycle.convert.layers import LOST, Layer, layers_of
-from bnjax._lifecycle.convert.match import Matched, Matching, Pairs
+from bnjax._lifecycle.convert.match import PARALLEL, Matched, Matching, Pairs
 from bnjax._lifecycle.convert.model import Model
 from bnjax._lifecycle.convert.offsets import offset_of
 from bnjax._lifecycle.convert.order import set_orders
 from bnjax._lifecycle.convert.origin import Origin
-from bnjax._lifecycle.convert.renamed import Rename, renamed
+from bnjax._lifecycle.convert.renamed import renamed
 from bnjax._lifecycle.convert.rows import rows_of
 from bnjax._lifecycle.convert.values import values_for
 from bnjax._lifecycle.fold import like
 from bnjax._lifecycle.graph import Graph
-from bnjax._lifecycle.report import Report
+from bnjax._lifecycle.report import Report, Row, raise_if_nothing_done
 
-
-@dataclasses.dataclass(frozen=True)
-class Ask:
-    """What a user asked for; see `from_torch`."""
-
-    verb: str
-    example: Any
-    rename: Rename | None = None
-    keep: str | None = None
-    expect: tuple[Any, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.keep is not None and not isinstance(self.keep, str):
-            raise ValueError(f"`keep` must be a regular expression, but it is {self.keep!r}.")
-        if self.keep is not None:
-            try:
-                re.compile(self.keep)
-            except re.error as error:
-                raise ValueError(f"`keep` must be a regular expression, but it is {self.keep!r}: {error}.") from error
-        if self.expect is not None and (not isinstance(self.expect, tuple) or len(self.expect) != 2):
-            raise ValueError(
-                "`expect` must be a pair of a batch and the output for it, both as the Flax model has them."
-            )
-        if self.rename is not None and not callable(self.rename):
-            raise ValueError(f"`rename` must be a function of a name, but it is a {type(self.rename).__name__}.")
-
-    def keeps(self, leaf: str) -> bool:
-        """Whether a leaf stays as it is."""
-        return self.keep is not None and re.search(self.keep, leaf) is not None
+AFTER = (
+    "found the same in all layers, but the models do something else with what these give; or layers of one shape and "
+    "one input are called in another order, which `rename` puts right. The output"
+)
 
 
 @dataclasses.dataclass
@@ -89,28 +64,79 @@ class Parts:
         return bool(self.layers) and self.layers[0].kind in ("conv", "conv_transpose")
 
 
+AS_LISTED = (
+    "Layers of one shape were matched in the order below, which may be another in the source: name them by `rename`, "
+    "or give the module in place of its arrays."
+)
+NOT_COMPARED = "the outputs of both models have other shapes, so only those of the layers were compared"
+
+
+class Checked(NamedTuple):
+    """What was compared.
+
+    Attributes:
+      errors: the differences of the outputs of layers, by the ids of the layers.
+      is_whole: whether the outputs of the models were compared, too.
+    """
+
+    errors: dict[int, float]
+    is_whole: bool
+
+
 def imported(parts: Parts, origin: Origin, ask: Ask) -> tuple[dict[str, Any], Report]:
     """The variables with the arrays of the source in them, and a report.
 
     Raises:
       ValueError: what does not fit, is ambiguous, or computes something else.
     """
+    ask.check_kept(parts.model.leaves)
     if ask.rename is not None:
         found = Matched(renamed(origin, parts.layers, ask.rename), [])
     else:
         whole = lambda layer: all(ask.keeps(leaf.name) for leaf in layer.leaves.values())  # noqa: E731
         matching = Matching(ask.verb, origin.dialect, parts.layers, origin.units, whole)
-        found = matching.matched(in_order=origin.run is not None)
+        found = matching.matched({call.name for call in origin.run.calls} if origin.run else ())
         if found.doubt and origin.run is None and ask.expect is None:
-            lists = matching.side_by_side()
-            raise ValueError(f"`{ask.verb}` cannot tell which layer is which: {found.doubt}\n{lists}")
-    pairs, new, errors = _settled(ask, origin, parts, found.pairs)
-    used = {id(unit) for _, unit in pairs}
-    numbers = [unit for unit in origin.units if not unit.is_weight and id(unit) not in used]
-    return new, Report(rows_of(parts.layers, found._replace(pairs=pairs), numbers, errors, ask.keeps))
+            raise ValueError(_in_doubt(ask, matching, found.doubt))
+    try:
+        pairs, new, (errors, is_whole) = _settled(ask, origin, parts, found.pairs)
+    except check.OutputError as error:
+        if not found.doubt:
+            raise
+        raise ValueError(f"{error} {AS_LISTED}\n{matching.side_by_side()}") from error
+    if found.doubt and not is_whole and not _seen_later(matching, pairs, errors):
+        raise ValueError(_in_doubt(ask, matching, found.doubt))
+    if ask.rename is None and not is_whole and not _seen_after(pairs, errors, check.parallel(pairs, origin)):
+        raise ValueError(_in_doubt(ask, matching, PARALLEL))
+    used = {name for _, unit in pairs for name in unit.names.values()}
+    numbers = [unit for unit in origin.units if not unit.is_weight and used.isdisjoint(unit.names.values())]
+    rows = rows_of(origin.dialect, parts.layers, found._replace(pairs=pairs), numbers, errors, ask.keeps)
+    if origin.run is not None and not is_whole and not any(map(ask.keeps, parts.model.leaves)):
+        rows.append(Row("(output)", "output", False, NOT_COMPARED))
+    report = Report(rows)
+    if parts.layers:
+        raise_if_nothing_done(ask.verb, report, "`keep` leaves all as it is; give one that is found in fewer paths.")
+    return new, report
 
 
-def _settled(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> tuple[Pairs, dict[str, Any], dict[int, float]]:
+def _seen_later(matching: Matching, pairs: Pairs, errors: Mapping[int, float]) -> bool:
+    """Whether what layers in doubt do was seen in later outputs; of each shape all but one, which is what is left."""
+    last = max((n for n, (layer, _) in enumerate(pairs) if id(layer) in errors), default=-1)
+    unseen = {id(layer) for layer, _ in pairs[max(last, 0) :]}
+    return all(sum(id(layer) in unseen for layer in group) < 2 for group in matching.in_doubt)
+
+
+def _seen_after(pairs: Pairs, errors: Mapping[int, float], ends: Sequence[int]) -> bool:
+    """Whether a layer was compared that comes after each of these places."""
+    last = max((n for n, (layer, _) in enumerate(pairs) if id(layer) in errors), default=-1)
+    return all(end < last for end in ends)
+
+
+def _in_doubt(ask: Ask, matching: Matching, doubt: str) -> str:
+    return f"`{ask.verb}` cannot tell which layer is which: {doubt}\n{matching.side_by_side()}"
+
+
+def _settled(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> tuple[Pairs, dict[str, Any], Checked]:
     """The pairs, with branches exchanged that the source computes in another order; the leaves; the differences."""
     while True:
         new = written(ask, origin, parts, pairs)
@@ -134,10 +160,9 @@ def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, A
     leaves = parts.model.leaves
     for layer, unit in pairs:
         layer.offset = layer.plus - unit.offset
-        for role, value in values_for(ask.verb, origin.dialect, layer, unit).items():
+        named = ask.rename is not None
+        for role, value in values_for(ask.verb, origin.dialect, layer, unit, ask.keeps, named=named).items():
             leaf = layer.leaves[role]
-            if ask.keeps(leaf.name):
-                continue
             old = leaves[leaf.name]
             whole = wholes.setdefault(leaf.name, np.zeros(old.shape, np.result_type(old.dtype, value.dtype)))
             leaf.put(whole, value)
@@ -145,16 +170,28 @@ def written(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs) -> dict[str, A
     unset = [name for name, old in leaves.items() if done[name] != np.size(old) and not ask.keeps(name)]
     if unset:
         lost = {layer.path: f" ({layer.seen.cls})" for layer in parts.layers if layer.kind == LOST}
-        shown = ", ".join(f"{name!r}{lost.get(name, '')}" for name in unset[:8])
         raise ValueError(
-            f"`{ask.verb}` has nothing for {shown}{' and more' if len(unset) > 8 else ''}. Name what goes there by "
+            f"`{ask.verb}` has nothing for {some(unset, lost)}. Name what goes there by "
             "`rename`, or leave it as it is by `keep`, a regular expression."
+        )
+    shapes = [name for name in leaves if name not in wholes and isinstance(leaves[name], jax.ShapeDtypeStruct)]
+    if shapes:
+        raise ValueError(
+            f"`variables` must have numbers for what `keep` leaves as it is, but has a shape for {shapes[0]!r}; give "
+            "what `init` returns."
         )
     return {**leaves, **{name: _like(ask.verb, name, leaves[name], whole) for name, whole in wholes.items()}}
 
 
 def _like(verb: str, name: str, old: Any, value: np.ndarray) -> Any:
     """The value with dtype and place of the old one, rounded once."""
+    if np.iscomplexobj(value) and not jnp.issubdtype(old.dtype, jnp.complexfloating):
+        if value.imag.any():
+            raise ValueError(
+                f"`source` has complex numbers for {name!r}, whose dtype is {old.dtype}; give a model whose "
+                "parameters are complex, too."
+            )
+        value = value.real
     if isinstance(old, jax.ShapeDtypeStruct):
         with np.errstate(over="ignore"):  # which is refused
             new: Any = jnp.asarray(value.astype(old.dtype))
@@ -168,32 +205,40 @@ def _like(verb: str, name: str, old: Any, value: np.ndarray) -> Any:
     return new
 
 
-def checked(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs, new: Mapping[str, Any]) -> dict[int, float]:
-    """Compares with what the source computes, and with what is expected; returns the difference by layer.
+def checked(ask: Ask, origin: Origin, parts: Parts, pairs: Pairs, new: Mapping[str, Any]) -> Checked:
+    """Compares with what the source computes, and with what is expected.
 
     Raises:
       ValueError: a difference.
     """
     most = parts.most
     errors: dict[int, float] = {}
+    is_whole = ask.expect is not None
     with jax.default_matmul_precision("highest"):
         if origin.run is not None:
             calls: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
             output = parts.model.watched(new, ask.example, lambda path, x, y: calls[path].append((x, y)))
+            jax.effects_barrier()
             # What comes after a layer that is kept computes something else, and should.
             kept = {id(t) for t in parts.layers if any(ask.keeps(leaf.name) for leaf in t.leaves.values())}
             before = {id(t) for t in itertools.takewhile(lambda t: id(t) not in kept, parts.layers)}
             compared = [pair for pair in pairs if id(pair[0]) in before]
             errors = check.errors(ask.verb, compared, calls, origin, most)
             if not kept:
-                check.output(
-                    f"`{ask.verb}` found the same in all layers, but the output", output, origin.run.output, most
-                )
+                said = f"`{ask.verb}` {AFTER}"
+                is_whole |= not np.isnan(check.output(said, output, origin.run.output, most))
         if ask.expect is not None:
             batch, wanted = ask.expect
-            output = parts.model.watched(new, batch, lambda path, x, y: None)
+            output = _expected(parts, new, batch)
             said = f"`{ask.verb}` matched the layers, and what comes out is not that of `expect`: the output"
             if np.isnan(check.output(said, output, wanted, most)):
                 shapes = jax.tree.map(np.shape, output)
                 raise ValueError(f"`expect` must have an output like that of the model, with the shapes {shapes}.")
-    return errors
+    return Checked(errors, is_whole)
+
+
+def _expected(parts: Parts, new: Mapping[str, Any], batch: Any) -> Any:
+    try:
+        return parts.model.watched(new, batch, lambda path, x, y: None)
+    except Exception as error:  # the model ran on `example`
+        raise ValueError(f"`expect` has a batch that the model does not take, other than `example`: {error}") from error

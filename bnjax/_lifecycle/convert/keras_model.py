@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bnjax._lifecycle.convert.origin import Origin, Ran, Run, in_order_of_calls
+from bnjax._lifecycle.convert.origin import Origin, Ran, Run, check_example, in_order_of_calls
 from bnjax._lifecycle.convert.sources import read
 from bnjax._lifecycle.convert.units import Unit, units_of
 
@@ -23,8 +23,11 @@ def keras_origin(source: Any, example: Any) -> Origin:
     Raises:
       ValueError: no source; a model that does not take the example.
     """
-    if not hasattr(source, "_flatten_layers"):
+    if isinstance(source, type) or not hasattr(source, "_flatten_layers"):
         return Origin("keras", units_of(read(source), "/"))
+    check_example(example)
+    if not source.built:
+        _run(source, {}, example)  # which makes its variables
     layers = {_name(layer): layer for layer in source._flatten_layers() if not list(_inner(layer))}
     layers |= {_name(layer): layer for layer in source._flatten_layers() if _own(layer)}
     units = [unit for name, layer in layers.items() for unit in _units(name, layer)]

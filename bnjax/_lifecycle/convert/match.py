@@ -25,6 +25,15 @@ DOUBTFUL = (
     "not be that of the calls. Give the module in place of its arrays, or `expect=(batch, output)` for a check, or "
     "`rename`."
 )
+UNCALLED = (
+    "several layers have the same shape, and PyTorch does not call all of them as modules (`functional.linear(x, "
+    "self.fc.weight)`), so that their order is not known; nor can the outputs of both models be compared. Give "
+    "`expect=(batch, output)` for a check, or `rename`."
+)
+PARALLEL = (
+    "several layers of the same shape have the same input, so that each fits in the place of each, and no layer after "
+    "them is compared. Give `rename`, or leave out `keep`."
+)
 SQUARE = (
     "is of a class of its own, and its kernel is square, so that no shape tells which axis is the input. Give the "
     "module in place of its arrays, or `expect=(batch, output)` for a check, or `rename`."
@@ -66,13 +75,14 @@ class Matching:
     ):
         self.verb, self.dialect, self.layers = verb, dialect, layers
         self.units = units
+        self.in_doubt: list[list[Layer]] = []  # of one shape, and in no known order
         self.kept = {id(layer) for layer in layers if keeps(layer)}
 
-    def matched(self, *, in_order: bool) -> Matched:
+    def matched(self, called: Collection[str] = ()) -> Matched:
         """By names, if all are the same; else by shape, and among layers of one shape by names or by order.
 
         Args:
-          in_order: whether the units are in the order of calls, too.
+          called: the names of layers of the source that were seen to be called: they are in the order of calls, too.
 
         Raises:
           ValueError: layers and units do not fit together.
@@ -80,7 +90,7 @@ class Matching:
         self._as_they_are()
         pairs, doubt = self._by_names(), ""
         if pairs is None:
-            pairs, doubt = self._by_shape(in_order)
+            pairs, doubt = self._by_shape(called)
         left = self._left(pairs)
         missing = [layer for layer in self.layers if id(layer) not in self.kept | {id(t) for t, _ in pairs}]
         if missing or len(left) > len(self.kept):
@@ -131,7 +141,7 @@ class Matching:
                 return None
         return pairs if len(self._left(pairs)) <= len(self.kept) else None
 
-    def _by_shape(self, in_order: bool) -> tuple[Pairs, str]:
+    def _by_shape(self, called: Collection[str]) -> tuple[Pairs, str]:
         targets, sources = defaultdict(list), defaultdict(list)
         for layer in self.layers:
             targets[self._key(layer)].append(layer)
@@ -149,7 +159,10 @@ class Matching:
                 named = len(by_name) == len(units) and {tokens(layer.name) for layer in layers} == set(by_name)
                 units = [by_name[tokens(layer.name)] for layer in layers] if named else units
                 pairs += zip(layers, units, strict=True)
-                doubt = doubt if named or in_order or len(layers) < 2 else DOUBTFUL
+                in_order = all((unit.owner or unit.name) in called for unit in units)
+                if not named and not in_order and len(layers) > 1:
+                    doubt = UNCALLED if called else DOUBTFUL
+                    self.in_doubt.append(layers)
         return pairs, doubt
 
     def _square(self, pairs: Pairs) -> str:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from bnjax._lifecycle.convert.units import Unit
 
 
@@ -55,3 +57,11 @@ def in_order_of_calls(units: Sequence[Unit], calls: Sequence[Ran]) -> list[Unit]
     for n, call in enumerate(calls):
         first.setdefault(call.name, n)
     return sorted(units, key=lambda unit: first.get(unit.owner or unit.name, len(calls)))
+
+
+def check_example(example: Any) -> None:
+    """Raises where a source cannot be run, because the example has no numbers."""
+    if any(isinstance(t, jax.ShapeDtypeStruct) for t in jax.tree.leaves(example)):
+        raise ValueError(
+            "`example` must be an array if `source` is a module, because both models run on it, but it is a shape."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,10 +13,12 @@ from jax import Array
 
 from bnjax._checks import canonical_axes
 from bnjax._lifecycle.convert.layers import Seen
+from bnjax._lifecycle.convert.model import Watch
 from bnjax._lifecycle.tags import Tag, tag_leaves, tagged
 from bnjax._norms.spec import Spec
+from bnjax._unstable import is_traced
 
-SETTINGS = ("epsilon", "momentum", "padding", "strides", "kernel_dilation")
+SETTINGS = ("epsilon", "momentum", "padding", "strides", "kernel_dilation", "num_groups")
 
 
 def settings_of(module: Any) -> dict[str, Any]:
@@ -101,3 +104,11 @@ def at_random(args: Any) -> Any:
 def on_device(example: Any) -> Any:
     """Arrays of numpy as JAX's, which loops carry."""
     return jax.tree.map(lambda t: jnp.asarray(t) if isinstance(t, np.ndarray) else t, example)
+
+
+def seen_by(watch: Watch, path: str, x: Any, y: Any) -> None:
+    """Hands the input and the output of a layer to `watch`: now, or where a transformation computes them, then."""
+    if is_traced(x) or is_traced(y):
+        jax.debug.callback(functools.partial(watch, path), x, y)
+    else:
+        watch(path, x, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,24 @@ def array(value: Any, name: str) -> np.ndarray:
     if isinstance(value, Mapping):
         raise ValueError(f"`source` has a mapping at {name!r}, and not an array; give `source[{name!r}]`.")
     if hasattr(value, "detach"):  # a tensor of PyTorch, which numpy knows but for bfloat16
-        value = value.detach().cpu()
-        value = value.float().numpy().astype(jnp.bfloat16) if str(value.dtype) == "torch.bfloat16" else value.numpy()
-    elif hasattr(value, "numpy") and hasattr(value, "value"):  # a variable of Keras, whose own way numpy warns of
+        return _of_tensor(value, name)
+    if hasattr(value, "numpy") and hasattr(value, "value"):  # a variable of Keras, whose own way numpy warns of
         return array(value.value, name)
     found = np.asarray(value)
     if found.dtype == object or found.dtype.kind in "USM":
         raise ValueError(f"`source` must have arrays of numbers, but at {name!r} it has a {type(value).__name__}.")
     return found
+
+
+def _of_tensor(value: Any, name: str) -> np.ndarray:
+    try:
+        value = value.detach().cpu()
+        return value.float().numpy().astype(jnp.bfloat16) if str(value.dtype) == "torch.bfloat16" else value.numpy()
+    except (TypeError, RuntimeError) as error:  # on the meta device, sparse, quantized, float8
+        raise ValueError(
+            f"`source` has at {name!r} a tensor that numpy cannot have ({str(error).splitlines()[0]}). Give one that "
+            "is loaded, dense, and of float32, float16 or bfloat16."
+        ) from error
 
 
 def _numpy(file: Path) -> dict[str, np.ndarray]:
@@ -84,7 +95,7 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
         ) from error
     try:
         with safe_open(file, framework="numpy") as tensors:
-            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: tensors.get_tensor(name) for name in sorted(tensors.keys(), key=counting)}
     except Exception as error:  # of safetensors, and of numpy for a dtype that it has not
         raise ValueError(
             f"`source` is {str(file)!r}, which safetensors cannot read as numpy arrays ({error}). It may be cut off, "
@@ -95,13 +106,24 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
 def _index(file: Path) -> dict[str, np.ndarray]:
     """The tensors of all shards that an index names."""
     try:
-        places: dict[str, str] = json.loads(file.read_text())["weight_map"]
+        places: dict[str, str] = dict(json.loads(file.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"`source` is {str(file)!r}, which is no index of safetensors: it must be JSON with a `weight_map`."
         ) from error
+    for name, place in places.items():
+        if not isinstance(place, str) or place.endswith(".json"):
+            raise ValueError(
+                f"`source` is {str(file)!r}, whose `weight_map` has {place!r} for {name!r}; it must have the name of a "
+                "file of safetensors beside it."
+            )
     shards = {name: read(file.parent / name) for name in dict.fromkeys(places.values())}
     missing = [name for name, shard in places.items() if name not in shards[shard]]
     if missing:
         raise ValueError(f"`source` is {str(file)!r}, and {missing[0]!r} is not in {places[missing[0]]!r}, as it says.")
-    return {name: shards[shard][name] for name, shard in places.items()}
+    return {name: shards[places[name]][name] for name in sorted(places, key=counting)}
+
+
+def counting(name: str) -> list[tuple[str, int]]:
+    """Sorts "blocks.2" before "blocks.10": safetensors writes arrays by name, and not in the order of definition."""
+    return [(text, int(number or -1)) for text, number in re.findall(r"(\D*)(\d*)", name)]

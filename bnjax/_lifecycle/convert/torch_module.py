@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bnjax._lifecycle.convert.origin import Origin, Ran, Run, in_order_of_calls
+from bnjax._lifecycle.convert.origin import Origin, Ran, Run, check_example, in_order_of_calls
 from bnjax._lifecycle.convert.sources import array, read
 from bnjax._lifecycle.convert.units import PARTS_OF, Unit, units_of
 
@@ -23,8 +23,9 @@ def torch_origin(source: Any, example: Any, *, sequences_first: bool) -> Origin:
     Raises:
       ValueError: no source; a module that does not take the example.
     """
-    if not (hasattr(source, "state_dict") and hasattr(source, "named_modules")):
+    if isinstance(source, type) or not (hasattr(source, "state_dict") and hasattr(source, "named_modules")):
         return Origin("torch", units_of(read(source)))
+    check_example(example)
     state = source.state_dict()
     units = _once(units_of({name: array(value, name) for name, value in state.items()}), state)
     modules = dict(source.named_modules())
@@ -63,7 +64,7 @@ def settings(module: Any) -> dict[str, Any]:
         ("eps", "epsilon"),
         ("stride", "strides"),
         ("dilation", "kernel_dilation"),
-        ("groups", "groups"),
+        ("num_groups", "num_groups"),
     ):
         if getattr(module, theirs, None) is not None:
             found[ours] = getattr(module, theirs)
@@ -113,10 +114,11 @@ def _run(module: Any, modules: Mapping[str, Any], owners: Iterable[str], example
                 output = module(**{name: given(value) for name, value in example.items()})
             else:
                 output = module(*map(given, example if isinstance(example, tuple | list) else (example,)))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # somebody's code
         raise ValueError(
             "`source` does not take `example`, which it gets with channels on axis 1 (a tuple as arguments, a mapping "
-            f"by name): {error}\nGive `source.state_dict()` in its place, and `expect=(batch, output)` for a check."
+            f"by name); it raised {type(error).__name__}: {error}\nGive `source.state_dict()` in its place, and "
+            "`expect=(batch, output)` for a check."
         ) from error
     finally:
         for hook in hooks:

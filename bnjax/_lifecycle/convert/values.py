@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from bnjax._lifecycle.convert.layers import Layer
@@ -11,12 +13,27 @@ from bnjax._lifecycle.convert.units import Unit
 IDENTITY = {"bias": 0.0, "weight": 1.0}
 
 
-def values_for(verb: str, dialect: str, layer: Layer, unit: Unit) -> dict[str, np.ndarray]:
+def values_for(
+    verb: str, dialect: str, layer: Layer, unit: Unit, keeps: Callable[[str], bool], *, named: bool
+) -> dict[str, np.ndarray]:
     """What goes into each variable of a layer, by role.
+
+    Args:
+      verb: the caller, for errors.
+      dialect: "torch" or "keras".
+      layer: of the Flax model.
+      unit: of the source.
+      keeps: whether a leaf stays as it is.
+      named: whether the user named all arrays, so that what is missing is left out, and not neutral.
 
     Raises:
       ValueError: the source has something that the layer has not, or the other way round; shapes that differ.
     """
+    if layer.kind == "group" and (layer.rows is not None or layer.columns is not None):
+        raise ValueError(
+            f"`{verb}` cannot convert {layer.shown!r}: it is a group norm after a flatten, and its groups are of other "
+            "features than in PyTorch, which has channels first there. Transpose the image before it is made flat."
+        )
     tensors = {role: value for role, value in unit.tensors.items() if role != "steps"}
     if "length" in tensors or "length" in layer.leaves:
         tensors = _weight_norm(dialect, layer, tensors)
@@ -29,12 +46,12 @@ def values_for(verb: str, dialect: str, layer: Layer, unit: Unit) -> dict[str, n
         )
     found = {}
     for role, leaf in layer.leaves.items():
+        if keeps(leaf.name):
+            continue
         if role in tensors:
             found[role] = _one(verb, dialect, layer, role, unit.names.get(role, unit.name), tensors[role])
-        elif role in IDENTITY and not (role == "weight" and layer.is_product):
+        elif role in IDENTITY and not named and not (role == "weight" and layer.is_product):
             found[role] = np.full(leaf.shape, IDENTITY[role] - (layer.offset if role == "weight" else 0), np.float32)
-        else:
-            raise ValueError(f"`{verb}` has nothing for {leaf.shown!r}: {unit.shown} has no such array.")
     return found
 
 
@@ -55,6 +72,8 @@ def _one(verb: str, dialect: str, layer: Layer, role: str, name: str, value: np.
 
 def _weight_norm(dialect: str, layer: Layer, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Direction and length of a weight: as they are, put together, or taken apart."""
+    if "weight" not in tensors:
+        return tensors
     weight, length = tensors["weight"], tensors.get("length")
     if length is not None and length.size == weight.shape[0] and per_output(layer):
         return tensors

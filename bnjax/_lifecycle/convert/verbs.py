@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from bnjax._lifecycle.convert.ask import Ask
 from bnjax._lifecycle.convert.exports import Rename as Names
 from bnjax._lifecycle.convert.exports import exported
-from bnjax._lifecycle.convert.imports import Ask, Parts, imported
+from bnjax._lifecycle.convert.imports import Parts, imported
 from bnjax._lifecycle.convert.keras_model import keras_origin
 from bnjax._lifecycle.convert.model import Model
 from bnjax._lifecycle.convert.torch_module import torch_origin

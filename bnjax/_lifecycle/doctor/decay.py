@@ -48,6 +48,10 @@ def decay_of(tx: Any, params: Any, mask: Any) -> Decay:
             "`tx` must take gradients and parameters alone, so that it can be asked what it decays; leave out the part "
             f"that wants more. {error}"
         ) from error
+    except ValueError as error:  # of optax: labels or masks of other parameters
+        raise ValueError(
+            f"`tx` does not fit the parameters of the model, such as by its labels or its mask: {error}"
+        ) from error
     if updates is None:
         return Decay({}, inconclusive=True)
     chosen, moved = named_leaves(mask)[0], named_leaves(updates)[0]

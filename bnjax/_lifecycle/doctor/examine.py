@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bnjax._core.state import Path
+from bnjax._lifecycle.arguments import check_batch
 from bnjax._lifecycle.doctor import limits
 from bnjax._lifecycle.doctor.decay import Decay, decay_of
 from bnjax._lifecycle.doctor.diagnosis import Diagnosis, evidence_of, ordered
@@ -20,7 +21,7 @@ from bnjax._lifecycle.doctor.rules import judged, offs
 from bnjax._lifecycle.population import nothing_measured
 from bnjax._lifecycle.progress import counted
 from bnjax._lifecycle.recalibrate import Found, Pairs, Seen, valid_of
-from bnjax._lifecycle.refusals import NOT_CALLED
+from bnjax._lifecycle.refusals import NONE_VALID, NOT_CALLED
 from bnjax._lifecycle.report import Report, Row
 from bnjax._lifecycle.trees import State
 
@@ -29,6 +30,9 @@ EXPLAINS = {
     "not-finite", "never-updated", "stale", "momentum-torch", "low-precision-state", "few-values",
     "dropout-before-norm", "replicas-differ",
 }  # fmt: skip
+
+
+ROUNDING = 8  # units in the last place, by which outputs may differ
 
 
 class Passes(Protocol):
@@ -66,7 +70,9 @@ def examine(subject: Subject, batches: Iterable[Any]) -> Diagnosis:
     norms: list[Norm] | None = None
     gap = _Gap()
     for batch in counted(batches, "examining"):
-        norms = subject.look(batch) if norms is None else norms
+        if norms is None:
+            check_batch(batch)
+            norms = _looked(subject, batch)
         if not pairs:
             break
         valid = valid_of(subject.valid, batch)
@@ -86,11 +92,20 @@ def examine(subject: Subject, batches: Iterable[Any]) -> Diagnosis:
     return Diagnosis(ordered(findings), report, gap.relative if pairs else None, tuple(norms))
 
 
+def _looked(subject: Subject, batch: Any) -> list[Norm]:
+    try:
+        return subject.look(batch)
+    except TypeError as error:
+        if "not a valid JAX type" not in str(error):
+            raise
+        raise ValueError(f"`call` must return an array, or a tree of arrays: {error}") from error
+
+
 def _row(norm: Norm, seen: Seen) -> Row:
     norm.features = seen.features
     if len(norm.batches):
         return Row(norm.path, norm.kind, True, "", evidence_of(norm))
-    norm.why = seen.why or NOT_CALLED
+    norm.why = seen.why or (NONE_VALID if norm.called else NOT_CALLED)
     return Row(norm.path, norm.kind, False, norm.why)
 
 
@@ -121,7 +136,9 @@ class _Gap:
     @property
     def relative(self) -> float:
         """In standard deviations of the outputs."""
-        return (self._apart / self._spread) ** 0.5 if self._spread else float(self._apart > 0)
+        if not self._spread:  # such as of outputs that are all NaN
+            return float(self._apart > 0) if math.isfinite(self._apart) else self._apart
+        return (self._apart / self._spread) ** 0.5
 
     def findings(self, others: Sequence[Finding], norms: Sequence[Norm]) -> list[Finding]:
         """The finding, where nothing else explains it; with the norm whose statistics are the furthest off."""
@@ -156,7 +173,12 @@ def _apart(by_batch: Any, by_running: Any, valid: Any) -> tuple[Any, Any]:
     a, b = (jnp.asarray(t, jnp.promote_types(t.dtype, jnp.float32)) for t in (by_batch, by_running))
     several = a.ndim > 1 and len(a) > 1
     centre = a.mean(0, keepdims=True, where=valid) if several else jnp.zeros_like(a)
-    apart, spread = (jnp.sum(jnp.abs(t) ** 2, where=valid) for t in (a - b, a - centre))
+    rounding = ROUNDING * jnp.finfo(by_batch.dtype).eps
+    # What is masked by -inf is so in both flows, and tells nothing.
+    finite = jnp.isfinite(a) if valid is None else jnp.isfinite(a) & valid
+    apart = jnp.sum(jnp.abs(jnp.where(a == b, 0, a - b)) ** 2, where=valid)
+    # An output that is always the same has no spread but rounding.
+    spread = jnp.sum(jnp.maximum(jnp.abs(a - centre), rounding * jnp.abs(a)) ** 2, where=finite)
     return apart, spread
 
 

@@ -141,9 +141,14 @@ class Norm:
 
     @property
     def live(self) -> Any:
-        """Which features vary at all: the others tell nothing."""
+        """Which features vary at all: the others tell nothing.
+
+        Columns of a table have units of their own: one may vary far less than the others, and yet more than epsilon
+        and rounding.
+        """
         var = self.batches.var
-        return var > DEAD * max(float(np.median(var)), TINY)
+        small = np.maximum(self.epsilon, (ROUNDING * np.abs(self.batches.mean)) ** 2) if self.epsilon else np.inf
+        return (var > DEAD * max(float(np.median(var)), TINY)) | (var > small)
 
     @property
     def mean_off(self) -> Any:
@@ -169,6 +174,7 @@ class Norm:
 # A feature varies if its variance is more than so much of that of the feature in the middle: a thousandth in standard
 # deviations, below what is left of a feature by rounding in bfloat16.
 DEAD = 1e-6
+ROUNDING = 1e-6  # of a mean in float32, and more
 
 
 def known(path: str, kind: str, module: Any, parameters: Any, stats: Mapping[str, Any], called: bool) -> Norm:
