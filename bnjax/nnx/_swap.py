@@ -6,7 +6,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
 from flax import nnx
@@ -34,7 +34,7 @@ def unfit(module: nnx.Module, swap: Swap) -> str | None:
     except TypeError:
         return f"its class `{cls.__name__}` has further bases, so that Python does not exchange it"
     several = len(_features(module)) < _number_of_axes(module)
-    if several and target_named(swap.name) is not None and issubclass(make_norm(swap.name).func, Norm):  # type: ignore
+    if several and target_named(swap.name) is not None and issubclass(make_norm(cast(Any, swap.name)).func, Norm):
         return "its `num_features` is one number for several axes"
     return None
 

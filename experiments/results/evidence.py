@@ -97,14 +97,15 @@ class Evidence:
 
     def choices(self, name: str, settings: Mapping[str, object]) -> list[str]:
         """The values that a setting has in the cells that have these other settings, numbers in their order."""
-        found = {settings_of(row.cell)[name] for row in self.select(settings) if name in self._settings[row.cell]}
+        owns = [self._settings[row.cell] for row in self.select(settings)]
+        found = {own[name] for own in owns if name in own}
         return sorted(found, key=lambda v: (float(v), "") if re.fullmatch(r"[\d.e+-]+", v) else (0.0, v))
 
     def renamed(self, setting: str, names: Mapping[str, str]) -> "Evidence":
         """The same numbers under other names, as if the labels had been mixed up: a claim must not hold then."""
 
         def other(cell: str) -> str:
-            own = settings_of(cell)
+            own = self._settings[cell]
             return cell_name({k: names.get(v, v) if k == setting else v for k, v in own.items()})
 
         return Evidence(row._replace(cell=other(row.cell)) for row in self.rows)

@@ -31,7 +31,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(-
 table { border-collapse: collapse; font-size: .85rem; }
 caption { text-align: left; } th, td { border: 1px solid var(--line); padding: .2rem .5rem; }
 td { text-align: right; font-variant-numeric: tabular-nums; } th { text-align: left; background: var(--soft); }
-pre { background: var(--soft); padding: .6rem; overflow-x: auto; } footer { font-size: .85rem; opacity: .8; }
+pre { background: var(--soft); padding: .6rem; overflow-x: auto; }
 @media (max-width: 30rem) { body { padding: .6rem; font-size: 15px; } }
 """
 
