@@ -14,11 +14,11 @@ from jax import Array
 
 from bnjax import linen as bnn
 from experiments.data import CLASSES
+from experiments.lab.fitting import Examples, Step, accuracy, digits, fit
 from experiments.results import charts
 from experiments.results.claims import Claim, Interval, Verdict, all_of, interval, paired
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
-from experiments.studies.fitting import Examples, Step, accuracy, digits, fit
 
 NORMS = ("none", "batch", "layer", "rms", "dyt")
 DEPTHS = (5, 10, 20, 30, 50)
