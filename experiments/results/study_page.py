@@ -164,7 +164,7 @@ def _origin(evidence: Evidence) -> str:
     seeds = len({row.seed for row in evidence.rows})
     commits = ", ".join(sorted({row.commit for row in evidence.rows}))
     versions = "; ".join(sorted({row.versions for row in evidence.rows}))
-    return f"Measured with {seeds} seeds, at commit {commits}, with {versions}."
+    return f"Measured with {seeds} seed{'s' * (seeds > 1)}, at commit {commits}, with {versions}."
 
 
 def _page(title: str, body: Sequence[str], scripts: str) -> str:
