@@ -164,8 +164,8 @@ STUDY = Study(
     protocol=(
         "The programs of the benchmark (`python -m experiments.bench`): forward and backward in bfloat16, compiled by "
         "the compilers of an H100, of a TPU v5e and v6e, and of a CPU. The cost is what the compiler says: the "
-        "estimated cycles on a TPU, the bytes that the program moves on the others. It says which program is better, and not by "
-        "how much a training run is faster: nothing was run on a GPU or a TPU.\n\n"
+        "estimated cycles on a TPU, the bytes that the program moves on the others. It says which program is better, "
+        "and not by how much a training run is faster: nothing was run on a GPU or a TPU.\n\n"
         "The numbers are those of the page on performance; here they are only compared."
     ),
     cells=cells,
