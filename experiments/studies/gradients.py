@@ -13,8 +13,8 @@ from flax import linen as nn
 from jax import Array
 
 from bnjax import linen as bnn
-from experiments.config import Config
-from experiments.data import CLASSES, load_data
+from experiments.data import CLASSES
+from experiments.lab.fitting import Examples, Step, accuracy, digits, fit
 from experiments.results import charts
 from experiments.results.claims import Claim, Interval, Verdict, all_of, interval, paired
 from experiments.results.evidence import Evidence, Measured
@@ -92,7 +92,7 @@ def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
         yield from (Measured(seed, "growth", 0, float(g)) for seed, g in zip(seeds, of_seeds, strict=True))
         return
     own = {name: settings[name] for name in ("norm", "depth", "activation", "start")}
-    over = jax.vmap(jax.vmap(partial(trained, Deep(**own), *_digits()), (0, None)), (None, 0))
+    over = jax.vmap(jax.vmap(partial(trained, Deep(**own), *digits(flat=True)), (0, None)), (None, 0))
     accuracies, norms = jax.device_get(jax.jit(over)(jnp.asarray(seeds), jnp.asarray(RATES)))
     for i, seed in enumerate(seeds):
         yield from (
@@ -107,35 +107,17 @@ def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
                 yield Measured(seeds[0], f"log10 of gradient, layer {layer}", step, float(np.log10(max(size, FLOOR))))
 
 
-def _digits() -> tuple[Any, Any]:
-    data = load_data(Config().data)
-    train, held_out = (
-        (part["image"].reshape(len(part["label"]), -1), part["label"]) for part in (data.train, data.held_out)
-    )
-    return train, held_out
-
-
-def trained(net: Deep, train: Any, held_out: Any, seed: Array, rate: Array) -> tuple[Array, Array]:
+def trained(net: Deep, train: Examples, held_out: Examples, seed: Array, rate: Array) -> tuple[Array, Array]:
     """The accuracy on the held-out digits, and the norms of the kernels' gradients: (STEPS // EVERY, layers)."""
-    (x, y), key, tx = map(jnp.asarray, train), jax.random.key(seed), optax.sgd(rate, MOMENTUM)
-    variables = net.init(key, x[:1], True)
-    params, stats = variables["params"], variables.get("batch_stats", {})
+    variables, sizes = fit(
+        net, train, jax.random.key(seed), optax.sgd(rate, MOMENTUM),
+        steps=STEPS, batch=BATCH, every=EVERY, watch=sizes_of_gradients,
+    )  # fmt: skip
+    return accuracy(net, variables, held_out), sizes
 
-    def loss(params: Any, stats: Any, x: Array, y: Array) -> tuple[Array, Any]:
-        logits, new = net.apply({"params": params, "batch_stats": stats}, x, True, mutable=["batch_stats"])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new.get("batch_stats", {})
 
-    def step(carry: Any, i: Array) -> tuple[Any, Array]:
-        params, stats, state = carry
-        rows = jax.random.randint(jax.random.fold_in(key, i), (BATCH,), 0, len(x))
-        grads, stats = jax.grad(loss, has_aux=True)(params, stats, x[rows], y[rows])
-        updates, state = tx.update(grads, state, params)
-        sizes = jnp.sqrt((grads["layers"]["dense"]["kernel"] ** 2).sum((1, 2)))
-        return (optax.apply_updates(params, updates), stats, state), sizes
-
-    (params, stats, _), sizes = jax.lax.scan(step, (params, stats, tx.init(params)), jnp.arange(STEPS))
-    logits: Any = net.apply({"params": params, "batch_stats": stats}, jnp.asarray(held_out[0]), False)
-    return (logits.argmax(-1) == held_out[1]).mean(), sizes[::EVERY]
+def sizes_of_gradients(step: Step) -> Array:
+    return jnp.sqrt((step.gradients["layers"]["dense"]["kernel"] ** 2).sum((1, 2)))
 
 
 def growth(norm: str, batch: int, seed: Array) -> Array:

@@ -46,7 +46,8 @@ EXPERIMENTS = {
     "tasks": {"cli", "config", "results"},
     "measure": DOMAIN,
     "training": DOMAIN,
-    "studies": DOMAIN | {"measure", "training"},  # and none sees another
+    "lab": DOMAIN,
+    "studies": DOMAIN | {"measure", "training", "lab"},  # and none sees another
 }
 FRAMEWORK_ROOMS = {"bnjax.linen": "flax.linen", "bnjax.nnx": "flax.nnx"}
 
