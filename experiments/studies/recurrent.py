@@ -140,8 +140,8 @@ CLAIMS = (
         lambda f: all_of([f["batch_more"].above(0.0), f["layer_more"].above(0.0)]),
         "one of the two were no better than none",
         "Cooijmans et al.: 98.9 % without and 99.0 % with batch norm on MNIST, 90.2 % and 95.4 % where the pixels are "
-        "in mixed order (arXiv:1603.09025, table 1). Ba et al. found faster training of recurrent networks with layer norm, above all "
-        "on long sequences (arXiv:1607.06450).",
+        "in mixed order (arXiv:1603.09025, table 1). Ba et al. found faster training of recurrent networks with layer "
+        "norm, above all on long sequences (arXiv:1607.06450).",
     ),
     Claim(
         "memory",
