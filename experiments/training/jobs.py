@@ -20,17 +20,18 @@ PATIENCE = 30  # seconds for a run to say where it is when it is interrupted
 
 
 class Job(NamedTuple):
-    """A run of `experiments.train`."""
+    """A run of `experiments.train`, or of another command of this program."""
 
     name: str
     arguments: tuple[str, ...]
     folder: Path
+    module: str = "experiments.train"
 
     @property
     def command(self) -> list[str]:
-        """What trains; it goes on where the folder holds a run."""
+        """What runs; it goes on where the folder holds a run."""
         resume = ["--resume"] if (self.folder / "config.json").exists() else []
-        return [sys.executable, "-m", "experiments.train", *self.arguments, f"--workdir={self.folder}", *resume]
+        return [sys.executable, "-m", self.module, *self.arguments, f"--workdir={self.folder}", *resume]
 
     @property
     def seconds(self) -> float | None:
