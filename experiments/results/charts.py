@@ -1,5 +1,6 @@
 """Interactive charts by Altair: data as rows of plain numbers in, Vega-Lite specifications out."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,20 @@ COLOURS = {
 
 
 def lines(
-    rows: Rows, *, x: str, y: str, colour: str, order: Sequence[str], log_x: bool = False, log_y: bool = False
+    rows: Rows,
+    *,
+    x: str,
+    y: str,
+    colour: str,
+    order: Sequence[str],
+    log_x: bool = False,
+    log_y: bool = False,
+    facet: str | None = None,
 ) -> dict[str, Any]:
     """A line for each value of `colour`, with its interval (`low` to `high` in the rows, if they are there).
 
-    A click on the legend fades the others. Points show what they are of.
+    A click on the legend fades the others. Points show what they are of. With `facet` they are small multiples, one for
+    each of its values.
     """
     import altair as alt
 
@@ -30,7 +40,7 @@ def lines(
     xs = alt.X(x, type="quantitative", scale=scale_x, axis=alt.Axis(values=places, grid=False))
     scale = alt.Scale(type="log" if log_y else "linear", zero=False)
     faded = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
-    named = alt.Scale(domain=list(order), range=[COLOURS[name] for name in order])
+    named = alt.Scale(domain=list(order), range=_colours(order))
     legend = alt.Legend(orient="bottom", columns=3)
     colours = alt.Color(colour, type="nominal", scale=named, sort=list(order), legend=legend)
     base = alt.Chart(alt.InlineData(values=[dict(row) for row in rows])).encode(x=xs, color=colours, opacity=faded)
@@ -41,7 +51,8 @@ def lines(
         bars = alt.Y("low", type="quantitative", scale=scale, title=y)
         # After the lines, or the legend would be that of the intervals, which takes no clicks.
         parts.append(base.mark_rule(strokeWidth=2).encode(y=bars, y2="high:Q"))
-    return _finished(alt.layer(*parts))
+    layered = alt.layer(*parts)
+    return _small_multiples(layered, rows, facet) if facet else _finished(layered)
 
 
 def table(rows: Rows, *, x: str, y: str, line: str, title: str) -> Table:
@@ -68,11 +79,7 @@ def bars(rows: Rows, *, x: str, y: str, facet: str, order: Sequence[str]) -> dic
     spans = base.mark_rule(strokeWidth=2, color=COLOURS["batch"]).encode(
         y=alt.Y("low", type="quantitative", scale=scale, title=y), y2="high:Q"
     )
-    layered = alt.layer(spans, points).properties(width=170, height=HEIGHT)
-    names = list(dict.fromkeys(row[facet] for row in rows))
-    return _finished(
-        layered.facet(facet=alt.Facet(facet, type="nominal", sort=names, title=None), columns=FACETS), False
-    )
+    return _small_multiples(alt.layer(spans, points), rows, facet)
 
 
 def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[str], slider: str) -> dict[str, Any]:
@@ -103,6 +110,23 @@ def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[
         .facet(facet=alt.Facet(facet, type="nominal", sort=list(order), title=None), columns=FACETS)
     )
     return _finished(chart, width=False)
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    """Those of the norms; other names get the same colours in turn."""
+    return [COLOURS.get(name, other) for name, other in zip(names, itertools.cycle(COLOURS.values()))]
+
+
+def _small_multiples(chart: Any, rows: Rows, facet: str) -> dict[str, Any]:
+    """The chart once for each value of `facet`, in the order of the rows; fewer are wider."""
+    import altair as alt
+
+    names = list(dict.fromkeys(row[facet] for row in rows))
+    columns = min(len(names), FACETS)
+    sized = chart.properties(width=max(170, 560 // columns), height=HEIGHT)
+    return _finished(
+        sized.facet(facet=alt.Facet(facet, type="nominal", sort=names, title=None), columns=columns), width=False
+    )
 
 
 def _kind(rows: Rows, name: str) -> Any:
