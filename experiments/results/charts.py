@@ -82,34 +82,44 @@ def bars(rows: Rows, *, x: str, y: str, facet: str, order: Sequence[str]) -> dic
     return _small_multiples(alt.layer(spans, points), rows, facet)
 
 
-def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[str], slider: str) -> dict[str, Any]:
+def heat(
+    rows: Rows,
+    *,
+    x: str,
+    y: str,
+    value: str,
+    facet: str,
+    order: Sequence[str],
+    slider: str | None = None,
+    height: int = HEIGHT,
+) -> dict[str, Any]:
     """Small multiples of squares, one for each value of `facet`; a slider chooses the value of `slider`.
 
     The values of `slider` are integers in equal steps from the least one.
     """
     import altair as alt
 
-    steps = sorted({row[slider] for row in rows})
-    every = steps[1] - steps[0] if len(steps) > 1 else 1
-    bound = alt.binding_range(min=steps[0], max=steps[-1], step=every, name=f"{slider} ")
-    moved = alt.param(name="shown", value=steps[0], bind=bound)
-    chart = (
+    squares = (
         alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
         .mark_rect()
         .encode(
-            x=alt.X(x, type="ordinal", axis=alt.Axis(labelAngle=0, title=None)),
+            x=alt.X(x, type="ordinal", axis=alt.Axis(labelAngle=0)),
             y=alt.Y(y, type="ordinal", sort="descending", axis=alt.Axis(labelOverlap=True)),
             color=alt.Color(
                 value, type="quantitative", scale=alt.Scale(scheme="viridis"), legend=alt.Legend(orient="bottom")
             ),
             tooltip=[alt.Tooltip(name, type=_kind(rows, name)) for name in rows[0]],
         )
-        .transform_filter(f"datum['{slider}'] == shown")
-        .add_params(moved)
-        .properties(width=110, height=HEIGHT)
-        .facet(facet=alt.Facet(facet, type="nominal", sort=list(order), title=None), columns=FACETS)
+        .properties(width=110, height=height)
     )
-    return _finished(chart, width=False)
+    if slider:
+        steps = sorted({row[slider] for row in rows})
+        every = steps[1] - steps[0] if len(steps) > 1 else 1
+        bound = alt.binding_range(min=steps[0], max=steps[-1], step=every, name=f"{slider} ")
+        moved = alt.param(name="shown", value=steps[0], bind=bound)
+        squares = squares.transform_filter(f"datum['{slider}'] == shown").add_params(moved)
+    multiples = squares.facet(facet=alt.Facet(facet, type="nominal", sort=list(order), title=None), columns=FACETS)
+    return _finished(multiples, width=False)
 
 
 def _colours(names: Sequence[str]) -> list[str]:

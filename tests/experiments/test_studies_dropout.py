@@ -1,14 +1,16 @@
-"""The studies of dropout: the network that they train, and the ratio of variances that they measure."""
+"""The studies of dropout and other regularizers: their network, the ratio of variances, and the penalties."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.lab.fitting import digits
 from experiments.lab.perceptron import Perceptron
 from experiments.models.norms import NormChoice
-from experiments.studies import variance_shift
+from experiments.results.evidence import Evidence, Row, cell_name
+from experiments.studies import regularizers, variance_shift
 
 
 def test_a_traced_rate_drops_that_part_and_only_in_training():
@@ -80,3 +82,47 @@ def written_out(params, running, x, held_out, measure):
             np.maximum((v - mean) / np.sqrt(var + 1e-5) * norm["scale"] + norm["bias"], 0) for v in (x, held_out)
         )
     return ratios, held_out @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def test_penalties_are_those_of_the_loss():
+    """The gradient of a loss that has them in it, and none for norms."""
+    net = Perceptron(NormChoice("layer"), 2, width=3)
+    x, l1, l2 = jnp.ones((4, 5)), 0.3, 0.7
+    params = jax.tree.map(lambda p: p + 0.01, net.init({"params": jax.random.key(0)}, x, False)["params"])  # none is 0
+
+    def penalty(params):
+        reached = [p for name, part in params.items() if "Norm" not in name for p in jax.tree.leaves(part)]
+        return sum(l1 * jnp.abs(p).sum() + l2 / 2 * (p**2).sum() for p in reached)
+
+    zero = jax.tree.map(jnp.zeros_like, params)
+    added, _ = regularizers.penalties(jnp.asarray(l1), jnp.asarray(l2)).update(zero, optax.EmptyState(), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, jax.grad(penalty)(params))
+
+
+def test_the_best_is_chosen_by_other_digits_than_the_held_out_ones():
+    """Of two settings the one with the better validation, although its accuracy is worse."""
+    rows = []
+    for one in regularizers.grid():
+        good = one == {"dropout": "0.5-last", "l1": 0.0, "l2": 0.0}
+        cell = cell_name({"norm": "batch", **one})
+        values = [("validation, all seeds", 0, 90.0 if good else 80.0)]
+        values += [("accuracy", seed, 50.0 + seed if good else 60.0) for seed in range(2)]
+        rows += [Row("regularizers", cell, seed, metric, 1, value, "d", "c", "v") for metric, seed, value in values]
+    found = Evidence(rows)
+    assert regularizers.best(found, "batch", regularizers.DROPPED)["dropout"] == "0.5-last"
+    gains = [row for row in regularizers.gains(found, ["batch"]) if row["regularizer"] == "dropout last"]
+    assert [row["points"] for row in gains] == [-9.5]
+
+
+def test_a_seed_learns_from_its_own_digits(monkeypatch):
+    """What it draws is trained with, and the rest is for validation: none is in both."""
+    parts = []
+    monkeypatch.setattr(regularizers, "fit", lambda net, few, *a, **k: (parts.append(few), (None, None))[1])
+    monkeypatch.setattr(regularizers, "accuracy", lambda net, v, examples: parts.append(examples))
+    for seed in (0, 1):
+        regularizers.trained("none", jnp.array(seed), *jnp.zeros(4))
+    drawn = [{x.tobytes() for x in np.asarray(parts[i][0])} for i in (0, 2, 3)]
+    assert parts[0][0].shape == (regularizers.EXAMPLES, 64)
+    assert len(parts[2][0]) == 1437 - regularizers.EXAMPLES
+    assert not drawn[0] & drawn[1]
+    assert drawn[0] != drawn[2]
