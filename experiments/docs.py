@@ -19,6 +19,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.flags import parse_flags
 from experiments.cli.program import run_main
 from experiments.results import library_pages
+from experiments.results.cited import put_claims
 from experiments.results.files import write_text
 from experiments.results.markers import Markers
 from experiments.results.study_page import markdown_of
@@ -106,6 +107,26 @@ def classes(api: str) -> dict[str, str]:
     }
 
 
+def cited(path: str) -> Callable[[str], str]:
+    """Makes a page that cites claims of studies."""
+    return lambda page: put_claims(page, {s.name: (s, found) for s, found in all_studies()}, results_from(path))
+
+
+def results_from(path: str) -> str:
+    """Where the results are, as seen from a page.
+
+    >>> results_from("docs/index.md"), results_from("docs/guide/norms.md")
+    ('results/', '../results/')
+    """
+    return "../" * (path.count("/") - 1) + "results/"
+
+
+def pages_that_cite() -> list[str]:
+    """The pages of the site that name a claim, from the root."""
+    pages = (file for file in sorted((ROOT / "docs").rglob("*.md")) if "<!-- claim: " in file.read_text("utf-8"))
+    return [str(file.relative_to(ROOT)) for file in pages]
+
+
 def whole(text: str) -> Callable[[str], str]:
     """Makes a file that is generated from its first line to its last."""
     return lambda _: text
@@ -121,6 +142,7 @@ PARTS = (
         "docs/guide/averaged_weights.md", lambda page: averaged_weights.put_tables(page, measured("averaged_weights"))
     ),
     Part("docs/results/studies.md", lambda _: markdown_of(all_studies())),
+    *(Part(path, cited(path)) for path in pages_that_cite()),
     *(Part(path, whole(text)) for path, text in library_pages.pages().items()),
 )
 

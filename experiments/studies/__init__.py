@@ -13,6 +13,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "regularizers": "experiments.studies.regularizers",
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
+    "efficiency": "experiments.studies.efficiency",
 }
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers
 
