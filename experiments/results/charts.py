@@ -12,7 +12,7 @@ HEIGHT = 260  # pixels; the width is the page's
 FACETS = 5  # side by side; a narrow page shows two
 COLOURS = {
     "none": "#888888", "batch": "#0072b2", "layer": "#e69f00", "rms": "#009e73", "group": "#d55e00", "dyt": "#cc79a7",
-    "instance": "#56b4e9", "ghost": "#a08f00",
+    "instance": "#56b4e9", "ghost": "#a08f00", "renorm": "#cc79a7",
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def _small_multiples(chart: Any, rows: Rows, facet: str) -> dict[str, Any]:
 
     names = list(dict.fromkeys(row[facet] for row in rows))
     columns = min(len(names), FACETS)
-    sized = chart.properties(width=max(170, 560 // columns), height=HEIGHT)
+    sized = chart.properties(width=860 // columns, height=HEIGHT)
     return _finished(
         sized.facet(facet=alt.Facet(facet, type="nominal", sort=names, title=None), columns=columns), width=False
     )

@@ -125,7 +125,7 @@ def _claim(one: Judged, short: bool) -> str:
     more = "" if short else f'<span class="more">It would fail if {escape(one.claim.falsified_by)}.</span>'
     if one.claim.paper and not short:
         more += f'<span class="more">The paper: {escape(one.claim.paper)}</span>'
-    return f'<li class="{kind}">{verdict} {escape(one.said)}{more}</li>'
+    return f'<li class="{kind}">{verdict} {_text(one.said)}{more}</li>'
 
 
 def _chart(i: int, chart: Chart) -> str:

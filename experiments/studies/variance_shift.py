@@ -144,7 +144,7 @@ CLAIMS = (
     Claim(
         "a shift of the variance",
         f"With dropout of {HIGH} before batch norms, the variance at evaluation is {{before:.2f}} of the running one, "
-        "in the mean over the norms. Without dropout it is {without:.2f}.",
+        "in the mean over the norms behind it. Without dropout it is {without:.2f}.",
         _ratios,
         lambda f: f["before"].below(1 - NEAR),
         "the ratio were 0.95 or more with dropout",
