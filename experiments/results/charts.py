@@ -13,6 +13,7 @@ COLOURS = {
     "none": "#888888", "batch": "#0072b2", "layer": "#e69f00", "rms": "#009e73", "group": "#d55e00", "dyt": "#cc79a7",
     "instance": "#56b4e9", "ghost": "#a08f00",
 }  # fmt: skip
+SPARE = ("#56b4e9", "#009e73", "#cc79a7", "#a08f00")  # of lines that are no norms
 
 
 def lines(
@@ -30,9 +31,7 @@ def lines(
     xs = alt.X(x, type="quantitative", scale=scale_x, axis=alt.Axis(values=places, grid=False))
     scale = alt.Scale(type="log" if log_y else "linear", zero=False)
     faded = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
-    named = alt.Scale(domain=list(order), range=[COLOURS[name] for name in order])
-    legend = alt.Legend(orient="bottom", columns=3)
-    colours = alt.Color(colour, type="nominal", scale=named, sort=list(order), legend=legend)
+    colours = _colours(colour, order)
     base = alt.Chart(alt.InlineData(values=[dict(row) for row in rows])).encode(x=xs, color=colours, opacity=faded)
     ys = alt.Y(y, type="quantitative", scale=scale)
     shown = [alt.Tooltip(name, type=_kind(rows, name)) for name in rows[0]]
@@ -42,6 +41,28 @@ def lines(
         # After the lines, or the legend would be that of the intervals, which takes no clicks.
         parts.append(base.mark_rule(strokeWidth=2).encode(y=bars, y2="high:Q"))
     return _finished(alt.layer(*parts))
+
+
+def small_lines(rows: Rows, *, x: str, y: str, colour: str, facet: str, order: Sequence[str]) -> dict[str, Any]:
+    """Small multiples of `lines` without intervals, one for each value of `facet`, on the same scales."""
+    import altair as alt
+
+    chosen = alt.selection_point(name="chosen", fields=[colour], bind="legend")
+    drawn = (
+        alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
+        .mark_line(point={"size": 15}, strokeWidth=1.6)
+        .encode(
+            x=alt.X(x, type="quantitative", axis=alt.Axis(tickMinStep=1, grid=False, format="d")),
+            y=alt.Y(y, type="quantitative"),
+            color=_colours(colour, order),
+            opacity=alt.condition(chosen, alt.value(1.0), alt.value(0.12)),
+            tooltip=[alt.Tooltip(name, type=_kind(rows, name)) for name in rows[0]],
+        )
+        .add_params(chosen)
+        .properties(width=125, height=HEIGHT // 2)
+    )
+    names = list(dict.fromkeys(row[facet] for row in rows))
+    return _finished(drawn.facet(facet=alt.Facet(facet, type="nominal", sort=names, title=None), columns=FACETS), False)
 
 
 def table(rows: Rows, *, x: str, y: str, line: str, title: str) -> Table:
@@ -103,6 +124,16 @@ def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[
         .facet(facet=alt.Facet(facet, type="nominal", sort=list(order), title=None), columns=FACETS)
     )
     return _finished(chart, width=False)
+
+
+def _colours(colour: str, order: Sequence[str]) -> Any:
+    """Norms in the colours that they have everywhere, and other lines in spare ones."""
+    import altair as alt
+
+    spare = iter(SPARE)
+    scale = alt.Scale(domain=list(order), range=[COLOURS.get(name) or next(spare) for name in order])
+    legend = alt.Legend(orient="bottom", columns=3)
+    return alt.Color(colour, type="nominal", scale=scale, sort=list(order), legend=legend)
 
 
 def _kind(rows: Rows, name: str) -> Any:

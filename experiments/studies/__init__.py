@@ -10,6 +10,7 @@ from experiments.results.study import Study
 
 STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
+    "shift": "experiments.studies.shift",
     "averaged_weights": "experiments.studies.averaged_weights",
 }
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers
