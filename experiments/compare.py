@@ -16,12 +16,12 @@ from experiments.cli.schema import Range, rebuild
 from experiments.config import BatchSize, Config, Norm
 from experiments.config.arguments import parse
 from experiments.data import Data, check_sizes, load_data
-from experiments.results.page import save_page, save_picture, save_sizes_page
-from experiments.results.plots import Errors, save_errors
+from experiments.results.page import save_page, save_picture, save_sizes_page, size_table
+from experiments.results.plots import save_scores
 from experiments.results.records import Record
-from experiments.results.summary import Summary, errors_of, mean_and_deviation, summarize
+from experiments.results.summary import Summary
 from experiments.results.tables import Table
-from experiments.tasks import task_of
+from experiments.tasks import score_of, task_of
 from experiments.training import processes, recalibration, run
 from experiments.training.layouts import make_layout
 
@@ -30,13 +30,14 @@ from experiments.training.layouts import make_layout
 class Arguments:
     """Train each norm with each seed, and show the curves side by side in compare.png and compare.html.
 
-    With `--batch_sizes` the page and batch_sizes.png show the error against the batch size.
+    What they are compared by, the task says: the error, the perplexity, the loss. With `--batch_sizes` the page and
+    batch_sizes.png show it against the batch size.
     """
 
     config: Config
     norms: tuple[Norm, ...] = ("none", "batch")  # values of `config.model.norm`
     seeds: Annotated[int, Range(low=1, high=1000)] = 3  # how many, counted from `config.seed`
-    batch_sizes: tuple[BatchSize, ...] = ()  # with each of these: learning rate in proportion, error against batch size
+    batch_sizes: tuple[BatchSize, ...] = ()  # with each of these: learning rate in proportion
     workdir: str = ""  # where the runs and the page go; a new folder under `runs/` by default
     resume: bool = False  # keep what is finished in `workdir`, and continue
 
@@ -48,8 +49,6 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.norms:
         raise UserError("`--norms` must name norms; write, for example, `--norms=none,batch`.")
     norms, config = arguments.norms, arguments.config
-    if "accuracy" not in task_of(config).formats:
-        raise UserError(f"`config.task={config.task}` has no accuracy, by which norms are compared here.")
     configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
     processes.start(config)
     for norm in norms:
@@ -96,16 +95,18 @@ def show(
     sizes: bool,
 ) -> None:
     """Pictures, page and tables of what was found: over the batch sizes, or of the one size over the steps."""
+    score = score_of(task_of(config))
     if sizes:
-        errors = {n: {size: errors_of(of_size[n]) for size, of_size in found.items()} for n in found[min(found)]}
-        save_errors(workdir / "batch_sizes.png", errors)
-        save_sizes_page(workdir / "compare.html", errors, seeds, config)
-        report.show(size_table(errors).rich())
-        report.line(f"Error against batch size: {workdir / 'compare.html'}")
+        norms = next(iter(found.values()))
+        scores = {n: {size: Summary(n, score, runs[n]).ends() for size, runs in found.items()} for n in norms}
+        save_scores(workdir / "batch_sizes.png", scores, score)
+        save_sizes_page(workdir / "compare.html", scores, score, seeds, config)
+        report.show(size_table(scores, score).rich())
+        report.line(f"{score.name.capitalize()} against batch size: {workdir / 'compare.html'}")
         return
     (runs,) = found.values()
-    summaries = [summarize(norm, runs[norm]) for norm in runs]
-    save_picture(workdir / "compare.png", runs)
+    summaries = [Summary(norm, score, runs[norm]) for norm in runs]
+    save_picture(workdir / "compare.png", runs, score)
     save_page(workdir / "compare.html", runs, summaries, seeds, config)
     report.show(table(summaries).rich())
     report.line(f"Curves and table: {workdir / 'compare.html'}")
@@ -167,16 +168,10 @@ def check_once(name: str, values: Sequence[object]) -> None:
         raise UserError(f"`--{name}` must name each value once, but `{twice}` is there {values.count(twice)} times.")
 
 
-def size_table(errors: Errors) -> Table:
-    head = ["norm", *(f"batch {size}" for size in next(iter(errors.values())))]
-    rows = [[n, *(mean_and_deviation(v, digits=2) for v in of_size.values())] for n, of_size in errors.items()]
-    return Table("Error on held-out examples, %: mean ± standard deviation", head, rows)
-
-
 def table(summaries: Sequence[Summary]) -> Table:
     head = ["norm", *summaries[0].figures]
     rows = [[s.norm, *s.figures.values()] for s in summaries]
-    return Table(f"Mean ± standard deviation, {len(summaries[0].steps)} seeds", head, rows)
+    return Table(f"Mean ± standard deviation, {len(summaries[0].runs)} seeds", head, rows)
 
 
 if __name__ == "__main__":

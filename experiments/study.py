@@ -1,12 +1,12 @@
 """Answers a question by measurements: `python -m experiments.study gradients [--quick] [--seeds N]`.
 
 `--list` names the studies. Every cell is saved when it is measured; interrupted, the same command goes on with
-`--resume`. `--write` puts the numbers into docs/results/studies, from which pages and claims are made.
+`--resume`. With `--at_once` cells are measured side by side, with `--where=slurm` on a cluster. `--write` puts the
+numbers into docs/results/studies, from which pages and claims are made.
 """
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,10 +22,10 @@ from experiments.results.evidence import Evidence, Row, cell_name
 from experiments.results.files import write_text
 from experiments.results.study import Settings, Study
 from experiments.results.tables import Table
-from experiments.results.versions import in_words, versions
+from experiments.results.versions import commit, in_words, versions
 from experiments.studies import FOLDER, STUDIES, all_studies, study_of
-
-ROOT = Path(__file__).resolve().parents[1]
+from experiments.training import cluster
+from experiments.training.jobs import Job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,13 @@ class Arguments:
     """The folder of the cells, the numbers and the page; a new one under `runs/` by default."""
     resume: bool = False
     """Keep what is measured in `workdir`, and continue."""
+    where: cluster.Where = "here"
+    """`here`: on this machine. `slurm`: a cluster; `local`: submitit without a cluster."""
+    at_once: Annotated[int, Range(low=1, high=1000)] = 1
+    """How many cells at a time, on this machine or on the cluster."""
+    slurm: cluster.Slurm = dataclasses.field(default_factory=cluster.Slurm)
+    only: str = ""
+    """Measure one cell, whose digest this is; a job of a cluster does so."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,7 +69,11 @@ def main(argv: Sequence[str]) -> None:
     if arguments.write and arguments.quick:
         raise UserError("`--write` takes whole studies; leave out `--quick`.")
     study = study_of(words[0])
+    if arguments.where != "here":
+        cluster.check()
     workdir = Path(arguments.workdir or new_folder(f"study-{study.name}"))
+    if arguments.only:
+        return measure_only(study, arguments, workdir)
     if (workdir / "cells").exists() and not arguments.resume:
         raise UserError(f"`{workdir}` holds a study; add `--resume` to go on with it, or name another `--workdir`.")
     found = measure(study, arguments, workdir)
@@ -72,27 +83,74 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(study: Study, arguments: Arguments, workdir: Path) -> Evidence:
     """Measures what is not measured yet, and writes the numbers and the page."""
-    cells = study.cells(arguments.quick)
-    seeds = range(arguments.seeds or (2 if arguments.quick else study.seeds))
+    cells, seeds = study.cells(arguments.quick), seeds_of(study, arguments)
     (workdir / "cells").mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with reporting(len(cells)) as report:
         report.line(f"{study.title}: {len(cells)} cells of {len(seeds)} seeds, in {workdir}")
-        for settings in cells:
-            report.title(cell_name(settings))
-            try:
+        try:
+            if arguments.where != "here" or arguments.at_once > 1:
+                _measure_apart(study, arguments, workdir, report)
+            for settings in cells:
+                report.title(cell_name(settings))
                 rows += _cell(study, settings, seeds, workdir / "cells")
-            except KeyboardInterrupt:
-                again = f"python -m experiments.study {study.name} --workdir={workdir} --resume"
-                report.line(f"To continue: {again}{' --quick' if arguments.quick else ''}")
-                raise
-            report.advance()
+                report.advance()
+        except KeyboardInterrupt:
+            again = f"python -m experiments.study {study.name} --workdir={workdir} --resume"
+            report.line(f"To continue: {again}{' --quick' if arguments.quick else ''}")
+            raise
         return _written(study, rows, arguments, workdir, report)
+
+
+def seeds_of(study: Study, arguments: Arguments) -> range:
+    return range(arguments.seeds or (2 if arguments.quick else study.seeds))
+
+
+def measure_only(study: Study, arguments: Arguments, workdir: Path) -> None:
+    """Measures the cell that `--only` names.
+
+    Raises:
+      UserError: there is none.
+    """
+    seeds = seeds_of(study, arguments)
+    found = [s for s in study.cells(arguments.quick) if study.digest_of_seeds(s, seeds) == arguments.only]
+    if not found:
+        raise UserError(f"`--only` must be the digest of a cell of `{study.name}`; `{arguments.only}` is none.")
+    (workdir / "cells").mkdir(parents=True, exist_ok=True)
+    _cell(study, found[0], seeds, workdir / "cells")
+
+
+def _measure_apart(study: Study, arguments: Arguments, workdir: Path, report: Report) -> None:
+    """Measures the cells that are missing, each in a process of its own.
+
+    Raises:
+      UserError: one of them failed.
+    """
+    seeds, failed = seeds_of(study, arguments), list[Job]()
+    common = (study.name, *(["--quick"] if arguments.quick else []), f"--seeds={len(seeds)}")
+    jobs = []
+    for settings in study.cells(arguments.quick):
+        digest = study.digest_of_seeds(settings, seeds)
+        if not (workdir / "cells" / f"{digest}.json").exists():
+            own = (*common, f"--only={digest}")
+            jobs.append(Job(cell_name(settings), own, workdir / "jobs" / digest, "experiments.study"))
+
+    def ended(job: Job, status: int) -> None:
+        report.line(f"{job.name}: {f'failed: {job.last_words}' if status else 'measured'}")
+        if status:
+            failed.append(job)
+        else:
+            name = f"{job.folder.name}.json"
+            (job.folder / "cells" / name).replace(workdir / "cells" / name)
+
+    cluster.run_all(jobs, arguments.where, arguments.at_once, arguments.slurm, workdir, ended)
+    if failed:
+        raise UserError(f"{len(failed)} cells failed; what each said is in `log.txt` in `{workdir / 'jobs'}`.")
 
 
 def _cell(study: Study, settings: Settings, seeds: Sequence[int], folder: Path) -> list[Row]:
     """The rows of a cell: as they were saved by the same settings, or measured now."""
-    digest = study.digest({**settings, "seeds": list(seeds)})
+    digest = study.digest_of_seeds(settings, seeds)
     file = folder / f"{digest}.json"
     if file.exists():
         return [Row(*row) for row in json.loads(file.read_text())]
@@ -116,17 +174,6 @@ def _written(study: Study, rows: Sequence[Row], arguments: Arguments, workdir: P
         FOLDER.mkdir(exist_ok=True)
         evidence.save(FOLDER / f"{study.name}.csv", rows)
     return found
-
-
-def commit() -> str:
-    """The commit of the program, with a + if something was changed since; nothing outside of git."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
-        return ""
-    paths = ["--", "bnjax", "experiments"]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *paths], capture_output=True, check=False).returncode
-    return head.stdout.strip() + "+" * bool(changed)
 
 
 def make_pages(folder: Path) -> None:

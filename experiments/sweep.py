@@ -14,7 +14,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from experiments.cli.errors import UserError, nearest, shown
 from experiments.cli.flags import new_folder, parse_flags
@@ -28,20 +28,10 @@ from experiments.results.records import read_metrics
 from experiments.results.summary import mean_and_deviation
 from experiments.results.tables import Table
 from experiments.training import cluster
-from experiments.training.jobs import Job, run_here
+from experiments.training.jobs import Job
 
 SEED = "config.seed"
 LONGEST_NAME = 100  # of a folder
-
-
-@dataclasses.dataclass(frozen=True)
-class Slurm:
-    """What each job asks of a cluster."""
-
-    partition: str = ""
-    minutes: Annotated[int, Range(low=1)] = 60
-    cpus: Annotated[int, Range(low=1)] = 2
-    gpus: Annotated[int, Range(low=0)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +42,11 @@ class Arguments:
     """Fields and their values, as `config.model.norm=none,batch config.seed=0,1,2`."""
     runs: str = ""
     """A file with a run in every line: arguments of `experiments.train`."""
-    where: Literal["here", "slurm", "local"] = "here"
+    where: cluster.Where = "here"
     """`here`: processes of this machine. `slurm`: a cluster; `local`: submitit without a cluster."""
     at_once: Annotated[int, Range(low=1, high=1000)] = 1
     """How many runs at a time, on this machine or on the cluster."""
-    slurm: Slurm = dataclasses.field(default_factory=Slurm)
+    slurm: cluster.Slurm = dataclasses.field(default_factory=cluster.Slurm)
     workdir: str = ""
     """The sweep's folder; a new one under `runs/` by default."""
     resume: bool = False
@@ -105,10 +95,7 @@ def _perform(arguments: Arguments, jobs: Sequence[Job], workdir: Path) -> int:
 
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            if arguments.where == "here":
-                run_here(left, arguments.at_once, ended)
-            elif left:
-                cluster.wait(left, _submitted(arguments, left, workdir), ended)
+            cluster.run_all(left, arguments.where, arguments.at_once, arguments.slurm, workdir, ended)
         except KeyboardInterrupt:
             done = sum(job.seconds is not None for job in jobs)
             report.line(f"{done} of {len(jobs)} runs are finished.")
@@ -120,18 +107,6 @@ def _perform(arguments: Arguments, jobs: Sequence[Job], workdir: Path) -> int:
         if failed:
             report.line(f"{len(failed)} of {len(jobs)} runs failed; what each said is in its `log.txt`.")
     return len(failed)
-
-
-def _submitted(arguments: Arguments, jobs: Sequence[Job], workdir: Path) -> list[object]:
-    asked = {
-        "timeout_min": arguments.slurm.minutes, "cpus_per_task": arguments.slurm.cpus,
-        "gpus_per_node": arguments.slurm.gpus, "slurm_array_parallelism": arguments.at_once,
-        "name": workdir.name,
-    }  # fmt: skip
-    if arguments.slurm.partition:
-        asked["slurm_partition"] = arguments.slurm.partition
-    where: cluster.Cluster = "slurm" if arguments.where == "slurm" else "local"
-    return cluster.submit(jobs, workdir.resolve() / "submitit", where, **asked)
 
 
 def grid_of(words: Sequence[str]) -> dict[str, list[str]]:

@@ -31,6 +31,15 @@ def chosen_or_own(known: Mapping[str, T], name: str, option: str) -> T:
     return found[attribute]
 
 
+def short_name(name: str) -> str:
+    """What a picture calls what has this name in a config.
+
+    >>> short_name("my/models.py:Net")
+    'Net'
+    """
+    return name.rpartition(":")[2]
+
+
 def called(function: Callable[..., T], argument: Any, name: str, option: str) -> T:
     """What a function gives, by the name that `option` gave it.
 

@@ -23,6 +23,31 @@ class Panel(NamedTuple):
     target: float | None = None
 
 
-def error(name: str) -> Callable[[Record], float]:
-    """The error in percent, of training (`train`) or of the held-out examples (`eval`)."""
-    return lambda record: 100 * (1 - record[f"{name}/accuracy"])
+class Score(NamedTuple):
+    """The number by which runs of a task are compared: the smaller, the better."""
+
+    name: str
+    value: Callable[[Record, str], float]
+    """`value(record, split)`: that of a split of a record, such as `eval`."""
+    percent: bool = False
+    """Whether it is a part of a hundred."""
+    target: float | None = None
+    """How small it should get, if that can be said."""
+
+    def on(self, examples: str) -> str:
+        """What it is called where it is a number of these examples.
+
+        >>> Score("error", lambda record, split: 0.0, percent=True).on("held-out examples")
+        'Error on held-out examples, %'
+        """
+        return f"{self.name[0].upper()}{self.name[1:]} on {examples}{self.unit}"
+
+    @property
+    def goal(self) -> str:
+        """The target in words, or nothing."""
+        return "" if self.target is None else f"{self.target:g}{' %' if self.percent else ''}"
+
+    @property
+    def unit(self) -> str:
+        """What stands behind the name."""
+        return ", %" if self.percent else ""

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 
 from experiments.config import Config
 from experiments.config.file import to_json
-from experiments.results.curves import Line, Panel, error
+from experiments.config.own import short_name
+from experiments.results.curves import Line, Panel, Score
 from experiments.results.files import write_text, write_whole
-from experiments.results.plots import Errors, errors_figure, figure
-from experiments.results.records import RECALIBRATED, Record, has_recalibrated
-from experiments.results.summary import TARGET, Summary, mean_and_deviation
+from experiments.results.plots import Scores, figure, scores_figure
+from experiments.results.records import Record
+from experiments.results.summary import Summary, other_splits, shown
 from experiments.results.tables import Table
 from experiments.results.versions import in_words, versions
 
@@ -27,21 +28,30 @@ _INK = "#010203"  # stands in the drawing for the colour of the page's text, wha
 _COLOURS = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
 
 
-def _panels(runs: Runs) -> list[Panel]:
-    errors = [Line(norm, r, error("eval")) for norm, r in runs.items()]
-    if all(has_recalibrated(record) for of_norm in runs.values() for record in of_norm[0]):
-        errors += [Line(f"{norm}, {RECALIBRATED}", r, error(RECALIBRATED)) for norm, r in runs.items()]
-    loss = [Line(norm, r, lambda record: record["train/loss"]) for norm, r in runs.items()]
-    reached = 100 * (1 - TARGET)
+def _panels(runs: Runs, score: Score) -> list[Panel]:
+    def lines(split: str) -> list[Line]:
+        name = "" if split == "eval" else f", {split}"
+        return [Line(f"{norm}{name}", r, lambda record: score.value(record, split)) for norm, r in runs.items()]
+
+    scores = lines("eval")
+    for split in other_splits(next(iter(runs.values()))[0][-1]):
+        scores += lines(split)
+    losses = [Line(norm, r, lambda record: record["train/loss"]) for norm, r in runs.items()]
+    title = f"{score.on('held-out examples')}{score.goal and f' (line: {score.goal})'}"
     return [
-        Panel(f"Error on held-out examples, % (line: {TARGET:.0%} right)", errors, log=True, target=reached),
-        Panel("Training loss", loss, log=True),
+        Panel(title, scores, log=_can_be_log(scores), target=score.target),
+        Panel("Training loss", losses, log=_can_be_log(losses)),
     ]
 
 
-def save_picture(path: Path, runs: Runs) -> None:
-    """The curves of all norms, one panel for the error and one for the loss, as a PNG."""
-    write_whole(path, lambda file: figure(_panels(runs)).savefig(file, dpi=150, format="png"))
+def _can_be_log(lines: Sequence[Line]) -> bool:
+    """Whether no number is below zero. On a logarithmic scale one that is zero is left out."""
+    return not any(line.value(record) < 0 for line in lines for run in line.runs for record in run)
+
+
+def save_picture(path: Path, runs: Runs, score: Score) -> None:
+    """The curves of all norms, one panel for the score and one for the loss, as a PNG."""
+    write_whole(path, lambda file: figure(_panels(runs, score)).savefig(file, dpi=150, format="png"))
 
 
 def drawing(picture: Figure, label: str, prefix: str) -> str:
@@ -57,55 +67,61 @@ def _style() -> dict[Any, Any]:
     return {"svg.fonttype": "none", "svg.hashsalt": "compare", **dict.fromkeys(_COLOURS, _INK)}
 
 
-def _drawings(runs: Runs) -> str:
+def _drawings(panels: Sequence[Panel]) -> str:
     """A drawing for each panel: beside each other where there is room, else one above the other."""
     with mpl.rc_context(_style()):
         return "\n".join(
             drawing(
                 figure([panel]), f"Curves over the training steps: {panel.title}. The table has the figures.", f"p{i}"
             )
-            for i, panel in enumerate(_panels(runs))
+            for i, panel in enumerate(panels)
         )
 
 
 def save_page(path: Path, runs: Runs, summaries: Sequence[Summary], seeds: Sequence[int], config: Config) -> None:
     """The page: the curves, the figures, and the config."""
-    heads = tuple(summaries[0].figures)
+    heads, panels = tuple(summaries[0].figures), _panels(runs, summaries[0].score)
     means = [(s.norm, *s.figures.values()) for s in summaries]
-    singles = [values for s in summaries for values in _single(s, seeds)]
+    singles = [(s.norm, str(seed), *s.single(i).figures.values()) for s in summaries for i, seed in enumerate(seeds)]
+    logs = " Both scales are logarithmic." if all(panel.log for panel in panels) else ""
     _save(
         path,
         config,
         norms=runs,
-        lead=f"{len(seeds)} seeds each. "
-        "A thick line is the mean over the seeds, a thin line one seed; both scales are logarithmic.",
-        drawings=_drawings(runs),
+        lead=f"{_seeds(seeds)}. A thick line is the mean over the seeds, a thin line one seed.{logs}",
+        drawings=_drawings(panels),
         table=Table("Mean ± standard deviation over the seeds", ("norm", *heads), means),
         every=Table("", ("norm", "seed", *heads), singles),
         links=[f"{norm}-seed{seed}/metrics.jsonl" for norm, seed, *_ in singles],
     )
 
 
-def save_sizes_page(path: Path, errors: Errors, seeds: Sequence[int], config: Config) -> None:
-    """The page of a comparison over batch sizes: error against batch size, the figures, and the config."""
-    sizes = [f"batch {size}" for size in next(iter(errors.values()))]
-    means = [(n, *(mean_and_deviation(v, digits=2) for v in e.values())) for n, e in errors.items()]
+def size_table(scores: Scores, score: Score) -> Table:
+    """A row for each norm, a column for each batch size."""
+    head = ["norm", *(f"batch {size}" for size in next(iter(scores.values())))]
+    rows = [[norm, *(shown(score, values) for values in of_size.values())] for norm, of_size in scores.items()]
+    return Table(f"{score.on('held-out examples')}: mean ± standard deviation over the seeds", head, rows)
+
+
+def save_sizes_page(path: Path, scores: Scores, score: Score, seeds: Sequence[int], config: Config) -> None:
+    """The page of a comparison over batch sizes: score against batch size, the figures, and the config."""
     singles = [
-        (norm, str(size), str(seed), f"{value:.2f}")
-        for norm, of_size in errors.items()
+        (norm, str(size), str(seed), shown(score, [value]))
+        for norm, of_size in scores.items()
         for size, values in of_size.items()
         for seed, value in zip(seeds, values, strict=True)
     ]
     with mpl.rc_context(_style()):
-        picture = drawing(errors_figure(errors), "Error against batch size. The table has the figures.", "p")
+        label = f"{score.on('held-out examples')} against batch size. The table has the figures."
+        picture = drawing(scores_figure(scores, score), label, "p")
     _save(
         path,
         config,
-        norms=errors,
-        lead=f"{len(seeds)} seeds each, the learning rate in proportion to the batch size.",
+        norms=scores,
+        lead=f"{_seeds(seeds)}, the learning rate in proportion to the batch size.",
         drawings=picture,
-        table=Table("Error on held-out examples, %: mean ± standard deviation over the seeds", ("norm", *sizes), means),
-        every=Table("", ("norm", "batch size", "seed", "error, %"), singles),
+        table=size_table(scores, score),
+        every=Table("", ("norm", "batch size", "seed", f"{score.name}{score.unit}"), singles),
         links=[f"{norm}-batch{size}-seed{seed}/metrics.jsonl" for norm, size, seed, _ in singles],
     )
 
@@ -123,7 +139,7 @@ def _save(
     """Saves the page. `every` has a row for every run, and `links` are their files, seen from the page."""
     body = _PAGE.format(
         title=f"Norms compared: {escape(', '.join(norms))}",
-        lead=f"The article's network ({config.model.api}) on {escape(config.data.name)}, {lead}",
+        lead=f"{escape(_described(config))}; {lead}",
         drawings=drawings,
         tables=f"{table.html()}\n<details><summary>Every run</summary>\n{every.html(links)}\n</details>",
         config=escape(to_json(config)),
@@ -132,12 +148,14 @@ def _save(
     write_text(path, body)
 
 
-def _single(summary: Summary, seeds: Sequence[int]) -> list[tuple[str, ...]]:
-    runs = [
-        Summary(summary.norm, [accuracy], [steps], summary.recalibrated[i : i + 1])
-        for i, (accuracy, steps) in enumerate(zip(summary.accuracies, summary.steps, strict=True))
-    ]
-    return [(summary.norm, str(seed), *run.figures.values()) for seed, run in zip(seeds, runs, strict=True)]
+def _described(config: Config) -> str:
+    """What was trained on what."""
+    task, model, data = map(short_name, (config.task, config.model.name, config.data.name))
+    return f"Task {task}, model {model} ({config.model.api}), data {data}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return "1 seed each" if len(seeds) == 1 else f"{len(seeds)} seeds each"
 
 
 _PAGE = """<!DOCTYPE html>

@@ -117,10 +117,5 @@ def splits(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name.removesuffix("/loss") for name in record if name.endswith("/loss"))
 
 
-def has_recalibrated(record: Mapping[str, Any]) -> bool:
-    """Whether a record has figures of recalibrated statistics."""
-    return f"{RECALIBRATED}/loss" in record
-
-
 def _line(record: Record) -> str:
     return json.dumps({k: v if math.isfinite(v) else None for k, v in record.items()}) + "\n"

@@ -48,3 +48,7 @@ class Study(NamedTuple):
         """A short name of all that a cell is computed with."""
         said = json.dumps([self.name, dict(self.constants), dict(settings)], sort_keys=True)
         return hashlib.blake2b(said.encode(), digest_size=6).hexdigest()
+
+    def digest_of_seeds(self, settings: Settings, seeds: Sequence[int]) -> str:
+        """That of a cell with these seeds."""
+        return self.digest({**settings, "seeds": list(seeds)})

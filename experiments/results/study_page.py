@@ -82,10 +82,13 @@ def index_page(studies: Sequence[tuple[Study, Evidence]]) -> str:
 
 
 def save_all(folder: Path, studies: Sequence[tuple[Study, Evidence]]) -> None:
-    """Writes a page for each study, and `index.html`."""
+    """Writes a page for each study, its first picture as NAME.svg, and `index.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     for study, evidence in studies:
         write_text(folder / f"{study.name}.html", study_page(study, evidence))
+        if charts := study.charts(evidence) if evidence.rows else []:
+            on_white = {**charts[0].spec, "background": "white"}  # it stands in pages of any colour
+            write_text(folder / f"{study.name}.svg", _svg(json.dumps(on_white)))
     write_text(folder / "index.html", index_page(studies))
 
 
@@ -164,7 +167,7 @@ def _origin(evidence: Evidence) -> str:
     seeds = len({row.seed for row in evidence.rows})
     commits = ", ".join(sorted({row.commit for row in evidence.rows}))
     versions = "; ".join(sorted({row.versions for row in evidence.rows}))
-    return f"Measured with {seeds} seeds, at commit {commits}, with {versions}."
+    return f"Measured with {seeds} seed{'s' * (seeds > 1)}, at commit {commits}, with {versions}."
 
 
 def _page(title: str, body: Sequence[str], scripts: str) -> str:

@@ -5,53 +5,64 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.results.records import MORE, Record, has_recalibrated
-
-TARGET = 0.95  # of the held-out examples
+from experiments.results.curves import Score
+from experiments.results.records import Record, splits
 
 
 class Summary(NamedTuple):
-    """The runs of a norm, one for each seed."""
+    """The runs of a norm, one for each seed, by the score of their task."""
 
     norm: str
-    accuracies: list[float]  # on the held-out examples, at the end
-    steps: list[float | None]  # at the first evaluation that reached the target
-    recalibrated: list[float]  # the accuracies with recalibrated statistics, of runs that have them
+    score: Score
+    runs: Sequence[Sequence[Record]]
 
-    @property
-    def accuracy(self) -> str:
-        """In percent, mean ± sample standard deviation."""
-        return _in_percent(self.accuracies)
+    def ends(self, split: str = "eval") -> list[float]:
+        """The score of every run at its end, on the held-out examples."""
+        return [self.score.value(records[-1], split) for records in self.runs]
 
     @property
     def figures(self) -> dict[str, str]:
         """What tables show, by the heads of their columns."""
-        again = {"recalibrated, %": _in_percent(self.recalibrated)} if self.recalibrated else {}
-        return {"held-out accuracy, %": self.accuracy, **again, f"steps to {TARGET:.0%}": self.steps_to_target}
+        name, unit = self.score.name, self.score.unit
+        found = {f"held-out {name}{unit}": shown(self.score, self.ends())}
+        for split in other_splits(self.runs[0][-1]):
+            found[f"{split}{unit}"] = shown(self.score, self.ends(split))
+        if self.score.target is not None:
+            found[f"steps to {self.score.goal}"] = self._steps(self.score.target)
+        return found
 
-    @property
-    def steps_to_target(self) -> str:
-        """Mean ± sample standard deviation of the runs that reached it, and how many did if not all."""
-        reached = [s for s in self.steps if s is not None]
+    def single(self, i: int) -> "Summary":
+        """One of the runs alone."""
+        return self._replace(runs=self.runs[i : i + 1])
+
+    def _steps(self, target: float) -> str:
+        """To the first evaluation within the target, of the runs that reached it; and how many did, if not all."""
+
+        def is_within(record: Record) -> bool:  # 95 % right are 5.000000000000004 % wrong
+            return round(self.score.value(record, "eval"), 9) <= target
+
+        firsts = [next((r["step"] for r in records if is_within(r)), None) for records in self.runs]
+        reached = [step for step in firsts if step is not None]
         if not reached:
             return "never"
-        some = "" if len(reached) == len(self.steps) else f" ({len(reached)} of {len(self.steps)} runs)"
+        some = "" if len(reached) == len(firsts) else f" ({len(reached)} of {len(firsts)} runs)"
         return mean_and_deviation(reached, digits=0) + some
 
 
-def summarize(norm: str, runs: Sequence[Sequence[Record]]) -> Summary:
-    steps = [next((r["step"] for r in records if r["eval/accuracy"] >= TARGET), None) for records in runs]
-    again = [records[-1][MORE[1]] for records in runs if has_recalibrated(records[-1])]
-    return Summary(norm, [records[-1]["eval/accuracy"] for records in runs], steps, again)
+def other_splits(record: Record) -> tuple[str, ...]:
+    """In which other ways the held-out examples were evaluated."""
+    return tuple(split for split in splits(record) if split not in ("train", "eval"))
 
 
-def _in_percent(accuracies: Sequence[float]) -> str:
-    return mean_and_deviation([100 * a for a in accuracies], digits=2)
+def shown(score: Score, values: Sequence[float]) -> str:
+    """Scores of several runs as tables show them: with two digits, small losses with three figures.
 
-
-def errors_of(runs: Sequence[Sequence[Record]]) -> list[float]:
-    """Of every run, the error on the held-out examples at the end, in percent."""
-    return [100 * (1 - records[-1]["eval/accuracy"]) for records in runs]
+    >>> shown(Score("loss", lambda record, split: 0.0), [0.012345])
+    '0.0123'
+    """
+    mean = abs(np.mean(values))
+    small = not score.percent and 0 < mean < 1
+    return mean_and_deviation(values, digits=2 - int(np.floor(np.log10(mean))) if small else 2)
 
 
 def mean_and_deviation(values: Sequence[float], digits: int) -> str:

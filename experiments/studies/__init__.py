@@ -12,6 +12,8 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
     "shift": "experiments.studies.shift",
     "averaged_weights": "experiments.studies.averaged_weights",
+    "recurrent": "experiments.studies.recurrent",
+    "efficiency": "experiments.studies.efficiency",
 }
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers
 

@@ -15,7 +15,7 @@ from jax import Array
 from bnjax import linen as bnn
 from experiments.data import CLASSES
 from experiments.lab.fitting import Examples, Step, accuracy, digits, fit
-from experiments.results import charts
+from experiments.results import charts, claims
 from experiments.results.claims import Claim, Interval, Verdict, all_of, interval, paired
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
@@ -149,8 +149,7 @@ def growth(norm: str, batch: int, seed: Array) -> Array:
 
 def best(evidence: Evidence, settings: Settings) -> np.ndarray:
     """The accuracies of the seeds with the learning rate that is best in the mean."""
-    of_rates = [evidence.values(f"accuracy at rate {rate:g}", settings) for rate in RATES]
-    return max(of_rates, key=np.mean)
+    return claims.best(evidence, [f"accuracy at rate {rate:g}" for rate in RATES], settings)
 
 
 def _accuracies(evidence: Evidence, names: Sequence[str], depth: int = DEEP, **more: str) -> dict[str, Interval]:
@@ -307,7 +306,8 @@ def _by_size(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _point(value: Interval, norm: str, name: str, **more: Any) -> dict[str, Any]:
-    return {"norm": norm, **more, name: round(value.mean, 4), "low": round(value.low, 4), "high": round(value.high, 4)}
+    mean, low, high = value.rounded()
+    return {"norm": norm, **more, name: mean, "low": low, "high": high}
 
 
 def _map(evidence: Evidence) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ from functools import partial
 from experiments.cli.errors import UserError, short
 from experiments.config import Config
 from experiments.config.own import called, chosen_or_own
-from experiments.tasks import classification, language_model, sequence_to_sequence
+from experiments.results.curves import Score
+from experiments.tasks import classes, classification, language_model, sequence_to_sequence
 from experiments.tasks.task import Task
 
 TASKS: dict[str, Callable[[Config], Task]] = {
@@ -31,6 +32,13 @@ def task_of(config: Config) -> Task:
             f"returns one, but it is {short(task)}."
         )
     return task
+
+
+def score_of(task: Task) -> Score:
+    """By which number runs of a task are compared."""
+    if task.score is not None:
+        return task.score
+    return classes.ERROR if "accuracy" in task.formats else classes.LOSS
 
 
 def check_fits(config: Config, arrays: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ import optax
 from jax import Array
 from jax.nn import logsumexp
 
-from experiments.results.curves import Line, Panel
+from experiments.results.curves import Line, Panel, Score
 from experiments.results.records import AVERAGED, RECALIBRATED, Record, splits
 from experiments.tasks.task import Sums, View
 
@@ -58,6 +58,10 @@ def percent_wrong(record: Record, split: str, metric: str = "accuracy") -> float
 def loss(record: Record, split: str) -> float:
     """The mean loss."""
     return record[f"{split}/loss"]
+
+
+ERROR = Score("error", percent_wrong, percent=True, target=5.0)
+LOSS = Score("loss", loss)
 
 
 def verdict(record: Record, what: str, metric: str = "accuracy") -> str:

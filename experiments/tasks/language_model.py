@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from experiments.config import Config
-from experiments.results.curves import Panel
+from experiments.results.curves import Panel, Score
 from experiments.results.records import Record
 from experiments.tasks import classes
 from experiments.tasks.task import Task, View
@@ -45,16 +45,21 @@ def masked_view(batch: Mapping[str, Array], keys: Array | None) -> View:
     return View(jnp.where(hidden, BLANK, tokens), mask, tokens, hidden)
 
 
+def perplexity(record: Record, split: str) -> float:
+    """What e to the loss is called."""
+    return record[f"{split}/perplexity"]
+
+
 def panels(records: Sequence[Record]) -> list[Panel]:
     """The perplexity, and how many tokens are not the first guess."""
     return [
-        classes.panel("Perplexity", records, lambda r, split: r[f"{split}/perplexity"]),
+        classes.panel("Perplexity", records, perplexity),
         classes.panel("Wrong tokens, %", records, classes.percent_wrong, log=False),
     ]
 
 
 def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """The mean loss of a token, the accuracy, and the perplexity, which is what e to the loss is called."""
+    """The mean loss of a token, the accuracy, and the perplexity."""
     found = classes.means(sums)
     return {**found, "perplexity": float(jnp.exp(found["loss"]))}
 
@@ -69,6 +74,7 @@ def make(config: Config, masked: bool = False) -> Task:
         formats={**classes.FORMATS, "perplexity": ".3f"},
         verdict=partial(classes.verdict, what="Perplexity", metric="perplexity"),
         panels=panels,
+        score=Score("perplexity", perplexity),
         random=masked,
         outputs=classes.logits_shape,
         options={"causal": not masked},

@@ -6,7 +6,7 @@ from functools import partial
 from jax import Array
 
 from experiments.config import Config
-from experiments.results.curves import Panel
+from experiments.results.curves import Panel, Score
 from experiments.results.records import Record
 from experiments.tasks import classes
 from experiments.tasks.language_model import counted, shifted
@@ -33,11 +33,13 @@ def means(sums: Mapping[str, float]) -> dict[str, float]:
     return {**classes.means(sums), "whole": sums["whole"] / sums["sequences"]}
 
 
+wrong_sequences = partial(classes.percent_wrong, metric="whole")
+
+
 def panels(records: Sequence[Record]) -> list[Panel]:
     """How many sequences have a wrong token, and the loss of a token."""
-    wrong = partial(classes.percent_wrong, metric="whole")
     return [
-        classes.panel("Sequences with a wrong token, %", records, wrong, log=False),
+        classes.panel("Sequences with a wrong token, %", records, wrong_sequences, log=False),
         classes.panel("Loss", records, classes.loss),
     ]
 
@@ -52,5 +54,6 @@ def make(config: Config) -> Task:
         formats={**classes.FORMATS, "whole": ".4f"},
         verdict=partial(classes.verdict, what="Sequences without a wrong token", metric="whole"),
         panels=panels,
+        score=Score("wrong sequences", wrong_sequences, percent=True),
         outputs=classes.logits_shape,
     )

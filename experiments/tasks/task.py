@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
-from experiments.results.curves import Panel
+from experiments.results.curves import Panel, Score
 from experiments.results.records import Record
 
 Sums = dict[str, Array]  # over what counts in a batch; they can be added over batches, and over devices
@@ -42,6 +42,8 @@ class Task(NamedTuple):
     """`verdict(record)`: a sentence on the last record of a run."""
     panels: Callable[[Sequence[Record]], list[Panel]]
     """`panels(records)`: the curves of a run."""
+    score: Score | None = None
+    """By which number runs are compared; by default the error if `accuracy` is a metric, else the loss."""
     random: bool = False
     """Whether `view` draws random numbers."""
     outputs: Callable[[View, int], tuple[int, ...]] | None = None

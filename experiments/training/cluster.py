@@ -1,16 +1,46 @@
-"""Jobs on a SLURM cluster, by submitit."""
+"""Jobs on this machine, or on a SLURM cluster by submitit."""
 
+import dataclasses
 import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from experiments.cli.errors import UserError
-from experiments.training.jobs import Job, perform
+from experiments.cli.schema import Range
+from experiments.training.jobs import Job, perform, run_here
 
 Cluster = Literal["slurm", "local", "debug"]  # submitit's names; the last two need no cluster
+Where = Literal["here", "slurm", "local"]
 POLL = 1  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Slurm:
+    """What each job asks of a cluster."""
+
+    partition: str = ""
+    minutes: Annotated[int, Range(low=1)] = 60
+    cpus: Annotated[int, Range(low=1)] = 2
+    gpus: Annotated[int, Range(low=0)] = 0
+
+
+def run_all(
+    jobs: Sequence[Job], where: Where, at_once: int, slurm: Slurm, workdir: Path, ended: Callable[[Job, int], None]
+) -> None:
+    """Runs jobs to their end, so many at once; calls `ended` with each and its status."""
+    if where == "here":
+        return run_here(jobs, at_once, ended)
+    if not jobs:
+        return None
+    asked: dict[str, Any] = {
+        "timeout_min": slurm.minutes, "cpus_per_task": slurm.cpus, "gpus_per_node": slurm.gpus,
+        "slurm_array_parallelism": at_once, "name": workdir.name,
+    }  # fmt: skip
+    if slurm.partition:
+        asked["slurm_partition"] = slurm.partition
+    return wait(jobs, submit(jobs, workdir.resolve() / "submitit", where, **asked), ended)
 
 
 def check() -> None:

@@ -15,6 +15,7 @@ from experiments.cli.report import Report
 from experiments.cli.schema import differences, fields
 from experiments.config import Config, ModelConfig
 from experiments.config.file import load, to_json
+from experiments.config.own import short_name
 from experiments.data import Data, Examples, batches, count, epoch_order, kind_of, steps_per_epoch
 from experiments.data.prefetch import prefetched
 from experiments.results.files import write_text
@@ -28,7 +29,8 @@ from experiments.training.recalibration import recalibrated
 from experiments.training.steps import Program, TrainState, make_program
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
-ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices"}  # a run may be continued with other ones
+# A run may be continued with other ones: they change nothing of what it computes.
+ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices", "config.mark"}
 
 
 @contextlib.contextmanager
@@ -84,7 +86,8 @@ def _check_same(workdir: Path, config: Config, resume: bool) -> None:
 
 def title(config: Config, workdir: Path) -> str:
     """What a picture of the run is called."""
-    return f"{workdir.name}: {config.data.name}, norm {config.model.norm} ({config.model.api}), seed {config.seed}"
+    data, model = short_name(config.data.name), config.model
+    return f"{workdir.name}: {data}, norm {model.norm} ({model.api}), seed {config.seed}"
 
 
 def total_steps(config: Config, data: Data) -> int:

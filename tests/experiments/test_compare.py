@@ -7,6 +7,7 @@ import json
 import math
 import re
 import struct
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,9 +19,11 @@ from experiments.cli.schema import rebuild
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.config.file import to_json
 from experiments.results.page import save_page, save_picture
-from experiments.results.plots import STYLES, errors_figure
+from experiments.results.plots import STYLES, scores_figure
 from experiments.results.records import KEYS, read_metrics
-from experiments.results.summary import summarize
+from experiments.results.summary import Summary
+from experiments.tasks import score_of, task_of
+from experiments.tasks.classes import ERROR, LOSS
 from experiments.training.pictures import save_curves
 
 TINY = Config(
@@ -29,6 +32,7 @@ TINY = Config(
     model=ModelConfig(widths=(2, 3, 4)),
     train=TrainConfig(epochs=2, batch_size=16),
 )
+ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -60,24 +64,34 @@ class Page(html.parser.HTMLParser):
             self.rows[-1].append(data)
 
 
+def summarize(norm, runs):
+    return Summary(norm, ERROR, runs)
+
+
 def records(*accuracies, loss=1.0):
     return [dict(zip(KEYS, (10 * i, loss, 0.5, loss, a), strict=True)) for i, a in enumerate(accuracies, 1)]
 
 
 def test_figures_of_several_runs():
     summary = summarize("batch", [records(0.9, 0.96, 0.94), records(0.95, 0.9, 0.98), records(0.1, 0.2, 0.3)])
-    assert summary.accuracies == [0.94, 0.98, 0.3]
-    assert summary.steps == [20, 10, None]
-    values = 100 * np.array([0.94, 0.98, 0.3])
-    assert summary.accuracy == f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
-    assert summary.steps_to_target == "15 ± 7 (2 of 3 runs)"
+    values = np.array([6, 2, 70])
+    np.testing.assert_allclose(summary.ends(), values)
+    assert summary.figures == {
+        "held-out error, %": f"{values.mean():.2f} ± {values.std(ddof=1):.2f}",
+        "steps to 5 %": "15 ± 7 (2 of 3 runs)",
+    }
 
 
 def test_figures_of_one_run_have_no_deviation():
-    assert summarize("none", [records(0.96)])[1:] == ([0.96], [10], [])
-    assert summarize("none", [records(0.96)]).accuracy == "96.00"
-    assert summarize("none", [records(0.96)]).steps_to_target == "10"
-    assert summarize("none", [records(0.5)]).steps_to_target == "never"
+    assert summarize("none", [records(0.96)]).figures == {"held-out error, %": "4.00", "steps to 5 %": "10"}
+    assert summarize("none", [records(0.5)]).figures == {"held-out error, %": "50.00", "steps to 5 %": "never"}
+
+
+def test_figures_of_a_loss_have_no_target_and_three_figures_where_it_is_small():
+    found = Summary("none", LOSS, [records(0.5, loss=0.01234), records(0.5, loss=0.01434)]).figures
+    assert found == {"held-out loss": "0.0133 ± 0.0014"}
+    assert Summary("none", LOSS, [records(0.5, loss=12.25)]).figures == {"held-out loss": "12.25"}
+    assert Summary("none", LOSS, [records(0.5, loss=math.nan)]).figures == {"held-out loss": "nan"}
 
 
 def assert_self_contained(text):
@@ -122,7 +136,7 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_page(compile_quickly, monk
     assert all((workdir / link).is_file() for link in links)
     said = capsys.readouterr().out
     for norm, of_norm in runs.items():
-        final = 100 * np.array([r[-1]["eval/accuracy"] for r in of_norm])
+        final = 100 * (1 - np.array([r[-1]["eval/accuracy"] for r in of_norm]))
         shown = f"{final.mean():.2f} ± {final.std(ddof=1):.2f}"
         assert [norm, shown, "never"] in page.rows
         assert re.search(rf"{norm}\W+{shown}\W+never", said)
@@ -159,7 +173,7 @@ def test_an_interrupted_comparison_says_how_to_continue(monkeypatch, tmp_path, c
 
 def test_a_norm_that_diverges_or_never_errs_can_be_drawn(tmp_path):
     runs = {"none": [records(0.1, 0.1, loss=math.nan)], "batch": [records(0.9, 1.0)]}
-    save_picture(tmp_path / "a.png", runs)
+    save_picture(tmp_path / "a.png", runs, ERROR)
     summaries = [summarize(norm, r) for norm, r in runs.items()]
     save_page(tmp_path / "a.html", runs, summaries, [0], Config(data=DataConfig(directory="<b>&")))
     text = (tmp_path / "a.html").read_text()
@@ -170,7 +184,9 @@ def test_a_norm_that_diverges_or_never_errs_can_be_drawn(tmp_path):
 
 def test_eight_norms_have_a_colour_a_name_and_points_of_their_own():
     norms = [f"norm{i}" for i in range(8)]
-    picture = errors_figure({n: {2: [1.0, 1.2], 8: [1.0, 3.0]} for n in norms} | {"norm7": {2: [60.0], 8: [90.0]}})
+    picture = scores_figure(
+        {n: {2: [1.0, 1.2], 8: [1.0, 3.0]} for n in norms} | {"norm7": {2: [60.0], 8: [90.0]}}, ERROR
+    )
     (ax,) = picture.axes
     points = [line.lines[0] for line in ax.containers]
     assert len({p.get_color() for p in points}) == len(STYLES) == 8
@@ -229,6 +245,53 @@ def test_norms_over_batch_sizes_end_in_a_table_a_picture_and_a_page(compile_quic
     saved = json.loads((folder / "ghost-batch8-seed0" / "config.json").read_text())
     assert saved["train"]["batch_size"] == saved["model"]["ghost_size"] == 8
     assert saved["optimizer"]["learning_rate"] == pytest.approx(0.1 * 8 / 64)
+
+
+def test_a_task_of_one_s_own_is_compared_by_its_loss(compile_quickly, tmp_path, capsys):
+    small = ["--config.data.train_examples=100", "--config.data.eval_examples=20", "--config.train.epochs=1"]
+    argv = [f"--config={ROOT}/configs/own.py", "--norms=layer", "--seeds=1", *small]
+    compare.main([*argv, f"--workdir={tmp_path}/all"])
+    said = capsys.readouterr().out
+    page = assert_self_contained((tmp_path / "all" / "compare.html").read_text())
+    last = read_metrics(tmp_path / "all" / "layer-seed0" / "metrics.jsonl")[-1]
+    shown = f"{last['eval/loss']:.3g}"
+    assert ["norm", "held-out loss"] in page.rows
+    assert ["layer", shown] in page.rows
+    assert re.search(rf"layer\W+{shown}", said)
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "value"),
+    [
+        ("classification", "Error on held-out examples, %", 25),
+        ("masked_language_model", "Perplexity on held-out examples", 9),
+        ("sequence_to_sequence", "Wrong sequences on held-out examples, %", 40),
+        (f"{ROOT}/configs/own.py:REGRESSION", "Loss on held-out examples", 2),
+    ],
+)
+def test_every_task_says_what_it_is_compared_by(task, name, value):
+    score = score_of(task_of(Config(task=task)))
+    record = {"eval/loss": 2.0, "eval/accuracy": 0.75, "eval/perplexity": 9.0, "eval/whole": 0.6}
+    assert (score.on("held-out examples"), score.value(record, "eval")) == (name, value)
+
+
+def test_a_norm_that_cannot_sit_in_a_model_of_one_s_own_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="`norm` 'instance' cannot sit at features"):
+        compare.main([f"--config={ROOT}/configs/own.py", "--norms=none,instance", f"--workdir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "scale"), [(0.5, 2.0, "log"), (-1.0, 2.0, "linear"), (math.nan, math.inf, "log")]
+)
+def test_a_loss_has_the_scale_that_its_numbers_allow(first, last, scale):
+    picture = scores_figure({"none": {8: [first], 32: [last]}, "batch": {8: [1.0], 32: [1.5]}}, LOSS)
+    (ax,) = picture.axes
+    assert ax.get_yscale() == scale
+    assert ax.get_title(loc="left") == "Loss on held-out examples: mean and range of the seeds"
+    picture.draw_without_rendering()
+    heights = {t.get_text(): t.get_window_extent().y0 for t in ax.texts}
+    assert heights["none"] > heights["batch"]  # what ends in no number is named above all others
 
 
 def test_a_rate_that_the_batch_scales_past_its_limit_is_a_sentence(tmp_path):

@@ -17,7 +17,7 @@ from experiments.config.file import to_json
 from experiments.data import batches, check_sizes, epoch_order, load_data
 from experiments.models import Job
 from experiments.results.records import KEYS, MORE, read_metrics
-from experiments.results.summary import summarize
+from experiments.results.summary import Summary
 from experiments.tasks import classes, classification
 from experiments.training import recalibration, run, steps
 from experiments.training.checkpoints import last_arrays
@@ -188,9 +188,9 @@ def test_more_batches_than_there_are_are_refused():
 def test_tables_and_pictures_show_it_where_there_is_something():
     plain = [dict.fromkeys(KEYS, 0.5) | {"step": n} for n in (1, 2)]
     again = [r | dict.fromkeys(MORE, 0.75) for r in plain]
-    heads = {"held-out accuracy, %": "50.00", "steps to 95%": "never"}
-    assert summarize("batch", [plain]).figures == heads
-    assert summarize("batch", [again]).figures == heads | {"recalibrated, %": "75.00"}
+    heads = {"held-out error, %": "50.00", "steps to 5 %": "never"}
+    assert Summary("batch", classes.ERROR, [plain]).figures == heads
+    assert Summary("batch", classes.ERROR, [again]).figures == heads | {"recalibrated, %": "25.00"}
     error, loss = classification.panels(again)
     assert [line.label for line in error.lines] == ["training", "held out", "held out, recalibrated"]
     assert [line.value(again[0]) for line in loss.lines] == [0.5, 0.5, 0.75]

@@ -92,7 +92,7 @@ def test_no_claim_holds_of_norms_that_are_mixed_up(study, found):
 @pytest.mark.parametrize(("study", "found"), COMMITTED, ids=lambda v: getattr(v, "name", ""))
 def test_the_numbers_are_of_the_cells_as_they_are_defined(study, found):
     """Each cell of the study, with the seeds that it needs, and none beside."""
-    wanted = {study.digest({**c, "seeds": list(range(study.seeds))}): c for c in study.cells(False)}
+    wanted = {study.digest_of_seeds(c, range(study.seeds)): c for c in study.cells(False)}
     assert {row.digest for row in found.rows} == set(wanted)
     assert all(
         {k: str(v) for k, v in wanted[r.digest].items()}.items() <= settings_of(r.cell).items() for r in found.rows
@@ -122,6 +122,18 @@ def test_an_interrupted_study_goes_on(tmp_path):
     assert list(evidence.load(tmp_path / "pretended.csv").rows) == list(found.rows)
     with pytest.raises(UserError, match="holds a study"):
         command.main(["gradients", f"--workdir={tmp_path}"])
+
+
+def test_cells_are_measured_in_processes_of_their_own(tmp_path):
+    """A study that only reads, by submitit without a cluster: the same numbers in the same order."""
+    command.main(["efficiency", "--quick", f"--workdir={tmp_path / 'one'}"])
+    with pytest.raises(UserError, match="the digest of a cell"):
+        command.main(["efficiency", "--only=none", f"--workdir={tmp_path / 'none'}"])
+    command.main(["efficiency", "--quick", f"--workdir={tmp_path / 'apart'}", "--where=local", "--at_once=2"])
+    one, apart = (list(evidence.load(tmp_path / name / "efficiency.csv").rows) for name in ("one", "apart"))
+    assert one == apart
+    assert len({row.cell for row in one}) == 8  # four machines, two libraries
+    assert len(list((tmp_path / "apart" / "jobs").glob("*/finished.json"))) == 4
 
 
 def test_a_network_that_is_scanned_trains_as_one_that_is_written_out(monkeypatch):
