@@ -12,15 +12,22 @@ from jax import Array
 
 from bnjax import linen as bnn
 from experiments.lab.fitting import Variables, digits, fit
-from experiments.lab.networks import CNN
+from experiments.lab.patches import PatchCNN
+from experiments.models.norms import NormChoice
 
 STEPS, BATCH, RATE = 400, 64, 0.01  # of training, by Adam
 TENT_STEPS, TENT_BATCH, TENT_RATE = 50, 100, 5e-3  # likewise by Adam
+WIDTHS, GROUPS = (16, 32), 4  # channels of the convolutions, and groups of them for group norm
 PRIOR = 16  # the default of `bnjax.linen.adapt`
 PRIORS = (0, PRIOR)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)  # images to adapt to
 CLASSES = (1, 2, 5, 10)  # in a batch
 Batch = dict[str, Any]  # images, and which of them count
+
+
+def network(norm: str) -> PatchCNN:
+    """The network that learns the digits."""
+    return PatchCNN(NormChoice(norm, groups=GROUPS), WIDTHS)
 
 
 def trained(norm: str, seeds: Sequence[int]) -> list[Variables]:
@@ -33,7 +40,7 @@ def _trained(norm: str, seeds: tuple[int, ...]) -> Variables:
     train, _ = digits()
 
     def of_seed(seed: Array) -> Variables:
-        return fit(CNN(norm), train, jax.random.key(seed), optax.adam(RATE), steps=STEPS, batch=BATCH)[0]
+        return fit(network(norm), train, jax.random.key(seed), optax.adam(RATE), steps=STEPS, batch=BATCH)[0]
 
     return jax.jit(jax.vmap(of_seed))(jnp.asarray(seeds))
 
@@ -45,7 +52,7 @@ def part_of(images: np.ndarray, chosen: Sequence[int] | np.ndarray) -> Batch:
 
 def adapted(norm: str, variables: Variables, batch: Batch, prior: float) -> Variables:
     """The variables with statistics of a batch; the old ones weigh as much as `prior` examples."""
-    stats, _ = bnn.adapt(CNN(norm), variables, [batch], call=_of_batch, valid=_counts, prior=prior)
+    stats, _ = bnn.adapt(network(norm), variables, [batch], call=_of_batch, valid=_counts, prior=prior)
     return {**variables, "batch_stats": stats}
 
 
@@ -67,7 +74,7 @@ def tented(norm: str, of_seeds: Sequence[Variables], images: np.ndarray, seeds: 
 @functools.cache
 def _tented(norm: str) -> Any:
     def of_seed(variables: Variables, images: Array, seed: Array) -> Any:
-        opt_state, step = bnn.tent(CNN(norm), variables, optax.adam(TENT_RATE), call=_of_images)
+        opt_state, step = bnn.tent(network(norm), variables, optax.adam(TENT_RATE), call=_of_images)
 
         def one(state: Any, key: Array) -> tuple[Any, None]:
             rows = jax.random.permutation(key, len(images))[:TENT_BATCH]
@@ -92,7 +99,7 @@ def wrong(norm: str, variables: Variables, images: np.ndarray, labels: np.ndarra
 
 @functools.cache
 def _logits(norm: str) -> Any:
-    return jax.jit(lambda variables, images: CNN(norm).apply(variables, images, False))
+    return jax.jit(lambda variables, images: network(norm).apply(variables, images, False))
 
 
 def few_classes(labels: np.ndarray, classes: int, seed: int) -> Iterator[np.ndarray]:

@@ -10,7 +10,6 @@ from experiments.data.corruptions import KINDS, corrupted
 from experiments.lab import adapting
 from experiments.lab.adapting import CLASSES, FEW, PRIOR, PRIORS, SIZES, STEPS, errors_by_method, trained
 from experiments.lab.fitting import digits
-from experiments.lab.networks import CNN, GROUPS
 from experiments.results import charts
 from experiments.results.claims import Claim, Interval, all_of, interval
 from experiments.results.evidence import Evidence, Measured
@@ -245,11 +244,13 @@ CLAIMS = (
 # Pictures
 
 
-LINES = {  # the norm, and what is done
+LINES: dict[str, Settings] = {  # the norm, and what is done
     "batch": OWN["as_is"],
+    "group": {"norm": "group", "method": "as_is"},
+    "layer": {"norm": "layer", "method": "as_is"},
     "batch, adapted": OWN["adapted"],
+    "none": {"norm": "none", "method": "as_is"},
     "batch, TENT": OWN["tent"],
-    **{norm: {"norm": norm, "method": "as_is"} for norm in NORMS[1:]},
 }
 STATISTICS: dict[str, Settings] = {
     "not adapted": {"method": "as_is"},
@@ -266,7 +267,7 @@ def pictures(evidence: Evidence) -> list[Chart]:
                 "Error by kind of damage and severity",
                 "The error on the held-out digits in %, the mean over the seeds; severity 0 is no damage. Click a line "
                 "in the legend to fade the others. The table has the means over all severities.",
-                charts.small_lines(rows, x="severity", y="error", colour="line", facet="damage", order=list(LINES)),
+                charts.lines(rows, x="severity", y="error", colour="line", facet="damage", order=list(LINES)),
                 _by_kind(evidence),
             )
         )
@@ -319,8 +320,9 @@ def _by_statistics(evidence: Evidence, part: str) -> list[dict[str, Any]]:
 
 
 CONSTANTS = {
-    "training": (STEPS, adapting.BATCH, adapting.RATE), "widths": CNN.widths, "groups": GROUPS, "prior": PRIOR,
-    "tent": (adapting.TENT_STEPS, adapting.TENT_BATCH, adapting.TENT_RATE), "sizes": SIZES, "classes": CLASSES,
+    "training": (STEPS, adapting.BATCH, adapting.RATE), "widths": adapting.WIDTHS, "groups": adapting.GROUPS,
+    "tent": (adapting.TENT_STEPS, adapting.TENT_BATCH, adapting.TENT_RATE), "prior": PRIOR, "sizes": SIZES,
+    "classes": CLASSES,
 }  # fmt: skip
 
 STUDY = Study(
@@ -330,8 +332,8 @@ STUDY = Study(
     protocol=(
         f"A network of two convolutions (16 and 32 channels, each with a norm and relu), their mean over the image, "
         f"and a head, on the 8 by 8 digits: {STEPS} steps of Adam at {adapting.RATE:g}, {adapting.BATCH} "
-        f"examples a batch. Group norm has {GROUPS} groups. It learns undamaged digits only. The 360 held-out digits "
-        "are damaged in nine ways at five severities, as in ImageNet-C (arXiv:1903.12261).\n\n"
+        f"examples a batch. Group norm has {adapting.GROUPS} groups. It learns undamaged digits only. The 360 held-out "
+        "digits are damaged in nine ways at five severities, as in ImageNet-C (arXiv:1903.12261).\n\n"
         f"*Adapted* is `bnjax.linen.adapt` (AdaBN, arXiv:1603.04779) on all damaged digits, without labels; the old "
         f"statistics count as {PRIOR} images. *TENT* is `bnjax.linen.tent` (arXiv:2006.10726): {adapting.TENT_STEPS} "
         f"steps of Adam at {adapting.TENT_RATE:g} on batches of {adapting.TENT_BATCH} of them; then the statistics are "

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments.lab import adapting, networks
+from experiments.lab import adapting
 from experiments.studies import shift
 
 RANDOM = np.random.default_rng(0)
@@ -17,7 +17,7 @@ LABELS = np.arange(12) % 10
 
 def variables_of(norm, seed=0):
     """Of a network that was never trained, with norms as if it had been."""
-    made = networks.CNN(norm).init(jax.random.key(seed), IMAGES[:1], False)
+    made = adapting.network(norm).init(jax.random.key(seed), IMAGES[:1], False)
     return jax.tree.map(lambda leaf: leaf + RANDOM.uniform(0.0, 0.3, leaf.shape).astype(np.float32), made)
 
 
@@ -46,7 +46,7 @@ def of_groups(x, own):
 @pytest.mark.parametrize(("norm", "normalized"), [("none", lambda x, _: x), ("batch", of_batch), ("group", of_groups)])
 def test_patches_make_convolutions(norm, normalized):
     variables = variables_of(norm)
-    found, _ = networks.CNN(norm).apply(variables, IMAGES, True, mutable=["batch_stats"])
+    found, _ = adapting.network(norm).apply(variables, IMAGES, True, mutable=["batch_stats"])
     np.testing.assert_allclose(found, logits_of(variables["params"], IMAGES, normalized), rtol=1e-4, atol=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_a_cell_has_the_errors_of_its_methods(part, monkeypatch):
     assert len(of_batch) == {"damage": 2 * 3 * 5, "images": 2 * 3, "classes": 2 * 3}[part]
     mean = IMAGES.mean((1, 2, 3), keepdims=True)
     damaged = np.float32(0.15 * (IMAGES - mean) + mean)
-    want = networks.CNN("batch").apply(networks_of["batch"][1], damaged, False).argmax(-1) != LABELS
+    want = adapting.network("batch").apply(networks_of["batch"][1], damaged, False).argmax(-1) != LABELS
     errors = [
         o.value for o in of_batch if o.seed == 1 and o.more["method"] == "as_is" and o.more.get("severity", 5) == 5
     ]
