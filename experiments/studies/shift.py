@@ -85,7 +85,7 @@ def _gain(evidence: Evidence, part: str = "damage", **more: object) -> np.ndarra
 
 def _most(evidence: Evidence) -> dict[str, Interval]:
     before, after = (errors(evidence, **OWN[name], severity=MOST) for name in ("as_is", "adapted"))
-    return {"source": interval(before), "adapted": interval(after), "left": interval(100 * after / before)}
+    return _intervals(source=before, adapted=after, left=100 * after / before)
 
 
 def _clean(evidence: Evidence) -> dict[str, Interval]:
@@ -94,54 +94,47 @@ def _clean(evidence: Evidence) -> dict[str, Interval]:
 
 def _norms(evidence: Evidence) -> dict[str, Interval]:
     found = {norm: errors(evidence, norm=norm, method="as_is") for norm in NORMS}
-    best = errors(evidence, **OWN["adapted"])
-    return {norm: interval(error) for norm, error in found.items()} | {
-        "group_gain": interval(found["batch"] - found["group"]),
-        "layer_gain": interval(found["batch"] - found["layer"]),
-        "adapted": interval(best),
-        "more": interval(found["group"] - best),
-    }
+    found["adapted"] = errors(evidence, **OWN["adapted"])
+    found |= {f"{norm}_gain": found["batch"] - found[norm] for norm in ("group", "layer")}
+    return _intervals(**found, more=found["group"] - found["adapted"])
+
+
+def _intervals(**values: np.ndarray) -> dict[str, Interval]:
+    return {name: interval(of_seeds) for name, of_seeds in values.items()}
 
 
 def _images(evidence: Evidence) -> dict[str, Interval]:
     source = errors(evidence, "images", method="as_is")
-    few = {
-        (n, p): errors(evidence, "images", method="adapted", images=n, prior=p) for n in (1, 20, 200) for p in PRIORS
-    }
-    gained = source - few[200, PRIOR]
-    return {
-        "source": interval(source),
-        "alone": interval(few[1, 0]),
-        "prior": interval(few[1, PRIOR]),
-        "alone_loses": interval(few[1, 0] - source),
-        "prior_loses": interval(few[1, PRIOR] - source),
-        "part": interval(100 * (source - few[20, PRIOR]) / gained),
-    }
+    alone, many = (errors(evidence, "images", method="adapted", images=n, prior=0) for n in (1, 200))
+    one, twenty, all_of_them = (
+        errors(evidence, "images", method="adapted", images=n, prior=PRIOR) for n in (1, 20, 200)
+    )
+    found = _intervals(source=source, alone=alone, prior=one, many=many, many_prior=all_of_them)
+    part = 100 * (source - twenty) / (source - all_of_them)
+    return found | _intervals(alone_loses=alone - source, prior_loses=one - source, part=part, cost=all_of_them - many)
 
 
 def _classes(evidence: Evidence) -> dict[str, Interval]:
     source = errors(evidence, "classes", method="as_is")
     one, all_ten = (errors(evidence, "classes", method="adapted", classes=n, prior=PRIOR) for n in (1, 10))
-    figures = {"source": source, "one": one, "ten": all_ten, "loses": one - source, "gains": source - all_ten}
-    return {name: interval(values) for name, values in figures.items()}
+    return _intervals(source=source, one=one, ten=all_ten, loses=one - source, gains=source - all_ten)
 
 
 def _tent(evidence: Evidence) -> dict[str, Interval]:
     before, after = errors(evidence, **OWN["adapted"]), errors(evidence, **OWN["tent"])
-    return {"adapted": interval(before), "tent": interval(after), "gain": interval(before - after)}
+    return _intervals(adapted=before, tent=after, gain=before - after)
 
 
 def _contrast(evidence: Evidence) -> dict[str, Interval]:
     at = {name: errors(evidence, **own, corruption="contrast", severity=MOST) for name, own in OWN.items()}
-    found = {name: interval(values) for name, values in at.items()}
-    return found | {"loses": interval(at["tent"] - at["adapted"]), "gains": interval(at["as_is"] - at["tent"])}
+    return _intervals(**at, loses=at["tent"] - at["adapted"], gains=at["as_is"] - at["tent"])
 
 
 def _tent_elsewhere(evidence: Evidence) -> dict[str, Interval]:
     found: dict[str, Interval] = {}
     for norm in ("group", "layer"):
         before, after = (errors(evidence, norm=norm, method=m, severity=MOST) for m in ("as_is", "tent"))
-        found |= {norm: interval(before), f"{norm}_tent": interval(after), f"{norm}_gain": interval(before - after)}
+        found |= _intervals(**{norm: before, f"{norm}_tent": after, f"{norm}_gain": before - after})
     return found
 
 
@@ -205,6 +198,14 @@ CLAIMS = (
         "they gave less than half of it",
     ),
     Claim(
+        "a prior can be too strong",
+        f"Even beside 200 images, old statistics that count as {PRIOR} cost {{cost:.1f}} points at the highest "
+        "severity: {many_prior:.1f} %, and without them {many:.1f} %.",
+        _images,
+        lambda f: f["cost"].above(0),
+        "they cost nothing",
+    ),
+    Claim(
         "batches of one class",
         "Where all images of a batch are of one class, its statistics do harm: {one:.1f} %, without adaptation "
         "{source:.1f} %. Where all classes are in a batch of the same size: {ten:.1f} %.",
@@ -252,6 +253,7 @@ LINES: dict[str, Settings] = {  # the norm, and what is done
     "none": {"norm": "none", "method": "as_is"},
     "batch, TENT": OWN["tent"],
 }
+TITLES = {"images": "How many images are enough?", "classes": "Batches with few classes"}
 STATISTICS: dict[str, Settings] = {
     "not adapted": {"method": "as_is"},
     "no prior": {"method": "adapted", "prior": 0},
@@ -262,15 +264,12 @@ STATISTICS: dict[str, Settings] = {
 def pictures(evidence: Evidence) -> list[Chart]:
     found = []
     if rows := _by_severity(evidence):
-        found.append(
-            Chart(
-                "Error by kind of damage and severity",
-                "The error on the held-out digits in %, the mean over the seeds; severity 0 is no damage. Click a line "
-                "in the legend to fade the others. The table has the means over all severities.",
-                charts.lines(rows, x="severity", y="error", colour="line", facet="damage", order=list(LINES)),
-                _by_kind(evidence),
-            )
+        text = (
+            "The error on the held-out digits in %, the mean over the seeds; severity 0 is no damage. Click a line in "
+            "the legend to fade the others. The table has the means over all severities."
         )
+        spec = charts.lines(rows, x="severity", y="error", colour="line", facet="damage", order=list(LINES))
+        found.append(Chart("Error by kind of damage and severity", text, spec, _by_kind(evidence)))
     texts = {
         "images": "The error on all held-out digits with nine kinds of damage at the highest severity, in %. The "
         "statistics are those of a few of them; a prior is how many images the old statistics count as. The mean over "
@@ -278,12 +277,11 @@ def pictures(evidence: Evidence) -> list[Chart]:
         "classes": "The same error, if every batch of some 36 digits has its own statistics, and has digits of so many "
         "classes. With all ten it is like a random batch.",
     }
-    titles = {"images": "How many images are enough?", "classes": "Batches with few classes"}
     for part, text in texts.items():
         if rows := _by_statistics(evidence, part):
             spec = charts.lines(rows, x=part, y="error", colour="statistics", order=list(STATISTICS), log_x=True)
             table = charts.table(rows, x=part, y="error", line="statistics", title="Error in %, and 95 % interval")
-            found.append(Chart(titles[part], text, spec, table))
+            found.append(Chart(TITLES[part], text, spec, table))
     return found
 
 
@@ -299,13 +297,13 @@ def _by_severity(evidence: Evidence) -> list[dict[str, Any]]:
 
 def _by_kind(evidence: Evidence) -> Table:
     """The mean errors over the severities, a row for each line."""
-    kinds = [kind for kind in KINDS if evidence.select({"part": "damage", "corruption": kind})]
     rows = []
     for line, settings in LINES.items():
-        if evidence.select({"part": "damage", **settings}):
-            of_kinds = [f"{errors(evidence, **settings, corruption=kind).mean():.1f}" for kind in kinds]
-            rows.append([line, f"{interval(errors(evidence, **settings)):.1f}", *of_kinds])
-    return Table("Error in %, the mean over the severities", ["", "all", *kinds], rows)
+        measured = [k for k in KINDS if evidence.select({"part": "damage", **settings, "corruption": k})]
+        if measured:
+            means = {k: f"{errors(evidence, **settings, corruption=k).mean():.1f}" for k in measured}
+            rows.append([line, f"{interval(errors(evidence, **settings)):.1f}", *(means.get(k, "") for k in KINDS)])
+    return Table("Error in %, the mean over the severities", ["", "all", *KINDS], rows)
 
 
 def _by_statistics(evidence: Evidence, part: str) -> list[dict[str, Any]]:
