@@ -20,7 +20,8 @@ COMMAND = "python -m experiments.marks"
 LINES = Markers(f"`{COMMAND}` measured:\n\n", '"""')  # in the docstring of a config, at its end
 LIMIT = 120  # seconds of CPU that a run may take
 HEAD = (
-    "config", "task", "data", "parameters", "guess", "mark", "accuracy", "without a norm", "CPU seconds", "seconds",
+    "config", "task", "data", "parameters", "chance", "most frequent", "mark", "accuracy", "without a norm",
+    "CPU seconds", "seconds",
 )  # fmt: skip
 ABOUT = """\
 # A config for each architecture
@@ -34,10 +35,10 @@ python -m experiments.train --config=configs/digits_cnn.py
 ```
 
 The *mark* stands in the config. It is the accuracy that a run should reach, and the last line of a run says whether it
-did. *Guess* is the accuracy of a model that always gives the most frequent answer. Every mark is at least halfway from
-there to 1. *Accuracy* is that of the held-out examples at the end of training: the median of three seeds, and in
-brackets the least and the largest. *Without a norm* is the accuracy of one seed with `--config.model.norm=none`, and
-nothing else changed.
+did. Every mark is at least halfway from *chance*, the accuracy of a guess at random, to 1. *Most frequent* is the
+accuracy of the one answer that is right most often: in text, the blank. *Accuracy* is that of the held-out examples at
+the end of training: the median of three seeds, and in brackets the least and the largest. *Without a norm* is the
+accuracy of one seed with `--config.model.norm=none`, and nothing else changed.
 
 """
 TIMES = f"""\
@@ -69,7 +70,8 @@ class Result(NamedTuple):
       accuracies: as the config is.
       without: the accuracy with no norm, of one seed.
       parameters: the number of weights.
-      guess: the accuracy of the most frequent answer.
+      chance: the accuracy of a guess at random.
+      frequent: the accuracy of the answer that is the most frequent one.
       seconds: that the longest of the runs as the config is took.
       cpu_seconds: that the cores worked for the one that took most of them, added up.
       cores: of the machine.
@@ -78,7 +80,8 @@ class Result(NamedTuple):
     accuracies: Accuracies
     without: float
     parameters: int
-    guess: float
+    chance: float
+    frequent: float
     seconds: float
     cpu_seconds: float
     cores: int
@@ -121,7 +124,8 @@ def _result(name: str, found: Evidence) -> Result:
         Accuracies(list(found.by_seed("accuracy", own).values())),
         found.by_seed("accuracy", none)[0],
         int(number("parameters")),
-        number("guess"),
+        number("chance"),
+        number("most frequent"),
         number("seconds"),
         number("cpu seconds"),
         int(number("cores")),
@@ -150,7 +154,8 @@ def page(configs: dict[str, Config], found: Evidence) -> str:
 
 def _cells(name: str, config: Config, result: Result) -> list[str]:
     return [
-        f"`{name}`", config.task.replace("_", " "), config.data.name, f"{result.parameters:,}", f"{result.guess:.2f}",
+        f"`{name}`", config.task.replace("_", " "), config.data.name, f"{result.parameters:,}", f"{result.chance:.2f}",
+        f"{result.frequent:.2f}",
         f"{config.mark:g}", str(result.accuracies), f"{result.without:.4f}", f"{result.cpu_seconds:.0f}",
         f"{result.seconds:.0f}",
     ]  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.corruptions import KINDS, corrupted
 from experiments.lab import adapting
-from experiments.lab.adapting import CLASSES, FEW, PRIOR, PRIORS, SIZES, STEPS, errors_by_method, trained
+from experiments.lab.adapting import CLASSES, FEW, PRIOR, SIZES, STEPS, errors_by_method, trained
 from experiments.lab.fitting import digits
 from experiments.results import charts
 from experiments.results.claims import Claim, Interval, all_of, interval
