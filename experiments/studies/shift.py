@@ -168,7 +168,8 @@ CLAIMS = (
     Claim(
         "norms of one example",
         "Group norm ({group:.1f} %) and layer norm ({layer:.1f} %) have no statistics that can be out of date. Without "
-        "adaptation their error on damaged digits is smaller than that of batch norm ({batch:.1f} %).",
+        "adaptation their error on damaged digits is smaller than that of batch norm ({batch:.1f} %). Without any norm "
+        "it is {none:.1f} %.",
         _norms,
         lambda f: all_of([f["group_gain"].above(0), f["layer_gain"].above(0)]),
         "one of them had no smaller error",
