@@ -136,7 +136,7 @@ def cores() -> int:
 
 
 def facts(config: Config) -> dict[str, float]:
-    """The number of parameters, and the accuracy of always giving the most frequent answer of the held-out examples."""
+    """The number of parameters, and what can be right without a model: by chance, or with the most frequent answer."""
     data, task = load_data(config.data), task_of(config)
     params = jax.eval_shape(program_of(config, data).init, jax.random.key(0)).params
     n = count(data.held_out)
@@ -145,7 +145,8 @@ def facts(config: Config) -> dict[str, float]:
     answers = np.bincount(np.asarray(view.targets)[np.asarray(view.weight)])
     return {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(params))),
-        "guess": float(answers.max() / answers.sum()),
+        "chance": 1 / np.count_nonzero(answers),
+        "most frequent": float(answers.max() / answers.sum()),
     }
 
 
