@@ -12,6 +12,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
     "learning_rate": "experiments.studies.learning_rate",
     "regularizers": "experiments.studies.regularizers",
+    "shift": "experiments.studies.shift",
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
     "recurrent": "experiments.studies.recurrent",
