@@ -98,7 +98,11 @@ def trained(jobs: Sequence[Job], report: Report) -> bool:
         if status:
             failed.append(job.name)
 
-    run_here(left, 1, ended)
+    try:
+        run_here(left, 1, ended)
+    except KeyboardInterrupt:
+        report.line(f"To continue, give the same command with `--workdir={jobs[0].folder.parent} --resume`.")
+        raise
     if failed:
         report.line(f"{len(failed)} of {len(jobs)} runs failed; what each said is in its `log.txt`.")
     return not failed
@@ -142,7 +146,8 @@ def facts(config: Config) -> dict[str, float]:
     n = count(data.held_out)
     (batch,) = batches(data.held_out, n)
     view = task.view(jax.tree.map(jnp.asarray, batch), jax.random.split(jax.random.key(0), n))
-    answers = np.bincount(np.asarray(view.targets)[np.asarray(view.weight)])
+    asked = view.mask if task.random else view.weight  # what is hidden at random may be any token
+    answers = np.bincount(np.asarray(view.targets)[np.asarray(asked)])
     return {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(params))),
         "chance": 1 / np.count_nonzero(answers),

@@ -141,7 +141,7 @@ def put_lines(page: str, name: str, config: Config, found: Evidence) -> str:
     """The text of a config, with what was measured in its docstring."""
     result = result_of(name, found)
     lines = (
-        f"accuracy on the held-out examples: {result.accuracies}, of three seeds; the mark is {config.mark:g}",
+        f"median accuracy of three seeds, held-out examples: {result.accuracies}; the mark is {config.mark:g}",
         f"without a norm (`--config.model.norm=none`, seed 0): {result.without:.4f}",
         f"CPU time, compilation included: {result.cpu_seconds:.0f} s at most",
         f"time on the clock: {result.seconds:.0f} s at most, on a busy machine with {result.cores} cores",

@@ -13,6 +13,7 @@ from experiments.cli.errors import UserError
 from experiments.config import Config
 from experiments.config.file import load, to_json
 from experiments.data import load_data
+from experiments.models import MODELS
 from experiments.results import config_page, evidence
 from experiments.results.config_page import FILE, digest, marked
 from experiments.training.run import program_of
@@ -28,6 +29,10 @@ def answers(held_out):
         return held_out["label"]
     name = "target" if "target" in held_out else "tokens"
     return held_out[name][held_out.get(f"{name}_mask", np.ones(held_out[name].shape, bool))]
+
+
+def test_every_model_has_a_config():
+    assert {config.model.name for config in CONFIGS.values()} == set(MODELS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
