@@ -104,7 +104,7 @@ def test_batches_of_few_classes_are_a_tenth_of_the_examples_each(classes):
 @pytest.mark.parametrize("part", ["damage", "images", "classes"])
 def test_a_cell_has_the_errors_of_its_methods(part, monkeypatch):
     """With few images, and networks that were never trained."""
-    for name, value in (("TENT_STEPS", 1), ("TENT_BATCH", 6), ("SIZES", (3,)), ("CLASSES", (2,))):
+    for name, value in (("TENT_STEPS", 1), ("TENT_BATCH", 6), ("SIZES", (3,)), ("CLASSES", (10,))):
         monkeypatch.setattr(adapting, name, value)
     adapting._tented.cache_clear()
     networks_of = {norm: [variables_of(norm), variables_of(norm, 1)] for norm in ("batch", "group")}
