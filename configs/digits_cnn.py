@@ -1,13 +1,16 @@
-"""The article's CNN with BatchNorm on scikit-learn's handwritten digits (8×8, no download).
+"""The article's CNN with batch norm on scikit-learn's handwritten digits (8×8, no download).
 
     python -m experiments.train --config=configs/digits_cnn.py
 
-ends at 98.3 to 99.4 % of the held-out digits for seeds 0, 1 and 2 (nnx, seed 0: 99.2 %), in 7 to 16 seconds on two
-CPU cores, compilation included. Without BatchNorm (`--config.model.norm=none`) it is 98.6 %, and the first 95 % take
-45 steps instead of 26.
-
-The network follows the article that this project implements; BatchNorm is the paper's where they differ: mean zero,
+The network follows the article that this project implements; batch norm is the paper's where they differ: mean zero,
 scale one at the start, and running statistics at evaluation.
+
+`python -m experiments.marks` measured:
+
+- accuracy on the held-out examples: 0.9861 (0.9861 to 0.9917), of three seeds; the mark is 0.95
+- without a norm (`--config.model.norm=none`, seed 0): 0.9861
+- CPU time, compilation included: 27 s at most
+- time on the clock: 102 s at most, on a busy machine with 2 cores
 """
 
 from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -15,6 +18,7 @@ from experiments.config import Config, DataConfig, ModelConfig, OptimizerConfig,
 
 def get_config() -> Config:
     return Config(
+        mark=0.95,
         data=DataConfig(name="digits"),
         model=ModelConfig(norm="batch", widths=(32, 64, 128), momentum=0.9),
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.1, schedule="cosine"),

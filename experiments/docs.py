@@ -1,4 +1,4 @@
-"""All that is generated: of the norms lists of names, exports, a table, pages and the reference; claims of studies.
+"""All that is generated: what the library says of its norms, the claims of studies, and what the configs reach.
 
     python -m experiments.docs [--write | --check]
 
@@ -9,7 +9,8 @@ import ast
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from bnjax import NORMS
 from experiments.cli.errors import UserError
 from experiments.cli.flags import parse_flags
 from experiments.cli.program import run_main
-from experiments.results import library_pages
+from experiments.results import config_page, evidence, library_pages
 from experiments.results.cited import put_claims
 from experiments.results.files import write_text
 from experiments.results.markers import Markers
@@ -132,6 +133,15 @@ def whole(text: str) -> Callable[[str], str]:
     return lambda _: text
 
 
+def config_parts() -> Iterator[Part]:
+    """The page of the configs that have a mark, and the lines in each of them."""
+    configs, found = config_page.marked(), evidence.load(config_page.FILE)
+    yield Part("docs/results/configs.md", lambda _: config_page.page(configs, found))
+    for name, config in configs.items():
+        put = partial(config_page.put_lines, name=name, config=config, found=found)
+        yield Part(f"configs/{name}.py", put)
+
+
 PARTS = (
     Part("bnjax/_norms/names.py", names),
     Part("bnjax/family.py", lambda page: exports(page, functions())),
@@ -142,6 +152,7 @@ PARTS = (
         "docs/guide/averaged_weights.md", lambda page: averaged_weights.put_tables(page, measured("averaged_weights"))
     ),
     Part("docs/results/studies.md", lambda _: markdown_of(all_studies())),
+    *config_parts(),
     *(Part(path, cited(path)) for path in pages_that_cite()),
     *(Part(path, whole(text)) for path, text in library_pages.pages().items()),
 )

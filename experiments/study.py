@@ -7,7 +7,6 @@ numbers into docs/results/studies, from which pages and claims are made.
 
 import dataclasses
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -23,12 +22,10 @@ from experiments.results.evidence import Evidence, Row, cell_name
 from experiments.results.files import write_text
 from experiments.results.study import Settings, Study
 from experiments.results.tables import Table
-from experiments.results.versions import in_words, versions
+from experiments.results.versions import commit, in_words, versions
 from experiments.studies import FOLDER, STUDIES, all_studies, study_of
 from experiments.training import cluster
 from experiments.training.jobs import Job
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,17 +174,6 @@ def _written(study: Study, rows: Sequence[Row], arguments: Arguments, workdir: P
         FOLDER.mkdir(exist_ok=True)
         evidence.save(FOLDER / f"{study.name}.csv", rows)
     return found
-
-
-def commit() -> str:
-    """The commit of the program, with a + if something was changed since; nothing outside of git."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
-        return ""
-    paths = ["--", "bnjax", "experiments"]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *paths], capture_output=True, check=False).returncode
-    return head.stdout.strip() + "+" * bool(changed)
 
 
 def make_pages(folder: Path) -> None:

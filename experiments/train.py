@@ -10,7 +10,7 @@ from experiments.cli.report import reporting
 from experiments.config import Config
 from experiments.config.arguments import parse
 from experiments.data import check_sizes, load_data
-from experiments.tasks import task_of
+from experiments.tasks import marks, task_of
 from experiments.training import processes, recalibration, run
 from experiments.training.board import Board, check_board
 from experiments.training.examination import hint
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(Arguments, argv, "python -m experiments.train")
     config = arguments.config
     task = task_of(config)
+    marks.check(config, task)
     if arguments.tensorboard:
         check_board()
     processes.start(config, arguments.distributed, arguments.resume)
@@ -59,7 +60,8 @@ def main(argv: Sequence[str]) -> None:
         if processes.is_main():
             save_curves(workdir / "curves.png", records, run.title(config, workdir), task)
         seconds = time.monotonic() - began
-        report.line(f"{task.verdict(records[-1])} {seconds:.0f} s; everything is in {workdir}.")
+        said = " ".join(filter(None, [task.verdict(records[-1]), marks.sentence(config.mark, records[-1])]))
+        report.line(f"{said} {seconds:.0f} s; everything is in {workdir}.")
         if said := hint(records[-1], config, workdir):
             report.line(said)
 

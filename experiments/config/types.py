@@ -109,6 +109,7 @@ class Config:
 
     seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0  # of the initial parameters and the order of examples
     task: Named = "classification"  # one of `experiments.tasks.TASKS`, or `FILE.py:NAME`
+    mark: Annotated[float, Range(low=0, high=1)] | None = None  # the accuracy that a run is expected to reach
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -1,8 +1,7 @@
 """BERT (arXiv 1810.04805): the encoder of a Transformer that is trained to fill in tokens.
 
-What differs from the reference: there is no dropout inside of the attention, only after each part and after the
-embeddings. All inputs are of one segment, unless `segments` are given. A norm has its own epsilon, where BERT's layer
-norm has 1e-12. `causal=True` makes a language model that sees the tokens before alone.
+What differs from the reference: all inputs are of one segment, unless `segments` are given. A norm has its own epsilon,
+where BERT's layer norm has 1e-12. `causal=True` makes a language model that sees the tokens before alone.
 """
 
 from functools import partial
@@ -17,13 +16,14 @@ from experiments.models.layers import Layers, linen_layers
 from experiments.models.norms import Call, NormChoice, no_norm
 from experiments.models.sizes import Sizes, sized
 
+SMALL = {"features": 64, "heads": 4, "blocks": 2, "vocabulary": 128, "length": 128, "deviation": 0.1}
 SIZES: Sizes = {
     "base": {"features": 768, "heads": 12, "blocks": 12, "dropout": 0.1},
     "large": {"features": 1024, "heads": 16, "blocks": 24, "dropout": 0.1},
     "tiny": {"features": 128, "heads": 2, "blocks": 2, "dropout": 0.1},
-    "small": {"features": 64, "heads": 2, "blocks": 2, "vocabulary": 128, "length": 128},
+    "small": SMALL,
+    "small_pre": {**SMALL, "pre": True},
 }
-INIT = nn.initializers.truncated_normal(0.02)
 
 
 class Plan(NamedTuple):
@@ -36,7 +36,8 @@ class Plan(NamedTuple):
       blocks: how many.
       length: of the longest sequence.
       segments: how many kinds of segments there are.
-      dropout: the rate.
+      dropout: the rate, after the embeddings and each part, and in the attention.
+      deviation: the standard deviation that weights start with; narrow networks need a larger one.
       pre: the norm comes before each part.
       causal: positions see those before them alone.
       next_sentence: has the pooler and its head, too; the output is a pair then.
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
     length: int = 512
     segments: int = 2
     dropout: float = 0.0
+    deviation: float = 0.02
     pre: bool = False
     causal: bool = False
     next_sentence: bool = False
@@ -57,15 +59,15 @@ class Plan(NamedTuple):
 def add_layers(net: Any, layers: Layers, plan: Plan) -> None:
     """Gives `net` all layers."""
     features = plan.features
-    embed, dense = partial(layers.embed, embedding_init=INIT), partial(layers.dense, kernel_init=INIT)
+    start = nn.initializers.truncated_normal(plan.deviation)
+    embed, dense = partial(layers.embed, embedding_init=start), partial(layers.dense, kernel_init=start)
     net.tokens = embed(plan.vocabulary, features)
     net.positions = embed(plan.length, features)
     net.segments = embed(plan.segments, features)
     net.embedded_norm = no_norm if plan.pre else layers.norm(features, 3, relu=False)
     net.dropout = layers.dropout(plan.dropout) if plan.dropout else no_norm
-    design = Design(
-        features, 4 * features, plan.heads, plan.dropout, plan.pre, partial(nn.gelu, approximate=False), INIT
-    )
+    gelu = partial(nn.gelu, approximate=False)
+    design = Design(features, 4 * features, plan.heads, plan.dropout, plan.pre, gelu, start, plan.dropout)
     net.encoder = layers.part(partial(add_blocks, layers=layers, design=design, blocks=plan.blocks), run_blocks)
     net.head_dense = dense(features, features)
     net.head_norm = layers.norm(features, 3, relu=False)

@@ -89,3 +89,23 @@ def dropped(inputs: Array, key: Array, layer: nn.Dropout | nnx.Dropout) -> Array
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, noise.example)
         mask = jax.vmap(lambda k: jax.random.bernoulli(k, kept, shape[1:]))(keys)
     return jnp.where(mask, inputs / kept, jnp.zeros_like(inputs))
+
+
+def attention_by_example(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    dropout_rng: Array | None = None,
+    dropout_rate: float = 0.0,
+    deterministic: bool = False,
+    dtype: Any = None,
+) -> Array:
+    """`flax.linen.dot_product_attention` for linen, with a mask of its own for each example and head, as BERT has it.
+
+    Flax draws one mask for all of them.
+    """
+    weights = nn.dot_product_attention_weights(query, key, mask=mask, dtype=dtype)
+    if dropout_rate and not deterministic:
+        weights = nn.Dropout(dropout_rate, deterministic=False)(weights, rng=dropout_rng)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, value.astype(weights.dtype))

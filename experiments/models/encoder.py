@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from experiments.models.dropout import attention_by_example
 from experiments.models.layers import Layers, linen_layers
 from experiments.models.norms import Call, no_norm
 
@@ -27,6 +28,7 @@ class Design(NamedTuple):
       pre: the norm comes before the part.
       activation: between the dense layers.
       init: how weights start; as Flax's layers do, where it is None.
+      attention_dropout: the rate, of the weights of the attention; for linen.
     """
 
     features: int = 512
@@ -36,6 +38,14 @@ class Design(NamedTuple):
     pre: bool = False
     activation: Callable[[Array], Array] = nn.gelu
     init: Any = None
+    attention_dropout: float = 0.0
+
+    @property
+    def dropping(self) -> dict[str, Any]:
+        """What the attention drops, as arguments of its layer."""
+        if not self.attention_dropout:
+            return {}
+        return {"dropout_rate": self.attention_dropout, "attention_fn": attention_by_example}
 
     @property
     def start(self) -> dict[str, Any]:
@@ -81,7 +91,7 @@ def add_block(net: Any, layers: Layers, design: Design, crossed: bool = False) -
     for name in ("self", "cross", "dense") if crossed else ("self", "dense"):
         add_part(net, name, layers, design)
         if name != "dense":
-            attention = layers.attention(design.features, design.heads, **design.start)
+            attention = layers.attention(design.features, design.heads, **design.start, **design.dropping)
             setattr(net, f"{name}_attention", attention)
     add_dense(net, layers, design)
 
@@ -99,7 +109,7 @@ def run_block(net: Any, x: Array, call: Call, allowed: Array | None, source: Arr
     """
 
     def attend(layer: Any, other: Array | None, mask: Array | None) -> Callable[[Array], Array]:
-        return lambda y: layer(y, y if other is None else other, mask=mask, deterministic=True)
+        return lambda y: layer(y, y if other is None else other, mask=mask, deterministic=not call.train)
 
     x = beside_shortcut(net, "self", x, attend(net.self_attention, None, allowed), call)
     if net.crossed:

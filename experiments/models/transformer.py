@@ -20,10 +20,12 @@ from experiments.models.layers import Layers, linen_layers, nnx_layers
 from experiments.models.norms import Call, NormChoice, no_norm
 from experiments.models.sizes import Sizes, sized
 
+SMALL = {"features": 64, "hidden": 256, "heads": 4, "blocks": 2, "vocabulary": 32}
 SIZES: Sizes = {
     "base": {"features": 512, "hidden": 2048, "heads": 8, "blocks": 6, "dropout": 0.1},
     "big": {"features": 1024, "hidden": 4096, "heads": 16, "blocks": 6, "dropout": 0.3},
-    "small": {"features": 64, "hidden": 256, "heads": 4, "blocks": 2, "vocabulary": 32},
+    "small": SMALL,
+    "small_pre": {**SMALL, "pre": True},
 }
 
 

@@ -2,9 +2,13 @@
 
 import importlib.metadata
 import platform
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import bnjax
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
@@ -25,3 +29,14 @@ def in_words(found: dict[str, str]) -> str:
     'jax 0.10.2, flax 0.12.8'
     """
     return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def commit() -> str:
+    """The commit of the program, with a + if something was changed since; nothing outside of git."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode:
+        return ""
+    paths = ["--", "bnjax", "experiments"]
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *paths], capture_output=True, check=False).returncode
+    return head.stdout.strip() + "+" * bool(changed)

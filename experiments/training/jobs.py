@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.cli.errors import UserError
 from experiments.results.files import write_text
@@ -40,13 +40,23 @@ class Job(NamedTuple):
         Raises:
           UserError: the folder holds a finished run with other arguments.
         """
+        found = self._finished
+        return None if found is None else float(found["seconds"])
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """How long the cores of the machine worked for it, added up; None where that is not known."""
+        return (self._finished or {}).get("cpu_seconds")
+
+    @property
+    def _finished(self) -> dict[str, Any] | None:
         file = self.folder / FINISHED
         if not file.exists():
             return None
-        found = json.loads(file.read_text())
+        found: dict[str, Any] = json.loads(file.read_text())
         if found["arguments"] != list(self.arguments):
             raise UserError(f"`{self.folder}` holds a run with other arguments; name another `--workdir`.")
-        return float(found["seconds"])
+        return found
 
     @property
     def last_words(self) -> str:
@@ -54,9 +64,10 @@ class Job(NamedTuple):
         lines = (self.folder / LOG).read_text(errors="replace").split("\n") if (self.folder / LOG).exists() else []
         return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
-    def finish(self, seconds: float) -> None:
+    def finish(self, seconds: float, cpu_seconds: float | None = None) -> None:
         """Marks the run as finished."""
-        write_text(self.folder / FINISHED, json.dumps({"seconds": seconds, "arguments": self.arguments}))
+        found = {"seconds": seconds, "cpu_seconds": cpu_seconds, "arguments": self.arguments}
+        write_text(self.folder / FINISHED, json.dumps(found))
 
 
 def perform(job: Job) -> int:
@@ -83,7 +94,7 @@ def run_here(jobs: Sequence[Job], at_once: int, ended: Callable[[Job, int], None
                 running[started.process.pid] = started
                 warden.watch(started.process.pid)
             time.sleep(0.1)
-            for pid in [pid for pid, one in running.items() if one.process.poll() is not None]:
+            for pid in [pid for pid, one in running.items() if one.has_ended()]:
                 warden.forget(pid)
                 one = running.pop(pid)
                 ended(one.job, one.end())
@@ -97,18 +108,27 @@ class _Running:
     """A job's process, the leader of a process group of its own."""
 
     def __init__(self, job: Job):
-        self.job, self._began = job, time.monotonic()
+        self.job, self._began, self._cpu_seconds = job, time.monotonic(), 0.0
         job.folder.mkdir(parents=True, exist_ok=True)
         with (job.folder / LOG).open("ab") as log:
             self.process = subprocess.Popen(
                 job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
             )
 
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if not pid:
+            return False
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self._cpu_seconds = usage.ru_utime + usage.ru_stime
+        return True
+
     def end(self) -> int:
         """The status of a process that has ended."""
         status = self.process.wait()
         if not status:
-            self.job.finish(time.monotonic() - self._began)
+            self.job.finish(time.monotonic() - self._began, self._cpu_seconds)
         return status
 
     def interrupt(self) -> None:

@@ -29,7 +29,8 @@ from experiments.training.recalibration import recalibrated
 from experiments.training.steps import Program, TrainState, make_program
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
-ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices"}  # a run may be continued with other ones
+# A run may be continued with other ones: they change nothing of what it computes.
+ELSEWHERE = {"config.parallel.layout", "config.parallel.fake_devices", "config.mark"}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
@@ -22,6 +23,7 @@ from experiments.models import (
     vgg,
     xception,
 )
+from experiments.models.dropout import Noise, attention_by_example, by_example
 from experiments.models.norms import NormChoice
 from tests.kit.comparison import assert_trees_close
 
@@ -261,6 +263,32 @@ def test_dropout_drops_in_training_alone(name):
     with pytest.raises(Exception, match='needs PRNG for "dropout"'):
         shapes_of(model, x)
     shapes_of(model, x, dropout=jax.random.key(1))
+
+
+class Attends(nn.Module):
+    """Attention that looks at all positions alike, and hands out its weights, with dropout at a rate of a quarter."""
+
+    @nn.compact
+    def __call__(self, n, deterministic=False):
+        alike, key = jnp.zeros((n, LENGTH, 2, 3)), None if deterministic else self.make_rng("dropout")
+        values = jnp.tile(jnp.eye(LENGTH)[None, :, None], (n, 1, 2, 1))
+        return attention_by_example(
+            alike, alike, values, dropout_rng=key, dropout_rate=0.25, deterministic=deterministic
+        )
+
+
+def test_attention_drops_for_each_example_and_head_by_itself():
+    def weights(examples, **how):
+        with by_example(Noise(jax.random.key(0), jnp.array(examples))):
+            return np.asarray(Attends().apply({}, len(examples), rngs={"dropout": jax.random.key(0)}, **how))
+
+    found = weights(range(N))
+    np.testing.assert_allclose(np.unique(found), [0, 1 / LENGTH / 0.75], rtol=1e-6)
+    assert abs((found > 0).mean() - 0.75) < 0.1  # of 300 weights
+    masks = {np.packbits(mask > 0).tobytes() for example in found for mask in example.swapaxes(0, 1)}
+    assert len(masks) == 2 * N
+    np.testing.assert_array_equal(weights([4, 1]), found[[4, 1]])
+    np.testing.assert_allclose(weights(range(N), deterministic=True), 1 / LENGTH, rtol=1e-6)
 
 
 def test_later_tokens_change_nothing_before_them():
