@@ -1,5 +1,6 @@
 """Interactive charts by Altair: data as rows of plain numbers in, Vega-Lite specifications out."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,17 +12,26 @@ HEIGHT = 260  # pixels; the width is the page's
 FACETS = 5  # side by side; a narrow page shows two
 COLOURS = {
     "none": "#888888", "batch": "#0072b2", "layer": "#e69f00", "rms": "#009e73", "group": "#d55e00", "dyt": "#cc79a7",
-    "instance": "#56b4e9", "ghost": "#a08f00", "derf": "#8c564b", "zero": "#e69f00", "fixup": "#56b4e9",
-    "scaled_ws": "#d55e00",
+    "instance": "#56b4e9", "ghost": "#a08f00", "renorm": "#cc79a7", "derf": "#8c564b", "zero": "#e69f00",
+    "fixup": "#56b4e9", "scaled_ws": "#d55e00",
 }  # fmt: skip
 
 
 def lines(
-    rows: Rows, *, x: str, y: str, colour: str, order: Sequence[str], log_x: bool = False, log_y: bool = False
+    rows: Rows,
+    *,
+    x: str,
+    y: str,
+    colour: str,
+    order: Sequence[str],
+    log_x: bool = False,
+    log_y: bool = False,
+    facet: str | None = None,
 ) -> dict[str, Any]:
     """A line for each value of `colour`, with its interval (`low` to `high` in the rows, if they are there).
 
-    A click on the legend fades the others. Points show what they are of.
+    A click on the legend fades the others. Points show what they are of. With `facet` they are small multiples, one for
+    each of its values.
     """
     import altair as alt
 
@@ -31,7 +41,7 @@ def lines(
     xs = alt.X(x, type="quantitative", scale=scale_x, axis=alt.Axis(values=places, grid=False))
     scale = alt.Scale(type="log" if log_y else "linear", zero=False)
     faded = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
-    named = alt.Scale(domain=list(order), range=[COLOURS[name] for name in order])
+    named = alt.Scale(domain=list(order), range=_colours(order))
     legend = alt.Legend(orient="bottom", columns=3)
     colours = alt.Color(colour, type="nominal", scale=named, sort=list(order), legend=legend)
     base = alt.Chart(alt.InlineData(values=[dict(row) for row in rows])).encode(x=xs, color=colours, opacity=faded)
@@ -42,7 +52,8 @@ def lines(
         bars = alt.Y("low", type="quantitative", scale=scale, title=y)
         # After the lines, or the legend would be that of the intervals, which takes no clicks.
         parts.append(base.mark_rule(strokeWidth=2).encode(y=bars, y2="high:Q"))
-    return _finished(alt.layer(*parts))
+    layered = alt.layer(*parts)
+    return _small_multiples(layered, rows, facet) if facet else _finished(layered)
 
 
 def table(rows: Rows, *, x: str, y: str, line: str, title: str) -> Table:
@@ -69,41 +80,64 @@ def bars(rows: Rows, *, x: str, y: str, facet: str, order: Sequence[str]) -> dic
     spans = base.mark_rule(strokeWidth=2, color=COLOURS["batch"]).encode(
         y=alt.Y("low", type="quantitative", scale=scale, title=y), y2="high:Q"
     )
-    layered = alt.layer(spans, points).properties(width=170, height=HEIGHT)
-    names = list(dict.fromkeys(row[facet] for row in rows))
-    return _finished(
-        layered.facet(facet=alt.Facet(facet, type="nominal", sort=names, title=None), columns=FACETS), False
-    )
+    return _small_multiples(alt.layer(spans, points), rows, facet)
 
 
-def heat(rows: Rows, *, x: str, y: str, value: str, facet: str, order: Sequence[str], slider: str) -> dict[str, Any]:
+def heat(
+    rows: Rows,
+    *,
+    x: str,
+    y: str,
+    value: str,
+    facet: str,
+    order: Sequence[str],
+    slider: str | None = None,
+    height: int = HEIGHT,
+) -> dict[str, Any]:
     """Small multiples of squares, one for each value of `facet`; a slider chooses the value of `slider`.
 
     The values of `slider` are integers in equal steps from the least one.
     """
     import altair as alt
 
-    steps = sorted({row[slider] for row in rows})
-    every = steps[1] - steps[0] if len(steps) > 1 else 1
-    bound = alt.binding_range(min=steps[0], max=steps[-1], step=every, name=f"{slider} ")
-    moved = alt.param(name="shown", value=steps[0], bind=bound)
-    chart = (
+    squares = (
         alt.Chart(alt.InlineData(values=[dict(row) for row in rows]))
         .mark_rect()
         .encode(
-            x=alt.X(x, type="ordinal", axis=alt.Axis(labelAngle=0, title=None)),
+            x=alt.X(x, type="ordinal", axis=alt.Axis(labelAngle=0)),
             y=alt.Y(y, type="ordinal", sort="descending", axis=alt.Axis(labelOverlap=True)),
             color=alt.Color(
                 value, type="quantitative", scale=alt.Scale(scheme="viridis"), legend=alt.Legend(orient="bottom")
             ),
             tooltip=[alt.Tooltip(name, type=_kind(rows, name)) for name in rows[0]],
         )
-        .transform_filter(f"datum['{slider}'] == shown")
-        .add_params(moved)
-        .properties(width=110, height=HEIGHT)
-        .facet(facet=alt.Facet(facet, type="nominal", sort=list(order), title=None), columns=FACETS)
+        .properties(width=110, height=height)
     )
-    return _finished(chart, width=False)
+    if slider:
+        steps = sorted({row[slider] for row in rows})
+        every = steps[1] - steps[0] if len(steps) > 1 else 1
+        bound = alt.binding_range(min=steps[0], max=steps[-1], step=every, name=f"{slider} ")
+        moved = alt.param(name="shown", value=steps[0], bind=bound)
+        squares = squares.transform_filter(f"datum['{slider}'] == shown").add_params(moved)
+    multiples = squares.facet(facet=alt.Facet(facet, type="nominal", sort=list(order), title=None), columns=FACETS)
+    return _finished(multiples, width=False)
+
+
+def _colours(names: Sequence[str]) -> list[str]:
+    """Those of the norms; other names get the same colours in turn."""
+    return [COLOURS.get(name, other) for name, other in zip(names, itertools.cycle(COLOURS.values()))]
+
+
+def _small_multiples(chart: Any, rows: Rows, facet: str) -> dict[str, Any]:
+    """The chart once for each value of `facet`, in the order of the rows; fewer are wider."""
+    import altair as alt
+
+    names = list(dict.fromkeys(row[facet] for row in rows))
+    columns = min(len(names), FACETS)
+    sized = chart.properties(width=860 // columns, height=HEIGHT)
+    return _finished(
+        sized.facet(facet=alt.Facet(facet, type="nominal", sort=names, title=None), columns=columns), width=False
+    )
 
 
 def _kind(rows: Rows, name: str) -> Any:

@@ -39,7 +39,7 @@ DRAW = """
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
 for (const place of document.querySelectorAll(".chart[data-spec]")) {
   const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
-  if (spec.columns && innerWidth < 720) spec.columns = 2;
+  if (spec.columns && innerWidth < 720) spec.columns = spec.columns > 2 ? 2 : 1;
   place.textContent = "";
   vegaEmbed(place, spec, {actions: false, renderer: "svg", theme: dark ? "dark" : undefined,
                           config: {background: "transparent"}});
@@ -125,7 +125,7 @@ def _claim(one: Judged, short: bool) -> str:
     more = "" if short else f'<span class="more">It would fail if {escape(one.claim.falsified_by)}.</span>'
     if one.claim.paper and not short:
         more += f'<span class="more">The paper: {escape(one.claim.paper)}</span>'
-    return f'<li class="{kind}">{verdict} {escape(one.said)}{more}</li>'
+    return f'<li class="{kind}">{verdict} {_text(one.said)}{more}</li>'
 
 
 def _chart(i: int, chart: Chart) -> str:
