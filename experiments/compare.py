@@ -23,6 +23,7 @@ from experiments.results.summary import Summary
 from experiments.results.tables import Table
 from experiments.tasks import score_of, task_of
 from experiments.training import processes, recalibration, run
+from experiments.training.cell import Together, train_cell
 from experiments.training.layouts import make_layout
 
 
@@ -38,6 +39,9 @@ class Arguments:
     norms: tuple[Norm, ...] = ("none", "batch")  # values of `config.model.norm`
     seeds: Annotated[int, Range(low=1, high=1000)] = 3  # how many, counted from `config.seed`
     batch_sizes: tuple[BatchSize, ...] = ()  # with each of these: learning rate in proportion
+    together: Together = (
+        "auto"  # train the seeds of a norm by one program: where it fits and is faster, always, or never
+    )
     workdir: str = ""  # where the runs and the page go; a new folder under `runs/` by default
     resume: bool = False  # keep what is finished in `workdir`, and continue
 
@@ -67,22 +71,26 @@ def main(argv: Sequence[str]) -> None:
 def _compare(arguments: Arguments, norms: Sequence[Norm], configs: dict[int, Config], data: Data) -> None:
     config, workdir = arguments.config, Path(arguments.workdir)
     seeds = range(config.seed, config.seed + arguments.seeds)
-    found: dict[int, dict[str, list[list[Record]]]] = {size: {norm: [] for norm in norms} for size in configs}
+    found: dict[int, dict[str, dict[int, list[Record]]]] = {size: {norm: {} for norm in norms} for size in configs}
     steps = sum(run.total_steps(c, data) for c in configs.values())
     with reporting(len(norms) * len(seeds) * steps) as report:
         try:
             for size, sized in configs.items():
                 for norm, runs in found[size].items():
-                    folder = workdir / (f"{norm}-batch{size}" if arguments.batch_sizes else norm)
-                    train_norm(with_norm(sized, norm), seeds, data, folder, arguments.resume, runs, report)
+                    name = f"{norm}-batch{size}" if arguments.batch_sizes else norm
+                    folders = {seed: workdir / f"{name}-seed{seed}" for seed in seeds}
+                    own = with_norm(sized, norm)
+                    train_cell(name, own, folders, data, report, arguments.resume, arguments.together, runs)
         except KeyboardInterrupt:
             sizes = f" --batch_sizes={','.join(map(str, arguments.batch_sizes))}" if arguments.batch_sizes else ""
-            same = f"--workdir={workdir} --norms={','.join(norms)} --seeds={len(seeds)}{sizes}"
+            how = f" --together={arguments.together}" if arguments.together != Arguments.together else ""
+            same = f"--workdir={workdir} --norms={','.join(norms)} --seeds={len(seeds)}{sizes}{how}"
             done = sum(len(runs) for of_size in found.values() for runs in of_size.values())
             report.line(f"{done} of {len(norms) * len(seeds) * len(configs)} runs are finished.")
             report.line(f"To continue: python -m experiments.compare --resume {same}")
             raise
-    show(workdir, config, found, seeds, report, sizes=bool(arguments.batch_sizes))
+    in_turn = {size: {n: [runs[s] for s in seeds] for n, runs in of_size.items()} for size, of_size in found.items()}
+    show(workdir, config, in_turn, seeds, report, sizes=bool(arguments.batch_sizes))
 
 
 def show(
@@ -138,24 +146,6 @@ def _of_size(config: Config, size: int) -> Config:
         return rebuild(sized)
     except UserError as error:
         raise UserError(f"`--batch_sizes={size}` scales the learning rate with the batch: {error}") from error
-
-
-def train_norm(
-    config: Config,
-    seeds: Sequence[int],
-    data: Data,
-    folder: Path,
-    resume: bool,
-    runs: list[list[Record]],
-    report: Report,
-) -> None:
-    """Adds to `runs` the records of every seed; what is compiled for the norm serves all of them."""
-    program = run.program_of(config, data)
-    for seed in seeds:
-        own, seeded = folder.with_name(f"{folder.name}-seed{seed}"), dataclasses.replace(config, seed=seed)
-        with run.claim(own, seeded, resume):
-            report.title(f"{folder.name}, seed {seed}")
-            runs.append(run.train(seeded, data, program, own, report))
 
 
 def check_once(name: str, values: Sequence[object]) -> None:

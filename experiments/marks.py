@@ -98,7 +98,11 @@ def trained(jobs: Sequence[Job], report: Report) -> bool:
         if status:
             failed.append(job.name)
 
-    run_here(left, 1, ended)
+    try:
+        run_here(left, 1, ended)
+    except KeyboardInterrupt:
+        report.line(f"To continue, give the same command with `--workdir={jobs[0].folder.parent} --resume`.")
+        raise
     if failed:
         report.line(f"{len(failed)} of {len(jobs)} runs failed; what each said is in its `log.txt`.")
     return not failed
@@ -136,16 +140,18 @@ def cores() -> int:
 
 
 def facts(config: Config) -> dict[str, float]:
-    """The number of parameters, and the accuracy of always giving the most frequent answer of the held-out examples."""
+    """The number of parameters, and what can be right without a model: by chance, or with the most frequent answer."""
     data, task = load_data(config.data), task_of(config)
     params = jax.eval_shape(program_of(config, data).init, jax.random.key(0)).params
     n = count(data.held_out)
     (batch,) = batches(data.held_out, n)
     view = task.view(jax.tree.map(jnp.asarray, batch), jax.random.split(jax.random.key(0), n))
-    answers = np.bincount(np.asarray(view.targets)[np.asarray(view.weight)])
+    asked = view.mask if task.random else view.weight  # what is hidden at random may be any token
+    answers = np.bincount(np.asarray(view.targets)[np.asarray(asked)])
     return {
         "parameters": float(sum(leaf.size for leaf in jax.tree.leaves(params))),
-        "guess": float(answers.max() / answers.sum()),
+        "chance": 1 / np.count_nonzero(answers),
+        "most frequent": float(answers.max() / answers.sum()),
     }
 
 

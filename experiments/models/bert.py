@@ -16,7 +16,7 @@ from experiments.models.layers import Layers, linen_layers
 from experiments.models.norms import Call, NormChoice, no_norm
 from experiments.models.sizes import Sizes, sized
 
-SMALL = {"features": 64, "heads": 4, "blocks": 2, "vocabulary": 128, "length": 128, "deviation": 0.1}
+SMALL = {"features": 64, "heads": 2, "blocks": 2, "vocabulary": 128, "length": 128, "deviation": 0.1}
 SIZES: Sizes = {
     "base": {"features": 768, "heads": 12, "blocks": 12, "dropout": 0.1},
     "large": {"features": 1024, "heads": 16, "blocks": 24, "dropout": 0.1},

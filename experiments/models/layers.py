@@ -17,6 +17,7 @@ from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from experiments.models.norms import SITES, NormChoice, linen_norm, nnx_norm
 
+constant = nn.initializers.constant
 HE = nn.initializers.variance_scaling(2, "fan_out", "normal")  # for what is followed by a relu (arXiv 1502.01852)
 
 
@@ -32,6 +33,7 @@ class Layers(NamedTuple):
       embed: of the size of a vocabulary and features.
       dropout: of a rate.
       part: of `add` and `run`, a module inside of the model.
+      standardized: of a layer and the start of its scales, the layer with scaled weight standardization.
     """
 
     conv: Callable[..., Any]
@@ -42,6 +44,7 @@ class Layers(NamedTuple):
     embed: Callable[..., Any]
     dropout: Callable[..., Any]
     part: Callable[..., Any]
+    standardized: Callable[[Any, float], Any]
 
 
 def linen_layers(norm: NormChoice | Callable[..., Any], dtype: Any) -> Layers:
@@ -69,6 +72,7 @@ def linen_layers(norm: NormChoice | Callable[..., Any], dtype: Any) -> Layers:
         embed=lambda vocabulary, features, **more: nn.Embed(vocabulary, features, dtype=dtype, **more),
         dropout=nn.Dropout,
         part=linen_part,
+        standardized=lambda layer, start: bnn.ScaledWeightStandardization(layer, scale_init=constant(start)),
     )
 
 
@@ -90,6 +94,9 @@ def nnx_layers(norm: NormChoice, dtype: Any, rngs: nnx.Rngs) -> Layers:
         embed=partial(nnx.Embed, dtype=dtype, rngs=rngs),
         dropout=partial(nnx.Dropout, rngs=rngs),
         part=NnxPart,
+        standardized=lambda layer, start: bnnx.ScaledWeightStandardization(
+            layer, scale_init=constant(start), rngs=rngs
+        ),
     )
 
 
@@ -131,7 +138,7 @@ class LinenNumber(nn.Module):
     @nn.compact
     def __call__(self, x: Array, **_: Any) -> Array:
         def learned(name: str, start: float | None) -> Any:
-            return None if start is None else self.param(name, nn.initializers.constant(start), ())
+            return None if start is None else self.param(name, constant(start), ())
 
         return _mapped(x, learned("scale", self.scale_start), learned("bias", self.bias_start))
 

@@ -7,6 +7,8 @@ What differs from the reference:
 - By default the last norm of each branch starts with a scale of zero (Goyal et al., arXiv 1706.02677).
 - CIFAR: shortcuts have no parameters (option A), but take every second pixel and fill up channels with zeros.
 - `branch="fixup"`: no norm, but scalars, and a start that fits the depth (Zhang et al., arXiv 1901.09321).
+- `branch="scaled"`: no norm, but scaled weight standardization of every convolution, and a learned number that starts
+  at zero at the end of the branch, as in NF-ResNets (Brock et al., arXiv 2101.08692), which have more factors.
 - `branch="zero"` and a norm without a scale, or none: a learned number that starts at zero ends the branch, as in
   SkipInit (De and Smith, arXiv 2002.10444). Convolutions have a bias where the norm adds none.
 
@@ -24,7 +26,7 @@ from jax import Array
 from experiments.models.layers import linen_layers, nnx_layers
 from experiments.models.norms import Call, NormChoice, needs_bias, takes
 from experiments.models.resnet_parts import FIFTY as FIFTY
-from experiments.models.resnet_parts import Branch, Plan, Style, add_layers, forward
+from experiments.models.resnet_parts import WITHOUT_NORM, Branch, Plan, Style, add_layers, forward
 from experiments.models.sizes import Sizes, sized
 
 
@@ -102,12 +104,14 @@ def style_of(norm: Any, plan: Plan, remat: bool = False) -> Style:
     """How the norms of a choice are made.
 
     Raises:
-      ValueError: Fixup with a norm.
+      ValueError: a norm beside a branch that takes its place.
     """
     if not isinstance(norm, NormChoice):
         return Style(remat=remat)
-    if plan.branch == "fixup" and norm.name != "none":
-        raise ValueError(f"`branch` is 'fixup', which is without norms, but `norm` is {norm.name!r}; write 'none'.")
+    if plan.branch in WITHOUT_NORM and norm.name != "none":
+        raise ValueError(
+            f"`branch` is {plan.branch!r}, which is without norms, but `norm` is {norm.name!r}; write 'none'."
+        )
     bias = needs_bias(norm) and plan.branch != "fixup"
     return Style(bias, takes(norm, "scale_init"), remat=remat)
 
@@ -123,7 +127,7 @@ def build(
     """A ResNet for linen, of a published size.
 
     Args:
-      norm: at every site; "none" with `branch="fixup"` or `"zero"` trains without.
+      norm: at every site; "none" with `branch="fixup"`, `"scaled"` or `"zero"` trains without.
       size: of `SIZES`.
       classes: the number of logits; that of `size` by default.
       dtype: of the computation; that of inputs and parameters by default.

@@ -1,5 +1,6 @@
 """The parts of a ResNet, for linen and nnx: blocks, the stem, stages. See resnet.py."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -11,7 +12,9 @@ from jax import Array
 from experiments.models.layers import HE, Layers
 from experiments.models.norms import Call, no_norm
 
-Branch = Literal["zero", "plain", "fixup"]
+Branch = Literal["zero", "plain", "fixup", "scaled"]
+WITHOUT_NORM = ("fixup", "scaled")  # branches that take the place of norms
+RELU_GAIN = (2 / (1 - 1 / math.pi)) ** 0.5  # what a relu takes from the deviation of a normal number, given back
 FIFTY = (3, 4, 6, 3)  # blocks in every stage
 
 
@@ -74,16 +77,22 @@ def add_block(net: Any, layers: Layers, plan: Plan, style: Style, inputs: int, f
     for i, kernel in enumerate(kernels):
         last = i == len(kernels) - 1
         start = _fixup_init(plan, len(kernels), last) if fixup else HE
-        conv = partial(layers.conv, use_bias=style.bias, kernel_init=start)
+        conv = partial(_conv, layers, plan, use_bias=style.bias, kernel_init=start)
         setattr(net, f"shift{i + 1}", layers.number(None, 0.0) if fixup else no_norm)
         setattr(net, f"conv{i + 1}", conv(widths[i], widths[i + 1], kernel, strides if i == stride_at else 1))
         setattr(net, f"norm{i + 1}", (_last_norm if last else _norm)(layers, plan, style, widths[i + 1]))
     net.shorten = partial(_padded, strides=strides, features=outputs)
-    net.gain = layers.number(0.0, None) if plan.branch == "zero" and not style.has_scale else no_norm
+    net.gain = layers.number(0.0, None) if plan.branch in ("zero", "scaled") and not style.has_scale else no_norm
     net.projects = plan.shortcut == "projection" and (strides != 1 or inputs != outputs)
     if net.projects:
-        net.conv_proj = layers.conv(inputs, outputs, 1, strides, use_bias=style.bias, kernel_init=HE)
+        net.conv_proj = _conv(layers, plan, inputs, outputs, 1, strides, use_bias=style.bias, kernel_init=HE)
         net.norm_proj = no_norm if fixup else layers.norm(outputs, 4, relu=False, **_activation(style, None))
+
+
+def _conv(layers: Layers, plan: Plan, *sizes: int, gain: float = RELU_GAIN, **more: Any) -> Any:
+    """A convolution; with scaled weight standardization, where that takes the place of norms."""
+    conv = layers.conv(*sizes, **more)
+    return layers.standardized(conv, gain) if plan.branch == "scaled" else conv
 
 
 def _norm(layers: Layers, plan: Plan, style: Style, features: int) -> Any:
@@ -145,11 +154,11 @@ def _padded(x: Array, strides: int, features: int) -> Array:
 def add_stem(net: Any, layers: Layers, plan: Plan, style: Style) -> None:
     """What comes before the stages: a quarter of the resolution, or the whole."""
     net.pools, net.inside = plan.images == "large", style.inside
-    start = {"use_bias": style.bias, "kernel_init": HE}
+    start: Any = {"use_bias": style.bias, "kernel_init": HE, "gain": 1.0}
     if net.pools:
-        net.conv = layers.conv(plan.channels, plan.filters, 7, 2, padding=[(3, 3), (3, 3)], **start)
+        net.conv = _conv(layers, plan, plan.channels, plan.filters, 7, 2, padding=[(3, 3), (3, 3)], **start)
     else:
-        net.conv = layers.conv(plan.channels, plan.filters, 3, **start)
+        net.conv = _conv(layers, plan, plan.channels, plan.filters, 3, **start)
     net.norm = _norm(layers, plan, style, plan.filters)
 
 

@@ -19,10 +19,9 @@ FILE = ROOT / "docs" / "results" / "configs.csv"  # of the committed numbers
 COMMAND = "python -m experiments.marks"
 LINES = Markers(f"`{COMMAND}` measured:\n\n", '"""')  # in the docstring of a config, at its end
 LIMIT = 120  # seconds of CPU that a run may take
-HEAD = (
-    "config", "task", "data", "parameters", "guess", "mark", "accuracy", "without a norm", "CPU seconds", "seconds",
-)  # fmt: skip
-ABOUT = """\
+REACHED = ("config", "mark", "median", "least", "largest", "without a norm", "CPU seconds", "seconds")
+LEARNED = ("config", "task", "data", "parameters", "chance", "most frequent")
+PAGE = f"""\
 # A config for each architecture
 
 <!-- Made by `python -m experiments.docs --write`. -->
@@ -33,17 +32,24 @@ There is a config for each architecture of [the zoo](zoo.md), in a size that tra
 python -m experiments.train --config=configs/digits_cnn.py
 ```
 
-The *mark* stands in the config. It is the accuracy that a run should reach, and the last line of a run says whether it
-did. *Guess* is the accuracy of a model that always gives the most frequent answer. Every mark is at least halfway from
-there to 1. *Accuracy* is that of the held-out examples at the end of training: the median of three seeds, and in
-brackets the least and the largest. *Without a norm* is the accuracy of one seed with `--config.model.norm=none`, and
-nothing else changed.
+## What they reach
 
-"""
-TIMES = f"""\
+The *mark* stands in the config. It is the accuracy that a run should reach, and the last line of a run says whether it
+did. Beside it is the accuracy on the held-out examples at the end of training, of three seeds: the *median*, the
+*least* and the *largest*. *Without a norm* is that of seed 0 with `--config.model.norm=none`, and nothing else changed.
+
+{{reached}}
+
 Both times are of the whole command, from its start to its end, with compilation, and the largest of the three runs.
 *CPU seconds* are those that the cores worked, added up. Where they have nothing else to do, a run takes no longer.
 *Seconds* are those on the clock, of a machine with {{cores}} cores that had other work, too.
+
+## What they learn
+
+Every mark is at least halfway from *chance*, the accuracy of a guess at random, to 1. *Most frequent* is the accuracy
+of the one answer that is right most often: in text, the blank.
+
+{{learned}}
 
 To measure all of them again: `{COMMAND} --write`, and then `python -m experiments.docs --write`.
 """
@@ -69,7 +75,8 @@ class Result(NamedTuple):
       accuracies: as the config is.
       without: the accuracy with no norm, of one seed.
       parameters: the number of weights.
-      guess: the accuracy of the most frequent answer.
+      chance: the accuracy of a guess at random.
+      frequent: the accuracy of the answer that is the most frequent one.
       seconds: that the longest of the runs as the config is took.
       cpu_seconds: that the cores worked for the one that took most of them, added up.
       cores: of the machine.
@@ -78,7 +85,8 @@ class Result(NamedTuple):
     accuracies: Accuracies
     without: float
     parameters: int
-    guess: float
+    chance: float
+    frequent: float
     seconds: float
     cpu_seconds: float
     cores: int
@@ -121,7 +129,8 @@ def _result(name: str, found: Evidence) -> Result:
         Accuracies(list(found.by_seed("accuracy", own).values())),
         found.by_seed("accuracy", none)[0],
         int(number("parameters")),
-        number("guess"),
+        number("chance"),
+        number("most frequent"),
         number("seconds"),
         number("cpu seconds"),
         int(number("cores")),
@@ -132,7 +141,7 @@ def put_lines(page: str, name: str, config: Config, found: Evidence) -> str:
     """The text of a config, with what was measured in its docstring."""
     result = result_of(name, found)
     lines = (
-        f"accuracy on the held-out examples: {result.accuracies}, of three seeds; the mark is {config.mark:g}",
+        f"median accuracy of three seeds, held-out examples: {result.accuracies}; the mark is {config.mark:g}",
         f"without a norm (`--config.model.norm=none`, seed 0): {result.without:.4f}",
         f"CPU time, compilation included: {result.cpu_seconds:.0f} s at most",
         f"time on the clock: {result.seconds:.0f} s at most, on a busy machine with {result.cores} cores",
@@ -143,14 +152,23 @@ def put_lines(page: str, name: str, config: Config, found: Evidence) -> str:
 def page(configs: dict[str, Config], found: Evidence) -> str:
     """The page of all configs."""
     results = {name: result_of(name, found) for name in configs}
-    rows = [_cells(name, config, results[name]) for name, config in configs.items()]
-    cores = " or ".join(str(n) for n in sorted({result.cores for result in results.values()}))
-    return f"{ABOUT}{markdown(HEAD, rows)}\n\n{TIMES.format(cores=cores)}"
+    reached = [_reached(name, config, results[name]) for name, config in configs.items()]
+    learned = [_learned(name, config, results[name]) for name, config in configs.items()]
+    return PAGE.format(
+        reached=markdown(REACHED, reached, numbers=True),
+        learned=markdown(LEARNED, learned),
+        cores=" or ".join(str(n) for n in sorted({result.cores for result in results.values()})),
+    )
 
 
-def _cells(name: str, config: Config, result: Result) -> list[str]:
-    return [
-        f"`{name}`", config.task.replace("_", " "), config.data.name, f"{result.parameters:,}", f"{result.guess:.2f}",
-        f"{config.mark:g}", str(result.accuracies), f"{result.without:.4f}", f"{result.cpu_seconds:.0f}",
-        f"{result.seconds:.0f}",
-    ]  # fmt: skip
+def _reached(name: str, config: Config, result: Result) -> list[str]:
+    values = result.accuracies.values
+    figures = (result.accuracies.median, min(values), max(values), result.without)
+    times = (result.cpu_seconds, result.seconds)
+    return [f"`{name}`", f"{config.mark:g}", *(f"{v:.4f}" for v in figures), *(f"{t:.0f}" for t in times)]
+
+
+def _learned(name: str, config: Config, result: Result) -> list[str]:
+    task = config.task.replace("_", " ")
+    figures = (f"{result.parameters:,}", f"{result.chance:.2f}", f"{result.frequent:.2f}")
+    return [f"`{name}`", task, config.data.name, *figures]

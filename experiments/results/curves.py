@@ -33,6 +33,8 @@ class Score(NamedTuple):
     """Whether it is a part of a hundred."""
     target: float | None = None
     """How small it should get, if that can be said."""
+    log: bool = True
+    """Whether its curves are drawn on a logarithmic scale, where no number is below zero."""
 
     def on(self, examples: str) -> str:
         """What it is called where it is a number of these examples.

@@ -39,7 +39,7 @@ def _panels(runs: Runs, score: Score) -> list[Panel]:
     losses = [Line(norm, r, lambda record: record["train/loss"]) for norm, r in runs.items()]
     title = f"{score.on('held-out examples')}{score.goal and f' (line: {score.goal})'}"
     return [
-        Panel(title, scores, log=_can_be_log(scores), target=score.target),
+        Panel(title, scores, log=score.log and _can_be_log(scores), target=score.target),
         Panel("Training loss", losses, log=_can_be_log(losses)),
     ]
 

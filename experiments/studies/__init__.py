@@ -10,6 +10,7 @@ from experiments.results.study import Study
 
 STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
+    "shift": "experiments.studies.shift",
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
     "recurrent": "experiments.studies.recurrent",

@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax import Array
 
-from bnjax import linen as bnn
-from experiments.data import CLASSES
+from experiments.lab.deep import Deep, Layer
 from experiments.lab.fitting import Examples, Step, accuracy, digits, fit
 from experiments.results import charts, claims
 from experiments.results.claims import Claim, Interval, Verdict, all_of, interval, paired
@@ -25,49 +23,10 @@ DEPTHS = (5, 10, 20, 30, 50)
 RATES = (0.002, 0.01, 0.05, 0.2)
 STEPS, EVERY, BATCH, MOMENTUM = 400, 40, 64, 0.9
 DEEP = 30  # layers of the networks that claims and maps are about
-STARTS = {
-    "lecun": nn.initializers.lecun_normal(),
-    "xavier": nn.initializers.xavier_normal(),
-    "orthogonal": nn.initializers.orthogonal(),
-}
 SIZES = (4, 8, 16, 32, 64, 128, 256)  # of batches, for the growth at the start
 WIDE = 256
 THEORY = math.sqrt(math.pi / (math.pi - 1))
 FLOOR = 1e-38  # what float32 can hold: a smaller gradient is zero
-
-
-class Layer(nn.Module):
-    """A dense layer, a norm, an activation."""
-
-    norm: str
-    activation: str
-    start: str
-    train: bool
-
-    @nn.compact
-    def __call__(self, x: Array, _: Any) -> tuple[Array, None]:
-        x = nn.Dense(x.shape[-1], kernel_init=STARTS[self.start], name="dense")(x)
-        if self.norm != "none":
-            state = {"use_running_average": not self.train, "momentum": 0.9} if self.norm == "batch" else {}
-            x = bnn.make_norm(self.norm, **state)(name="norm")(x)  # type: ignore[arg-type]
-        return getattr(nn, self.activation)(x), None
-
-
-class Deep(nn.Module):
-    """Equal layers in a row, as one that is scanned, so that fifty compile as fast as five; and a head."""
-
-    norm: str
-    depth: int
-    activation: str
-    start: str = "lecun"
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        layers = nn.scan(
-            Layer, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=self.depth
-        )
-        x, _ = layers(self.norm, self.activation, self.start, train, name="layers")(x, None)
-        return nn.Dense(CLASSES, name="head")(x)
 
 
 def cells(quick: bool) -> list[Settings]:

@@ -54,6 +54,6 @@ def make(config: Config) -> Task:
         formats={**classes.FORMATS, "whole": ".4f"},
         verdict=partial(classes.verdict, what="Sequences without a wrong token", metric="whole"),
         panels=panels,
-        score=Score("wrong sequences", wrong_sequences, percent=True),
+        score=Score("wrong sequences", wrong_sequences, percent=True, log=False),
         outputs=classes.logits_shape,
     )

@@ -40,16 +40,21 @@ class Layout:
     kind: Literal["jit", "shard_map", "pmap", "vmap"]
     mesh: Mesh
     accumulate: int = 1
+    seeds: int | None = None
+    """How many runs lie side by side, along a first axis of the states and the batches; None: one, without that axis.
+
+    Under `jit` and `shard_map` alone.
+    """
 
     @property
     def whole(self) -> NamedSharding:
         """How the state lies on the devices: whole on each of them."""
         return NamedSharding(self._line if self.kind == "pmap" else self.mesh, _WHOLE)
 
-    @property
-    def split(self) -> NamedSharding:
-        """How a batch lies on the devices."""
-        return bnjax.batch_sharding(self.mesh)
+    def split(self, alike: bool = False) -> NamedSharding:
+        """How a batch lies on the devices; `alike`: the same for all runs."""
+        rows = bnjax.batch_sharding(self.mesh)
+        return rows if self.seeds is None or alike else NamedSharding(self.mesh, P(None, *rows.spec))
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -92,23 +97,25 @@ class Layout:
         merged = bnjax.sync_batch_stats(plain, "device" if self.kind == "pmap" else "group")
         return jax.tree.map(lambda m, new: dataclasses.replace(m, **vars(new)), moments, merged, is_leaf=is_moments)
 
-    def spread(self, step: Step, donate: bool = False) -> Any:
+    def spread(self, step: Step, donate: bool = False, alike: bool = False) -> Any:
         """`step`, compiled for all devices: of the state, whole on each of them, and of what `place` makes."""
-        donated = (0,) if donate else ()
+        donated, split = (0,) if donate else (), self.split(alike)
+        if self.seeds is not None:
+            step = jax.vmap(step, in_axes=(0, None if alike else 0))
         if self.kind == "pmap":
             return self._pmap(step, donated)
         if self.kind == "shard_map":
-            step = jax.shard_map(step, mesh=self.mesh, in_specs=(_WHOLE, self.split.spec), out_specs=_WHOLE)
+            step = jax.shard_map(step, mesh=self.mesh, in_specs=(_WHOLE, split.spec), out_specs=_WHOLE)
         elif self.kind == "vmap":
             step = self._vmap(step)
-        return jax.jit(step, in_shardings=(self.whole, self.split), out_shardings=self.whole, donate_argnums=donated)
+        return jax.jit(step, in_shardings=(self.whole, split), out_shardings=self.whole, donate_argnums=donated)
 
-    def place(self, batch: Mapping[str, np.ndarray]) -> Any:
+    def place(self, batch: Mapping[str, np.ndarray], alike: bool = False) -> Any:
         """The rows of a batch that this process has (see `share`), on its devices."""
         if self.kind == "pmap":
             local = self.mesh.local_mesh.size
             return {name: t.reshape(local, -1, *t.shape[1:]) for name, t in batch.items()}
-        return {name: jax.make_array_from_process_local_data(self.split, t) for name, t in batch.items()}
+        return {name: jax.make_array_from_process_local_data(self.split(alike), t) for name, t in batch.items()}
 
     def share(self, size: int, accumulate: int = 1) -> Share:
         """Which rows this process has of a batch of `size`, filled up so that every part has as many."""

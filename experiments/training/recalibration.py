@@ -68,10 +68,14 @@ def cast(batch: Mapping[str, Array], params: Tree) -> dict[str, Array]:
     return {name: t.astype(dtype) if jnp.issubdtype(t.dtype, jnp.floating) else t for name, t in batch.items()}
 
 
-def recalibrated(measure: Measure, state: Any, batches: Iterable[Mapping[str, Any]]) -> Any:
-    """`state` with the statistics of all examples of the batches together; `state` itself stays as it is."""
-    found = functools.reduce(_merged, (measure(state, batch) for batch in batches))
-    return state._replace(batch_stats=_taken(state.batch_stats, found))
+def recalibrated(measure: Measure, state: Any, batches: Iterable[Mapping[str, Any]], many: bool = False) -> Any:
+    """`state` with the statistics of all examples of the batches together; `state` itself stays as it is.
+
+    `many`: it is the state of many runs, along a first axis.
+    """
+    merged, taken = (jax.vmap(_merged), jax.vmap(_taken)) if many else (_merged, _taken)
+    found = functools.reduce(merged, (measure(state, batch) for batch in batches))
+    return state._replace(batch_stats=taken(state.batch_stats, found))
 
 
 @jax.jit

@@ -4,8 +4,9 @@ import contextlib
 import itertools
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +27,7 @@ from experiments.training import processes
 from experiments.training.checkpoints import Checkpoints, digest
 from experiments.training.lock import only_writer
 from experiments.training.recalibration import recalibrated
+from experiments.training.stacking import apart, together, training_batches
 from experiments.training.steps import Program, TrainState, make_program
 
 CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
@@ -101,17 +103,22 @@ def program_of(config: Config, data: Data) -> Program:
       UserError: what does not fit the devices, or their memory.
     """
     program = make_program(config, kind_of(data), total_steps(config, data))
-    state = jax.tree.leaves(jax.eval_shape(program.init, jax.random.key(0)))
-    needed, there = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in state), memory()  # gradients and updates, too
-    if needed > there:
+    there = memory()
+    if needed(program) > there:
         option, value = "config.model.size", config.model.size or config.model.name
         if config.model.name == ModelConfig().name:
             option, value = "config.model.widths", str(config.model.widths)
         raise UserError(
             f"`{option}` must fit the memory of a device, {there / 1e9:.1f} GB, but to train "
-            f"{value} takes {needed / 1e9:.1f} GB and more; use a smaller one."
+            f"{value} takes {needed(program) / 1e9:.1f} GB and more; use a smaller one."
         )
     return program
+
+
+def needed(program: Program) -> int:
+    """The bytes that the state of one run takes at least, with its gradients and updates."""
+    state = jax.tree.leaves(jax.eval_shape(program.init, jax.random.key(0)))
+    return 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in state)
 
 
 def memory() -> int:
@@ -127,30 +134,54 @@ def checkpoints_of(workdir: Path, config: Config, data: Data) -> Checkpoints:
     return Checkpoints(workdir / CHECKPOINTS, made_by, before=fields(Config()))
 
 
+class Run(NamedTuple):
+    """A run that was taken up, and that nobody else writes to."""
+
+    config: Config
+    workdir: Path
+    state: TrainState
+    checkpoints: Checkpoints
+    log: MetricsLog
+
+
 def train(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> list[Record]:
     """Trains in `workdir`, from its last checkpoint if it has one, and returns the records of the whole run."""
+    with taken_up(config, data, program, workdir, report) as run:
+        go_on([run], data, program, report)
+        return run.log.records
+
+
+@contextlib.contextmanager
+def taken_up(config: Config, data: Data, program: Program, workdir: Path, report: Report) -> Iterator[Run]:
+    """The run in `workdir` where its last checkpoint has it, or at its beginning."""
     with checkpoints_of(workdir, config, data) as checkpoints:
-        try:
-            return _train_from(checkpoints, config, data, program, workdir, report)
-        except KeyboardInterrupt:
-            saved = checkpoints.latest or 0
-            report.line(f"Interrupted: {workdir} is saved up to step {saved} of {total_steps(config, data)}.")
-            raise
+        state, log = take_up(checkpoints, program.init(jax.random.key(config.seed)), workdir, report)
+        report.advance(int(state.step))
+        with log:
+            yield Run(config, workdir, state, checkpoints, log)
 
 
-def _train_from(
-    checkpoints: Checkpoints, config: Config, data: Data, program: Program, workdir: Path, report: Report
-) -> list[Record]:
-    state, log = take_up(checkpoints, program.init(jax.random.key(config.seed)), workdir, report)
-    done = int(state.step)
-    report.advance(done)
-    with log:
-        for epoch in range(done // steps_per_epoch(config, data), config.train.epochs):
-            state = _train_epoch(config, data, program, state, epoch, log, report)
-            report.line(_sentence(epoch + 1, config, log.records[-1]))
-            _check_room(workdir, state)
-            checkpoints.save(state, log.mark())
-        return log.records
+def go_on(runs: Sequence[Run], data: Data, program: Program, report: Report) -> None:
+    """Trains runs to their end: one, or with a program of so many seeds several that are at the same step."""
+    try:
+        _train_epochs(runs, data, program, report)
+    except KeyboardInterrupt:
+        for run in runs:
+            saved, steps = run.checkpoints.latest or 0, total_steps(run.config, data)
+            report.line(f"Interrupted: {run.workdir} is saved up to step {saved} of {steps}.")
+        raise
+
+
+def _train_epochs(runs: Sequence[Run], data: Data, program: Program, report: Report) -> None:
+    config, state = runs[0].config, together([run.state for run in runs], program)
+    first = int(runs[0].state.step) // steps_per_epoch(config, data)
+    for epoch in range(first, config.train.epochs):
+        state = _train_epoch(runs, data, program, state, epoch, report)
+        for run, own in zip(runs, apart(state, program), strict=True):
+            who = f"seed {run.config.seed}  " if program.seeds else ""
+            report.line(who + _sentence(epoch + 1, config, run.log.records[-1]))
+            _check_room(run.workdir, own)
+            run.checkpoints.save(own, run.log.mark())
 
 
 def _check_room(workdir: Path, state: TrainState) -> None:
@@ -177,23 +208,21 @@ def take_up(
 
 
 def _train_epoch(
-    config: Config, data: Data, program: Program, state: TrainState, epoch: int, log: MetricsLog, report: Report
+    runs: Sequence[Run], data: Data, program: Program, state: TrainState, epoch: int, report: Report
 ) -> TrainState:
-    per_epoch, task = steps_per_epoch(config, data), task_of(config)
-    order = epoch_order(config.seed, epoch, count(data.train))
+    config, per_epoch = runs[0].config, steps_per_epoch(runs[0].config, data)
+    orders = [epoch_order(run.config.seed, epoch, count(data.train)) for run in runs]
     sums: list[Sums] = []
-    in_turn = prefetched(batches(data.train, config.train.batch_size, order, program.train_share))
-    for i, batch in enumerate(in_turn, start=1):
+    for i, batch in enumerate(prefetched(training_batches(config, data, program, orders)), start=1):
         state, new = program.train_step(state, batch)
         sums.append(new)
         if i == per_epoch or (config.train.eval_every and i % config.train.eval_every == 0):
-            held_out = evaluate(program, state, data.held_out, config.train.eval_batch_size)
-            metrics = {**_metrics(task, "train", sums), **_metrics(task, "eval", held_out)}
-            more = _evaluate_otherwise(config, data, program, state, order)
-            log.add({"step": epoch * per_epoch + i, **metrics, **more})
-            report.record(log.records[-1])
+            found = _evaluated(config, data, program, state, orders, sums)
+            for run, metrics in zip(runs, found, strict=True):
+                run.log.add({"step": epoch * per_epoch + i, **metrics})
+                report.record(run.log.records[-1])
             sums = []
-        report.advance()
+        report.advance(len(runs))
     return state
 
 
@@ -203,25 +232,36 @@ def evaluate(program: Program, state: TrainState, examples: Examples, batch_size
     return [program.eval_step(state, batch) for batch in in_turn]
 
 
-def _evaluate_otherwise(config: Config, data: Data, program: Program, state: TrainState, order: np.ndarray) -> Record:
-    """What the model is worth with statistics of the first batches of the epoch, or with averaged weights; if asked."""
+def _evaluated(
+    config: Config, data: Data, program: Program, state: TrainState, orders: Sequence[np.ndarray], sums: Iterable[Sums]
+) -> list[Record]:
+    """The metrics of each run: of training by their sums, and of the held-out examples in every way that is asked for.
 
-    def measured(split: str, state: TrainState) -> Record:
-        if config.eval.recalibrate:
-            in_turn = batches(data.train, config.train.batch_size, order, program.train_share)
-            state = recalibrated(program.measure_step, state, itertools.islice(in_turn, config.eval.recalibrate))
-        sums = evaluate(program, state, data.held_out, config.train.eval_batch_size)
-        return _metrics(task_of(config), split, sums)
+    These are with statistics of the first batches of the epoch, and with averaged weights.
+    """
+    task = task_of(config)
 
-    found = measured(RECALIBRATED, state) if config.eval.recalibrate else {}
+    def measured(split: str, state: TrainState, recalibrate: int = 0) -> list[Record]:
+        if recalibrate:
+            in_turn = itertools.islice(training_batches(config, data, program, orders), recalibrate)
+            state = recalibrated(program.measure_step, state, in_turn, many=program.seeds is not None)
+        return _metrics(task, split, evaluate(program, state, data.held_out, config.train.eval_batch_size))
+
+    found = [_metrics(task, "train", sums), measured("eval", state)]
+    if config.eval.recalibrate:
+        found.append(measured(RECALIBRATED, state, config.eval.recalibrate))
     if state.average is not None:
-        found |= measured(AVERAGED, state._replace(params=state.average))
-    return found
+        found.append(measured(AVERAGED, state._replace(params=state.average), config.eval.recalibrate))
+    return [dict(itertools.chain(*(part.items() for part in parts))) for parts in zip(*found, strict=True)]
 
 
-def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> Record:
-    totals = jax.tree.map(lambda *s: float(np.sum(s, dtype=np.float64)), *jax.device_get(list(sums)))
-    return {f"{split}/{name}": value for name, value in task.means(totals).items()}
+def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> list[Record]:
+    """The metrics of each run."""
+    of_batches = jax.device_get(list(sums))
+    totals = {n: np.atleast_1d(np.sum([s[n] for s in of_batches], axis=0, dtype=np.float64)) for n in of_batches[0]}
+    rows = zip(*(map(float, t) for t in totals.values()), strict=True)
+    means = (task.means(dict(zip(totals, row, strict=True))) for row in rows)
+    return [{f"{split}/{name}": value for name, value in of_run.items()} for of_run in means]
 
 
 def _sentence(epoch: int, config: Config, record: Record) -> str:

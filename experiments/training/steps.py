@@ -1,5 +1,6 @@
 """What is compiled: the initial state, a training step and an evaluation step, all pure."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,17 +51,32 @@ class Program(NamedTuple):
     """The share of this process of the batches of training and of evaluation."""
     examine: Callable[[TrainState, Iterable[Mapping[str, Any]]], Diagnosis]
     """What is wrong with the norms, by batches of training."""
+    lower: Callable[[TrainState, Mapping[str, Any]], jax.stages.Lowered]
+    """The training step before it is compiled."""
+    place: Callable[[Mapping[str, Any]], Any]
+    """A batch of training on the devices, as a compiled step takes it."""
+    seeds: int | None = None
+    """How many runs lie side by side, along a first axis of the states and of the batches of training; None: one,
+    without that axis. `init` makes the state of one."""
 
 
-def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence[jax.Device] | None = None) -> Program:
+def make_program(
+    config: Config,
+    kind: Kind,
+    total_steps: int,
+    devices: Sequence[jax.Device] | None = None,
+    seeds: int | None = None,
+) -> Program:
     """The program of a config for data of a kind; `train_step` takes over the memory of the state it is given.
+
+    With `seeds` it trains so many runs at once, which differ in their seeds alone.
 
     Raises:
       UserError: what does not fit: the layout the devices, the data the task, the model its inputs.
     """
     check(config)
     check_fits(config, [name for name, *_ in kind.arrays])
-    layout, task = make_layout(config, devices), task_of(config)
+    layout, task = dataclasses.replace(make_layout(config, devices), seeds=seeds), task_of(config)
     train_share = layout.share(config.train.batch_size, layout.accumulate)
     network = make_network(config.model, job_of(task, kind), layout.norm(train_share.rows))
     optimizer = make_optimizer(config.optimizer, total_steps, config.regularizers)
@@ -69,16 +85,19 @@ def make_program(config: Config, kind: Kind, total_steps: int, devices: Sequence
     init = functools.partial(begin, network, optimizer, config.model.dtype)
     step = functools.partial(train_step, network, optimizer, layout, task=task, average=average)
     train = layout.spread(step, donate=True)
-    evaluate = layout.spread(functools.partial(eval_step, network, layout, task=task))
+    evaluate = layout.spread(functools.partial(eval_step, network, layout, task=task), alike=True)
     measure = layout.spread(functools.partial(measure_step, network, layout, task=task))
     return Program(
         jax.jit(init, out_shardings=layout.whole),
         lambda state, batch: train(state, layout.place(batch)),
-        lambda state, batch: evaluate(state, layout.place(batch)),
+        lambda state, batch: evaluate(state, layout.place(batch, alike=True)),
         lambda state, batch: measure(state, layout.place(batch)),
         train_share,
         layout.share(config.train.eval_batch_size),
         functools.partial(examined, network, optimizer, task),
+        lambda state, batch: train.lower(state, layout.place(batch)),
+        layout.place,
+        seeds,
     )
 
 

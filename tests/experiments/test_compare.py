@@ -153,22 +153,22 @@ def test_a_comparison_ends_in_a_table_a_picture_and_a_page(compile_quickly, monk
     assert capsys.readouterr().out.count("epoch   1") == 1
 
 
-def test_an_interrupted_comparison_says_how_to_continue(monkeypatch, tmp_path, capsys):
+def test_an_interrupted_comparison_says_how_to_continue(compile_quickly, monkeypatch, tmp_path, capsys):
     (tmp_path / "tiny.json").write_text(to_json(TINY))
     finished = iter([records(0.5)])
 
-    def train(*_):
+    def go_on(runs, *_):
         try:
-            return next(finished)
+            runs[0].log.records.extend(next(finished))
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(compare.run, "train", train)
+    monkeypatch.setattr(compare.run, "go_on", go_on)
     with pytest.raises(KeyboardInterrupt):
-        compare.main([f"--config={tmp_path}/tiny.json", f"--workdir={tmp_path}/all"])
+        compare.main([f"--config={tmp_path}/tiny.json", f"--workdir={tmp_path}/all", "--together=no"])
     said = capsys.readouterr().out
     assert "1 of 6 runs are finished." in said
-    assert f"experiments.compare --resume --workdir={tmp_path}/all --norms=none,batch --seeds=3" in said
+    assert f"experiments.compare --resume --workdir={tmp_path}/all --norms=none,batch --seeds=3 --together=no" in said
 
 
 def test_a_norm_that_diverges_or_never_errs_can_be_drawn(tmp_path):

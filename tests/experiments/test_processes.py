@@ -17,14 +17,16 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import matrix
 from experiments.cli.errors import UserError
 from experiments.config import Config, DataConfig, EvalConfig, ModelConfig, OptimizerConfig, ParallelConfig, TrainConfig
-from experiments.config.file import to_json
+from experiments.config.file import load, to_json
 from experiments.data import kind_of, load_data
 from experiments.launch import main
 from experiments.results.records import read_metrics
 from experiments.training import launcher, run, steps
 from experiments.training import processes as distributed
+from experiments.training.checkpoints import last_arrays
 from experiments.training.launcher import Group, free_port
 from experiments.training.meeting import Greeting, Place, meet
 from experiments.training.processes import Distributed
@@ -150,6 +152,54 @@ def test_what_two_processes_saved_is_taken_up_on_any_number_of_devices(ended, de
     state = restored(ended.workdir, program_of(devices, config))
     assert int(state.step) == 8
     assert all(len(leaf.sharding.device_set) == devices for leaf in jax.tree.leaves(state))
+
+
+# Trains one run after the other in a group of processes: what they import is imported once.
+IN_TURN = """
+import pathlib, sys
+from experiments.cli.report import reporting
+from experiments.config.file import load
+from experiments.data import load_data
+from experiments.training import processes, run
+where, number, *folders = sys.argv[1:]
+processes.start(load(folders[0] + '.json'), processes.Distributed(where, 2, int(number)))
+for folder in map(pathlib.Path, folders):
+    config = load(f'{folder}.json')
+    data = load_data(config.data)
+    with run.claim(folder, config, False), reporting(1, quiet=True) as report:
+        run.train(config, data, run.program_of(config, data), folder, report)
+"""
+
+
+def small(config, **model):
+    """In float64 on two devices for each process, with dropout; three steps."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, length=5, train_examples=33, eval_examples=20),
+        model=dataclasses.replace(config.model, dtype="float64", dropout=0.2, **model),
+        parallel=ParallelConfig(layout="shard_map", fake_devices=2),
+        train=TrainConfig(epochs=1, batch_size=11, eval_batch_size=7),
+    )
+
+
+def test_a_model_of_one_s_own_and_another_task_train_in_two_processes_as_on_one_device(tmp_path, x64):
+    tiny = ROOT / "tests" / "experiments" / "tiny.py"
+    given = Config(data=DataConfig(name=f"{tiny}:load"), optimizer=OptimizerConfig(learning_rate=0.01))
+    configs = {
+        "own": small(load(str(ROOT / "configs" / "own_nnx.py"))),
+        "masked": small(dataclasses.replace(given, task="masked_language_model"), name=f"{tiny}:Tokens"),
+    }
+    for name, config in configs.items():
+        (tmp_path / f"{name}.json").write_text(to_json(config))
+    where, folders = f"127.0.0.1:{free_port()}", [str(tmp_path / name) for name in configs]
+    run_both = [[*python(IN_TURN), where, str(i), *folders] for i in range(2)]
+    group = [subprocess.Popen(one, cwd=ROOT, env=environment()) for one in run_both]
+    assert [process.wait(timeout=300) for process in group] == [0, 0]
+    for name, config in configs.items():
+        alone = matrix.trained(config, 1, tmp_path / f"{name}-alone")
+        loss = read_metrics(tmp_path / name / "metrics.jsonl")[-1]["eval/loss"]
+        made = {**last_arrays(tmp_path / name / "checkpoints"), "eval/loss": np.array(loss)}
+        assert matrix.difference(made, alone) < 1e-9
 
 
 def python(code):

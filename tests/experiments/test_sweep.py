@@ -103,6 +103,7 @@ def test_so_many_at_once_and_what_is_finished_is_not_run_again(tmp_path, pretend
     starts = (tmp_path / "starts").read_text().split("\n")[:-1]
     assert max(itertools.accumulate(-1 if line == "end" else 1 for line in starts)) == 2
     assert [job.seconds is not None for job in found] == [True, True, True, False]
+    assert all(0 < job.cpu_seconds < job.seconds for job in found[:3])  # they sleep
     assert found[3].last_words == "said by d-fails"
     with pytest.raises(UserError, match="a run with other arguments"):
         _ = found[0]._replace(arguments=("--config=b",)).seconds

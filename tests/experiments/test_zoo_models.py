@@ -182,7 +182,9 @@ def test_linen_and_nnx_name_and_shape_everything_alike(name, norm, more):
 # How branches start
 
 
-@pytest.mark.parametrize(("norm", "branch"), [("batch", "zero"), ("none", "zero"), ("none", "fixup")])
+@pytest.mark.parametrize(
+    ("norm", "branch"), [("batch", "zero"), ("none", "zero"), ("none", "fixup"), ("none", "scaled")]
+)
 def test_branches_that_start_at_zero_leave_their_input(norm, branch):
     """Blocks are relu of their input, of what the stem gives, then: without a projection in between."""
     model = built("resnet", norm, branch=branch, stages=(3,))
@@ -200,9 +202,30 @@ def test_branches_that_start_at_zero_leave_their_input(norm, branch):
         assert np.std(kernels[0]) == pytest.approx((2 / (9 * 4)) ** 0.5 * 3**-0.5, rel=0.2)  # 144 numbers
 
 
-def test_fixup_is_without_a_norm():
-    with pytest.raises(ValueError, match="`branch` is 'fixup', which is without norms, but `norm` is 'batch'"):
-        built("resnet", "batch", branch="fixup").init(jax.random.key(0), IMAGES)
+@pytest.mark.parametrize("branch", ["fixup", "scaled"])
+def test_branches_that_take_the_place_of_norms_refuse_one(branch):
+    with pytest.raises(ValueError, match=f"`branch` is '{branch}', which is without norms, but `norm` is 'batch'"):
+        built("resnet", "batch", branch=branch).init(jax.random.key(0), IMAGES)
+
+
+def test_scaled_weight_standardization_is_that_of_its_formula():
+    """Of the first convolution at one pixel, and the scale of one behind a relu: deviations stay as they are."""
+    model = built("resnet", "none", branch="scaled")
+    params = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), IMAGES)["params"]
+    _, seen = model.apply({"params": params}, IMAGES, train=False, capture_intermediates=True)
+    found = seen["intermediates"]["stem"]["conv"]["__call__"][0][:, 1, 1]
+    w = np.float64(params["stem"]["conv"]["layer_instance"]["kernel"])
+    w = (w - w.mean((0, 1, 2))) / np.sqrt(9 * w.var((0, 1, 2)))
+    np.testing.assert_allclose(found, np.einsum("nhwi,hwio->no", IMAGES[:, :3, :3], w), rtol=1e-5, atol=1e-5)
+    behind = params["stage0"]["block0"]["conv1"]["layer_instance/kernel/scale"]
+    normal = np.random.default_rng(0).normal(size=10**6)
+    np.testing.assert_allclose(behind * np.maximum(normal, 0).std(), 1, rtol=0.01)
+    sizes = [sum(x.size for x in jax.tree.leaves(t)) for t in (params, of_nnx(scaled_nnx(), nnx.Param))]
+    assert sizes[0] == sizes[1]
+
+
+def scaled_nnx():
+    return nnx.eval_shape(lambda: nnx_model("resnet", "none", branch="scaled"))
 
 
 # What all have in common

@@ -1,0 +1,22 @@
+"""A small Xception with batch norm on scikit-learn's handwritten digits (8×8, no download).
+
+    python -m experiments.train --config=configs/xception_digits.py
+
+`python -m experiments.marks` measured:
+
+- median accuracy of three seeds, held-out examples: 0.9639 (0.9528 to 0.9694); the mark is 0.9
+- without a norm (`--config.model.norm=none`, seed 0): 0.8583
+- CPU time, compilation included: 51 s at most
+- time on the clock: 258 s at most, on a busy machine with 2 cores
+"""
+
+from experiments.config import Config, ModelConfig, OptimizerConfig, TrainConfig
+
+
+def get_config() -> Config:
+    return Config(
+        mark=0.9,
+        model=ModelConfig(name="xception", norm="batch"),
+        optimizer=OptimizerConfig(name="adam", learning_rate=0.003),
+        train=TrainConfig(epochs=3, batch_size=64),
+    )
