@@ -39,7 +39,7 @@ DRAW = """
 const dark = matchMedia("(prefers-color-scheme: dark)").matches;
 for (const place of document.querySelectorAll(".chart[data-spec]")) {
   const spec = JSON.parse(document.getElementById(place.dataset.spec).textContent);
-  if (spec.columns && innerWidth < 720) spec.columns = spec.columns > 2 ? 2 : 1;
+  if (spec.columns) spec.columns = Math.max(1, Math.min(spec.columns, Math.floor(innerWidth / (spec.spec.width + 40))));
   place.textContent = "";
   vegaEmbed(place, spec, {actions: false, renderer: "svg", theme: dark ? "dark" : undefined,
                           config: {background: "transparent"}});

@@ -10,6 +10,9 @@ from experiments.results.study import Study
 
 STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
+    "covariate_shift": "experiments.studies.covariate_shift",
+    "learning_rate": "experiments.studies.learning_rate",
+    "regularizers": "experiments.studies.regularizers",
     "shift": "experiments.studies.shift",
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",

@@ -129,8 +129,8 @@ CLAIMS = (
     Claim(
         "thirty times the rate",
         "Without a norm the rate {rate} learns in the fewest steps, to {none:.1f} %. At 30 times this rate, {large}, a "
-        "network without a norm ends at {none_large:.1f} %, and one with batch norm at {batch:.1f} %: {more:.1f} "
-        "points better than without a norm at its own rate.",
+        "network without a norm ends at {none_large:.1f} %, and one with batch norm at {batch:.1f} %: a difference of "
+        "{more:.1f} points to the network without a norm at its own rate.",
         _thirty,
         lambda f: f["more"].above(0),
         "batch norm at 30 times the rate were no better than the network without a norm at its own",

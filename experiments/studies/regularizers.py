@@ -218,8 +218,8 @@ def pictures(evidence: Evidence) -> list[Chart]:
         ),
         Chart(
             "All of them",
-            "Accuracy on the held-out digits in %, the mean over the seeds. Of each square, L2 grows to the right and "
-            "L1 upwards. Each row of squares is a norm, each column a dropout.",
+            "Accuracy on the held-out digits in %, the mean over the seeds. In each square L2 grows to the right and "
+            "L1 upwards. Above it stand the norm, and the rate and the place of dropout.",
             charts.heat(places, x="L2", y="L1", value="accuracy", facet="norm, dropout", order=order, height=110),
             _table(places),
         ),

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import linen as nn
 
-from experiments.studies import learning_rate
+from experiments.lab.patches import PatchCNN
+from experiments.models.norms import NormChoice
+from experiments.studies import batch_size, learning_rate
 
 
 def test_steps_are_counted_to_the_first_time():
@@ -49,3 +52,45 @@ def test_a_curve_is_that_of_training_written_out(monkeypatch):
         params = jax.tree.map(lambda p, m: p - 0.1 * m, params, state)
     assert len(set(map(float, right[::2]))) > 1
     np.testing.assert_allclose(got, right[::2], atol=1e-6)
+
+
+def test_a_dense_layer_on_patches_is_a_convolution():
+    """Three layers beside Flax's convolutions with the same kernels, padded by one, and its group norm."""
+    net = PatchCNN(NormChoice("group", groups=2), widths=(4, 6, 8))
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    params = net.init(jax.random.key(1), x, False)["params"]
+    want = x
+    for i, (inputs, width, stride) in enumerate([(1, 4, 1), (4, 6, 2), (6, 8, 2)]):
+        conv = nn.Conv(width, (3, 3), strides=stride, padding=1, use_bias=False)
+        want = conv.apply({"params": {"kernel": params[f"conv{i + 1}"]["kernel"].reshape(3, 3, inputs, width)}}, want)
+        want = nn.relu(nn.GroupNorm(2).apply({"params": params[f"GroupNorm_{i}"]}, want))
+    want = want.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"][None]
+    np.testing.assert_allclose(net.apply({"params": params}, x, False), want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rate_rises_and_falls():
+    """A line times a cosine; without warm-up the cosine alone, as Optax has it."""
+    steps = np.arange(16)
+    cosine = np.array([optax.cosine_decay_schedule(0.4, 16)(i) for i in steps])
+    without, warm = (batch_size.rate_at(0.4, 16, jnp.asarray(part), jnp.asarray(steps)) for part in (0.0, 0.25))
+    np.testing.assert_allclose(without, cosine, rtol=1e-5)
+    np.testing.assert_allclose(warm, cosine * np.minimum(1, (steps + 1) / 4), rtol=1e-5)
+
+
+def test_every_cell_of_batch_sizes_is_measured(monkeypatch):
+    """A few steps: errors of 360 digits; of ghosts also those of the digits that the seed drew, and no others."""
+    for name, value in (("SEEN", 64), ("SIZES", (8, 32)), ("WARMED", (32,)), ("WHOLE", 32), ("FEW", 40)):
+        monkeypatch.setattr(batch_size, name, value)
+    sizes = list(batch_size.run({"part": "size", "norm": "ghost", "size": 32}, [0, 1]))
+    assert [(m.seed, m.step, m.more["warm"]) for m in sizes] == [(s, 2, w) for s in (0, 1) for w in (0.0, 0.25)]
+    ghosts = list(batch_size.run({"part": "ghost", "norm": "ghost", "size": 32, "ghost": 8}, [0, 1]))
+    assert [(m.metric, m.seed) for m in ghosts] == [(m, s) for m in ("train error", "error") for s in (0, 1)]
+    for examples, found in ((360, [*sizes, *ghosts[2:]]), (40, ghosts[:2])):
+        wrong = np.array([m.value for m in found]) * examples / 100
+        np.testing.assert_allclose(wrong, wrong.round(), atol=1e-3)
+
+
+def test_a_ghost_batch_that_is_the_batch_is_batch_norm():
+    cells = batch_size.cells(False)
+    assert [c["size"] for c in cells if c["norm"] == "ghost" and c["part"] == "size"] == [32, 1024]
+    assert batch_size._of("ghost", 8) == batch_size._of("batch", 8)
