@@ -17,6 +17,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
     "recurrent": "experiments.studies.recurrent",
+    "no_norm": "experiments.studies.no_norm",
     "efficiency": "experiments.studies.efficiency",
 }
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers
