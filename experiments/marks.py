@@ -1,8 +1,8 @@
 """Trains every config that has a mark, with three seeds, and once without a norm: `python -m experiments.marks`.
 
 Each run is the command of a user, in a process of its own, one after the other. Interrupted, the same command goes on
-with `--resume`. `--write` puts the numbers into docs/results/configs.csv; `python -m experiments.docs --write` makes a
-page of them, and the lines in the configs.
+with `--workdir` and `--resume`. `--write` puts the numbers into docs/results/configs.csv; `python -m experiments.docs
+--write` makes a page of them, and the lines in the configs.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.errors import UserError, chosen
-from experiments.cli.flags import new_folder, parse_flags
+from experiments.cli.flags import folder_of, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
 from experiments.config import Config
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_flags(Arguments, argv, "python -m experiments.marks", __doc__)
     known = marked()
     configs = {n: chosen(known, n, "--names") for n in arguments.names} if arguments.names else known
-    workdir = Path(arguments.workdir or new_folder("marks"))
+    workdir = folder_of(arguments.workdir, arguments.resume, "marks")
     if workdir.exists() and not arguments.resume:
         raise UserError(f"`{workdir}` is there; add `--resume` to go on with its runs, or name another `--workdir`.")
     runs = [Run(name, norm, seed) for name in configs for norm in SEEDS for seed in SEEDS[norm]]
