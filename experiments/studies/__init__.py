@@ -11,6 +11,7 @@ from experiments.results.study import Study
 STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
     "learning_rate": "experiments.studies.learning_rate",
+    "batch_size": "experiments.studies.batch_size",
     "regularizers": "experiments.studies.regularizers",
     "shift": "experiments.studies.shift",
     "variance_shift": "experiments.studies.variance_shift",
