@@ -91,10 +91,11 @@ class LinenCNN(nn.Module):
     norm: Mapping[str, Any]
 
     def setup(self) -> None:
+        dtype = jnp.dtype(self.config.dtype)
         layers = Layers(
-            norm=_where_it_measures(choice_of(self.config, self.norm), linen_norm),
-            conv=lambda _, features: nn.Conv(features, (3, 3)),
-            dense=lambda _, features: nn.Dense(features),
+            norm=_where_it_measures(choice_of(self.config, self.norm), partial(linen_norm, dtype=dtype)),
+            conv=lambda _, features: nn.Conv(features, (3, 3), dtype=dtype),
+            dense=lambda _, features: nn.Dense(features, dtype=dtype),
             dropout=nn.Dropout,
         )
         add_layers(self, layers, self.config, self.shape, self.classes)
@@ -107,10 +108,11 @@ class NnxCNN(nnx.Module):
     """The article's network for nnx."""
 
     def __init__(self, config: ModelConfig, shape: Shape, classes: int, norm: Mapping[str, Any], *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.dtype)
         layers = Layers(
-            norm=_where_it_measures(choice_of(config, norm), partial(nnx_norm, rngs=rngs)),
-            conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), rngs=rngs),
-            dense=lambda inputs, features: nnx.Linear(inputs, features, rngs=rngs),
+            norm=_where_it_measures(choice_of(config, norm), partial(nnx_norm, rngs=rngs, dtype=dtype)),
+            conv=lambda inputs, features: nnx.Conv(inputs, features, (3, 3), dtype=dtype, rngs=rngs),
+            dense=lambda inputs, features: nnx.Linear(inputs, features, dtype=dtype, rngs=rngs),
             dropout=partial(nnx.Dropout, rngs=rngs),
         )
         add_layers(self, layers, config, shape, classes)

@@ -33,6 +33,10 @@ def built(build: Callable[..., Any], config: ModelConfig, job: Job, batch: Mappi
     for option in ("dropout", "size"):
         if option in offered and option not in takes:
             raise UserError(f"`{name}` takes no `{option}`; leave `config.model.{option}` out.")
+    if config.dtype == "bfloat16" and "dtype" not in takes:
+        raise UserError(
+            f"`{name}` takes no `dtype`, so it does not compute in bfloat16; leave `config.model.dtype` out."
+        )
     if missing := [n for n, p in takes.items() if p.default is p.empty and n not in offered]:
         given = ", ".join(f"`{n}`" for n in offered)
         raise UserError(f"`{name}` needs `{missing[0]}`, which is not among what it can be given: {given}.")

@@ -14,6 +14,7 @@ from jax import Array
 from bnjax import linen as bnn
 from bnjax import nnx as bnnx
 from bnjax.linen import Diagnosis
+from experiments.config import ModelConfig
 from experiments.models.dropout import ByExample, Noise, by_example
 
 Tree = Mapping[str, Any]
@@ -97,6 +98,11 @@ def dtype_of(params: Tree) -> Any:
     return jax.tree.leaves(params)[0].dtype
 
 
+def kept_dtype(config: ModelConfig) -> str:
+    """The dtype of parameters and statistics: in bfloat16 most steps would change nothing."""
+    return "float32" if config.dtype == "bfloat16" else config.dtype
+
+
 def nnx_network(make: Callable[[nnx.Rngs], nnx.Module], *, takes_mask: bool = True, random: bool = False) -> Network:
     """The nnx model that `make` gives, called as `linen_network` calls one."""
 
@@ -120,9 +126,10 @@ def nnx_network(make: Callable[[nnx.Rngs], nnx.Module], *, takes_mask: bool = Tr
         how = {"train": train, "mask": mask} if takes_mask else {"train": train}
         with by_example(noise) if random else contextlib.nullcontext():
             if moments:
-                return nnx.capture(net, bnnx.BatchMoments)(x, **how)
-            outputs = net(x, **how)
-        return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+                outputs, new = nnx.capture(net, bnnx.BatchMoments)(x, **how)
+            else:
+                outputs, new = net(x, **how), nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+        return outputs.astype(dtype_of(params)), new
 
     def evaluated(net: Any, batch: Any) -> Any:
         return net(batch[0], **({"train": False, "mask": batch[1]} if takes_mask else {"train": False}))

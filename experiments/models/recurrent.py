@@ -20,6 +20,8 @@ SIZES: Sizes = {
     "gru": {"cell": "gru", "features": 100, "by": "pixels"},
     "small": {"cell": "lstm", "features": 32, "by": "rows"},
     "small_gru": {"cell": "gru", "features": 32, "by": "rows"},
+    "small_pixels": {"cell": "lstm", "features": 32, "by": "pixels"},
+    "small_gru_pixels": {"cell": "gru", "features": 32, "by": "pixels"},
 }
 CELLS: dict[tuple[str, str], Any] = {
     ("lstm", "none"): nn.LSTMCell,

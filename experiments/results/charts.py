@@ -12,7 +12,8 @@ HEIGHT = 260  # pixels; the width is the page's
 FACETS = 5  # side by side; a narrow page shows two
 COLOURS = {
     "none": "#888888", "batch": "#0072b2", "layer": "#e69f00", "rms": "#009e73", "group": "#d55e00", "dyt": "#cc79a7",
-    "instance": "#56b4e9", "ghost": "#a08f00", "renorm": "#cc79a7",
+    "instance": "#56b4e9", "ghost": "#a08f00", "renorm": "#cc79a7", "derf": "#8c564b", "zero": "#117733",
+    "fixup": "#56b4e9", "scaled_ws": "#d55e00",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from experiments.results.study import Study
 
 STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
+    "covariate_shift": "experiments.studies.covariate_shift",
     "learning_rate": "experiments.studies.learning_rate",
     "batch_size": "experiments.studies.batch_size",
     "regularizers": "experiments.studies.regularizers",
@@ -17,6 +18,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
     "recurrent": "experiments.studies.recurrent",
+    "no_norm": "experiments.studies.no_norm",
     "efficiency": "experiments.studies.efficiency",
 }
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers

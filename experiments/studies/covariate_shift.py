@@ -170,6 +170,8 @@ def _noise(evidence: Evidence) -> dict[str, Interval]:
         "faster": interval(steps["none"] - steps["batch_noisy"]),
         "drift": interval(evidence.values("drift", settings["batch_noisy"])),
         "drift_none": interval(evidence.values("drift", settings["none"])),
+        "absolute": interval(evidence.values("absolute drift", settings["batch_noisy"])),
+        "absolute_none": interval(evidence.values("absolute drift", settings["none"])),
         "more": paired(evidence, "drift", settings["batch_noisy"], settings["none"]),
     }
 
@@ -186,8 +188,8 @@ def _times(evidence: Evidence, kind: str) -> dict[str, Interval]:
 def _smoother(kind: str, text: str, paper: str = "") -> Claim:
     return Claim(
         f"a smoother loss, {kind} steps",
-        f"{text} without a norm the loss varies {{range:.1f}} times as much as with batch norm, the gradient changes "
-        "{change:.1f} times as much, and {smoothness:.1f} times as much by length of the way.",
+        f"{text} without a norm the loss varies {{range:.1f}} times as much as with batch norm, and the gradient "
+        "changes {change:.1f} times as much; on a way of the same length, {smoothness:.1f} times as much.",
         lambda e: _times(e, kind),
         lambda f: all_of([value.above(1) for value in f.values()]),
         "one of the three were no larger without a norm",
@@ -206,14 +208,21 @@ CLAIMS = (
         "Ioffe and Szegedy show it for one unit of such a network (arXiv:1502.03167, figure 1).",
     ),
     Claim(
-        "inputs that are made to move",
-        "That is not why it learns faster. With noise behind every norm the quantiles move by {drift:.2f} of their "
-        f"spread, more than without a norm ({{drift_none:.2f}}). Yet it takes {{batch_noisy:.0f}} steps to an accuracy "
-        f"of {ENOUGH:g}; without a norm {{none:.0f}}, with batch norm alone {{batch:.0f}}.",
+        "noise behind the norm",
+        f"With noise behind every norm the network takes {{batch_noisy:.0f}} steps to an accuracy of {ENOUGH:g}; "
+        "without a norm {none:.0f}, and with batch norm alone {batch:.0f}.",
         _noise,
-        lambda f: all_of([f["faster"].above(0), f["more"].above(0)]),
-        "it was as slow as without a norm, or the quantiles moved no more",
+        lambda f: f["faster"].above(0),
+        "it was as slow as without a norm",
         "Santurkar et al. find so for VGG on CIFAR-10 (arXiv:1805.11604, section 2).",
+    ),
+    Claim(
+        "inputs that are made to move",
+        "The noise makes inputs move more than they do without a norm: by {drift:.2f} of their spread, and by "
+        "{drift_none:.2f} (in numbers: {absolute:.2f} and {absolute_none:.2f}).",
+        _noise,
+        lambda f: f["more"].above(0),
+        "they moved no more than without a norm",
     ),
     _smoother(
         "absolute",
@@ -255,7 +264,7 @@ def pictures(evidence: Evidence) -> list[Chart]:
             text = (
                 f"Where training stands, steps along the gradient are tried whose length is {unit}. The lines are the "
                 "least and the largest loss that is met, the change of the gradient, and the change by length of the "
-                "way, as powers of ten; of the first seed."
+                "way, as powers of ten; of the first seed. Where the loss itself is smaller, its range is, too."
             )
             spec = charts.lines(rows, x="step", y="log10", colour="norm", order=NORMS, facet="figure")
             found.append(Chart(f"Along the gradient, {kind} steps", text, spec))
@@ -301,17 +310,17 @@ STUDY = Study(
     title="Moving inputs, or a smooth loss",
     question="Does batch norm help because it reduces internal covariate shift?",
     protocol=(
-        f"*Inputs.* A network of {LAYERS} layers of {WIDTH} sigmoids on the 8 by 8 digits, as in figure 1 of "
+        f"The inputs: a network of {LAYERS} layers of {WIDTH} sigmoids on the 8 by 8 digits, as in figure 1 of "
         f"arXiv:1502.03167: {STEPS} steps of SGD with momentum {MOMENTUM}, {BATCH} examples a batch. Every {EVERY} "
         "steps the held-out digits go through the network, normalized by their own statistics, and the quantiles (15, "
         "50, 85 %) of what goes into each sigmoid of the last layer are measured. The drift is the mean distance "
         "between the quantiles of two looks, divided by the distance of the outer quantiles, at the rate "
         f"{RATE:g}. Speed is compared at the best of the rates {', '.join(f'{r:g}' for r in RATES)}; what does not "
         f"come to an accuracy of {ENOUGH:g} counts as {STEPS} steps.\n\n"
-        "*Noise.* In `batch_noisy` every unit behind every norm gets a mean between "
+        "The noise: in `batch_noisy` every unit behind every norm gets a mean between "
         f"{MEANS[0]:g} and {MEANS[1]:g} and a deviation between {DEVIATIONS[0]:g} and {DEVIATIONS[1]:g}, drawn anew in "
         "each step, while it is trained.\n\n"
-        f"*The loss along the gradient.* {DEPTH} layers of 64 relus (He's start), {WALK} steps of SGD at {RATE:g}. "
+        f"The loss along the gradient: {DEPTH} layers of 64 relus (He's start), {WALK} steps of SGD at {RATE:g}. "
         f"Every {LOOK} steps, steps of four lengths along the gradient are tried on the same batch, with learning "
         f"rates of {', '.join(f'{r:g}' for r in ABSOLUTE)}; and relative ones. With batch norm the size of the weights "
         "has no meaning, which is why both are measured. Figures are geometric means over the looks."

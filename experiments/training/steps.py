@@ -15,7 +15,7 @@ from bnjax.linen import Diagnosis
 from experiments.config import Config
 from experiments.data import Kind, Share
 from experiments.models import Job, make_network
-from experiments.models.network import Network, Tree, dtype_of
+from experiments.models.network import Network, Tree, dtype_of, kept_dtype
 from experiments.tasks import check_fits, classification, task_of
 from experiments.tasks.task import Sums, Task, View
 from experiments.training import noise
@@ -82,7 +82,7 @@ def make_program(
     optimizer = make_optimizer(config.optimizer, total_steps, config.regularizers)
     average = config.regularizers.average
     begin = functools.partial(init_state, random=network.random or task.random, average=bool(average))
-    init = functools.partial(begin, network, optimizer, config.model.dtype)
+    init = functools.partial(begin, network, optimizer, kept_dtype(config.model))
     step = functools.partial(train_step, network, optimizer, layout, task=task, average=average)
     train = layout.spread(step, donate=True)
     evaluate = layout.spread(functools.partial(eval_step, network, layout, task=task), alike=True)
