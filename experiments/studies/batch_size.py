@@ -152,12 +152,13 @@ CLAIMS = (
         _grown,
         lambda f: all_of([f["batch"].above(5), f["group"].below(1)]),
         "that of batch norm grew by 5 points or less, or that of group norm by 1 or more",
-        "Wu and He find the same on ImageNet: group norm does not depend on the batch size (arXiv:1803.08494).",
+        "On ImageNet the error of group norm hardly depends on the batch size, and that of batch norm grows as batches "
+        "shrink (arXiv:1803.08494).",
     ),
     Claim(
         "a short average",
-        f"What harms batch norm with two examples is a short average: with momentum {SHORT} the running statistics are "
-        "those of about 20 examples, and its error is {batch:.1f} %, {more:.1f} points more than with an average over "
+        f"A short average harms batch norm with two examples: with momentum {SHORT} the running statistics are those "
+        "of about 20 examples, and its error is {batch:.1f} %, {more:.1f} points more than with an average over "
         "1,280. That of batch renormalization is {renorm:.1f} %.",
         _short,
         lambda f: f["more"].above(5),
@@ -267,10 +268,12 @@ STUDY = Study(
     question="Which norms work with small batches, and which with large ones?",
     protocol=(
         "A network of three convolutions (8, 16 and 32 channels), each with a norm and relu, and a head, on the 8 by 8 "
-        f"digits: SGD with momentum {MOMENTUM} on {SEEN:,} examples, whatever the batch size, so that large batches "
+        "digits. A norm of the batch sees 64, 16 and 4 places of each example, so that two examples are 8 numbers a "
+        f"channel or more. SGD with momentum {MOMENTUM} on {SEEN:,} examples, whatever the batch size, so that large batches "
         f"make few steps. The learning rate is {RATE} for 32 examples and in proportion to the batch size; it falls to "
         f"0 along a cosine. With warm-up it rises over the first {WARM:.0%} of the steps. Running statistics average "
-        f"over about {WINDOW:,} examples, if nothing else is said. Ghost batches have {GHOST} examples, group norm has 4 groups.\n\n"
+        f"over about {WINDOW:,} examples, if nothing else is said. Ghost batches have {GHOST} examples, group norm has "
+        "4 groups. `docs/results/batch_sizes.md` compares more norms, with momentum 0.9 at every batch size.\n\n"
         f"For the sizes of ghost batches the networks learn from {FEW} digits, which each seed draws anew, in batches "
         f"of {WHOLE}; of ghost batches of {WHOLE} there is one, so that this is batch norm."
     ),
