@@ -268,12 +268,14 @@ STUDY = Study(
     question="Which norms work with small batches, and which with large ones?",
     protocol=(
         "A network of three convolutions (8, 16 and 32 channels), each with a norm and relu, and a head, on the 8 by 8 "
-        "digits. A norm of the batch sees 64, 16 and 4 places of each example, so that two examples are 8 numbers a "
-        f"channel or more. SGD with momentum {MOMENTUM} on {SEEN:,} examples, whatever the batch size, so that large batches "
+        f"digits: SGD with momentum {MOMENTUM} on {SEEN:,} examples, whatever the batch size, so that large batches "
         f"make few steps. The learning rate is {RATE} for 32 examples and in proportion to the batch size; it falls to "
         f"0 along a cosine. With warm-up it rises over the first {WARM:.0%} of the steps. Running statistics average "
         f"over about {WINDOW:,} examples, if nothing else is said. Ghost batches have {GHOST} examples, group norm has "
-        "4 groups. `docs/results/batch_sizes.md` compares more norms, with momentum 0.9 at every batch size.\n\n"
+        "4 groups.\n\n"
+        "The norms see 64, 16 and 4 places of each example, so that two examples are at least 8 numbers a channel. The "
+        "network of `configs/digits_cnn.py` has a norm behind a dense layer, too, which sees only two numbers then: "
+        "its errors are in `docs/results/batch_sizes.md`, with more norms.\n\n"
         f"For the sizes of ghost batches the networks learn from {FEW} digits, which each seed draws anew, in batches "
         f"of {WHOLE}; of ghost batches of {WHOLE} there is one, so that this is batch norm."
     ),
