@@ -153,6 +153,6 @@ RMS_NORM = Spec(
     parameters={"scale": ONES},
     attributes=LAYER_NORM.attributes,
     paper="Zhang and Sennrich 2019, arXiv 1910.07467",
-    use="transformers; cheaper than layer norm",
+    use="transformers, in the place of layer norm",
 )
 SPECS = (LAYER_NORM, RMS_NORM)

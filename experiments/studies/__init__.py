@@ -12,6 +12,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "gradients": "experiments.studies.gradients",
     "covariate_shift": "experiments.studies.covariate_shift",
     "learning_rate": "experiments.studies.learning_rate",
+    "batch_size": "experiments.studies.batch_size",
     "regularizers": "experiments.studies.regularizers",
     "shift": "experiments.studies.shift",
     "variance_shift": "experiments.studies.variance_shift",

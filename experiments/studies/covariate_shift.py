@@ -188,8 +188,9 @@ def _times(evidence: Evidence, kind: str) -> dict[str, Interval]:
 def _smoother(kind: str, text: str, paper: str = "") -> Claim:
     return Claim(
         f"a smoother loss, {kind} steps",
-        f"{text} without a norm the loss varies {{range:.1f}} times as much as with batch norm, and the gradient "
-        "changes {change:.1f} times as much; on a way of the same length, {smoothness:.1f} times as much.",
+        f"{text} the loss is smoother with batch norm. Found, without a norm: the loss varies {{range:.1f}} times as "
+        "much, the gradient changes {change:.1f} times as much, and on a way of the same length {smoothness:.1f} times "
+        "as much.",
         lambda e: _times(e, kind),
         lambda f: all_of([value.above(1) for value in f.values()]),
         "one of the three were no larger without a norm",
@@ -200,8 +201,9 @@ def _smoother(kind: str, text: str, paper: str = "") -> Claim:
 CLAIMS = (
     Claim(
         "inputs that move",
-        "The quantiles of a unit's inputs move less with batch norm: from one look to the next by {batch:.2f} of their "
-        "spread, without a norm by {none:.2f} (in numbers: {batch_absolute:.2f} and {none_absolute:.2f}).",
+        "The quantiles of a unit's inputs move less with batch norm. Found: from one look to the next by {batch:.2f} "
+        "of their spread, without a norm by {none:.2f} (not divided by the spread: {batch_absolute:.2f} and "
+        "{none_absolute:.2f}).",
         _drifts,
         lambda f: f["less"].above(0),
         "they moved no less with batch norm",
@@ -209,8 +211,9 @@ CLAIMS = (
     ),
     Claim(
         "noise behind the norm",
-        f"With noise behind every norm the network takes {{batch_noisy:.0f}} steps to an accuracy of {ENOUGH:g}; "
-        "without a norm {none:.0f}, and with batch norm alone {batch:.0f}.",
+        "A network with batch norm still learns faster where noise behind every norm makes the inputs move. Found: "
+        f"{{batch_noisy:.0f}} steps to an accuracy of {ENOUGH:g} with the noise, {{batch:.0f}} without it, and "
+        "{none:.0f} without a norm.",
         _noise,
         lambda f: f["faster"].above(0),
         "it was as slow as without a norm",
@@ -218,8 +221,9 @@ CLAIMS = (
     ),
     Claim(
         "inputs that are made to move",
-        "The noise makes inputs move more than they do without a norm: by {drift:.2f} of their spread, and by "
-        "{drift_none:.2f} (in numbers: {absolute:.2f} and {absolute_none:.2f}).",
+        "This noise makes the inputs move more than they do without a norm. Found: by {drift:.2f} of their spread with "
+        "it, and by {drift_none:.2f} without a norm (not divided by the spread: {absolute:.2f} and "
+        "{absolute_none:.2f}).",
         _noise,
         lambda f: f["more"].above(0),
         "they moved no more than without a norm",

@@ -95,7 +95,7 @@ def _all(figures: Mapping[str, Any], bound: float, *, above: bool) -> Verdict:
 CLAIMS = (
     Claim(
         "group norm in a convolutional network",
-        "In bottlenecks of a ResNet, group norm costs more than batch norm where people train: {H100.mean:.3f} times "
+        "In bottlenecks of a ResNet, group norm costs more than batch norm on GPUs and TPUs: {H100.mean:.3f} times "
         "the bytes on an H100, {TPU_v5e.mean:.3f} and {TPU_v6e.mean:.3f} times the cycles on a TPU v5e and v6e.",
         _of_machines("bottlenecks", "group", "batch"),
         lambda f: _all({name: f[name] for name in ("H100", "TPU_v5e", "TPU_v6e")}, 1.0, above=True),
@@ -103,8 +103,8 @@ CLAIMS = (
     ),
     Claim(
         "RMS norm in the place of layer norm",
-        "Compiled, RMS norm saves next to nothing: an encoder with it costs {H100.mean:.3f} of one with layer norm on "
-        "an H100, {TPU_v5e.mean:.3f} and {TPU_v6e.mean:.3f} on a TPU v5e and v6e, {CPU.mean:.3f} on a CPU.",
+        "Compiled, RMS norm saves next to nothing. Found: an encoder with it costs {H100.mean:.3f} of one with layer "
+        "norm on an H100, {TPU_v5e.mean:.3f} and {TPU_v6e.mean:.3f} on a TPU v5e and v6e, {CPU.mean:.3f} on a CPU.",
         _of_machines("encoder", "rms", "layer"),
         lambda f: _all(f, 0.95, above=True),
         "it saved 5 % or more on one of them",
@@ -122,9 +122,9 @@ CLAIMS = (
     ),
     Claim(
         "our classes in the place of Flax's",
-        "With our classes a network never costs more than 2 % over what it costs with Flax's. Bottlenecks with batch "
-        "norm: {H100_batch.mean:.3f} (H100), {TPU_v5e_batch.mean:.3f} (TPU v5e), {TPU_v6e_batch.mean:.3f} (TPU v6e), "
-        "{CPU_batch.mean:.3f} (CPU); with group norm {H100_group.mean:.3f}, {TPU_v5e_group.mean:.3f}, "
+        "With our classes a network never costs more than 2 % over what it costs with Flax's. Found: bottlenecks with "
+        "batch norm {H100_batch.mean:.3f} (H100), {TPU_v5e_batch.mean:.3f} (TPU v5e), {TPU_v6e_batch.mean:.3f} (TPU "
+        "v6e), {CPU_batch.mean:.3f} (CPU); with group norm {H100_group.mean:.3f}, {TPU_v5e_group.mean:.3f}, "
         "{TPU_v6e_group.mean:.3f}, {CPU_group.mean:.3f}; an encoder with layer norm {H100_layer.mean:.3f}, "
         "{TPU_v5e_layer.mean:.3f}, {TPU_v6e_layer.mean:.3f}, {CPU_layer.mean:.3f}.",
         _beside_flax,

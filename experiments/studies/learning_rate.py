@@ -128,9 +128,9 @@ CLAIMS = (
     ),
     Claim(
         "thirty times the rate",
-        "Without a norm the rate {rate} learns in the fewest steps, to {none:.1f} %. At 30 times this rate, {large}, a "
-        "network without a norm ends at {none_large:.1f} %, and one with batch norm at {batch:.1f} %: a difference of "
-        "{more:.1f} points to the network without a norm at its own rate.",
+        "At 30 times the rate that is fastest without a norm, batch norm is better than no norm at its own rate. "
+        "Found: {batch:.1f} % at the rate {large} with batch norm, {none:.1f} % at {rate} without ({more:+.1f} "
+        "points); at {large} a network without a norm ends at {none_large:.1f} %.",
         _thirty,
         lambda f: f["more"].above(0),
         "batch norm at 30 times the rate were no better than the network without a norm at its own",
@@ -149,9 +149,9 @@ CLAIMS = (
     ),
     Claim(
         "norms of one example",
-        "Norms that measure each example by itself bear larger rates, too: {layer:.2f} with layer norm, {group:.2f} "
-        "with group norm, {rms:.2f} with RMS norm. The factors are {layer_factor:.0f}, {group_factor:.0f} and "
-        "{rms_factor:.0f}.",
+        "Norms that measure each example by itself bear more than twice the rate, too. Found: {layer:.2f} with layer "
+        "norm, {group:.2f} with group norm, {rms:.2f} with RMS norm; the factors are {layer_factor:.1f}, "
+        "{group_factor:.1f} and {rms_factor:.1f}.",
         _stable,
         lambda f: all_of([f[f"{norm}_factor"].above(2) for norm in ("layer", "group", "rms")]),
         "one of the factors were 2 or less",

@@ -134,8 +134,9 @@ def _gradients(evidence: Evidence) -> dict[str, Interval]:
 CLAIMS = (
     Claim(
         "digits, pixel by pixel",
-        "An LSTM that reads a digit pixel by pixel learns more with a norm in its cell: accuracy {none:.2f} without, "
-        "{batch_more:.2f} more with batch norm, {layer_more:.2f} more with layer norm.",
+        "An LSTM that reads a digit pixel by pixel learns more with a norm in its cell. Found: accuracy {none:.2f} "
+        "without a norm, {batch:.2f} with batch norm ({batch_more:+.2f}), {layer:.2f} with layer norm "
+        "({layer_more:+.2f}).",
         _digits,
         lambda f: all_of([f["batch_more"].above(0.0), f["layer_more"].above(0.0)]),
         "one of the two were no better than none",
@@ -145,8 +146,9 @@ CLAIMS = (
     ),
     Claim(
         "memory",
-        f"To name the first of {LENGTHS[-1]} symbols is learned with batch norm ({{batch:.2f}}), and not without a "
-        f"norm ({{none:.2f}}); with layer norm the accuracy is {{layer:.2f}}. One in {SYMBOLS} is chance.",
+        f"An LSTM learns to name the first of {LENGTHS[-1]} symbols with batch norm in its cell, and not without a "
+        f"norm. Found: accuracy {{batch:.2f}} and {{none:.2f}}, and {{layer:.2f}} with layer norm; chance is 1 in "
+        f"{SYMBOLS}.",
         _memory,
         lambda f: all_of([f["batch"].above(0.9), f["none"].below(0.5)]),
         "batch norm stayed below 0.9, or the network without a norm came above 0.5",

@@ -142,15 +142,16 @@ CLAIMS = (
     Claim(
         "adapted statistics",
         "The running statistics are those of the undamaged digits. With statistics of the damaged digits batch norm "
-        "has a smaller error for {better} of nine kinds of damage; in the mean {adapted:.1f} % in the place of "
-        "{source:.1f} %.",
+        "has a smaller error for most of the nine kinds of damage. Found: for {better} of them; in the mean "
+        "{adapted:.1f} % in the place of {source:.1f} %.",
         _kinds,
         lambda f: "held" if f["better"] >= 7 else "failed" if f["above"] < 7 else "within noise",
         "the error were smaller for fewer than seven kinds",
     ),
     Claim(
         "how much",
-        "At the highest severity {left:.0f} % of the error is left: {adapted:.1f} % in the place of {source:.1f} %.",
+        "At the highest severity adaptation takes away half of the error or more. Found: {left:.0f} % of it is left, "
+        "{adapted:.1f} % in the place of {source:.1f} %.",
         _most,
         lambda f: f["left"].below(50),
         "more than half of the error were left",
@@ -160,7 +161,8 @@ CLAIMS = (
     ),
     Claim(
         "what it costs",
-        "On undamaged digits adaptation adds {cost:.1f} points of error; on damaged ones it takes away {gain:.1f}.",
+        "On undamaged digits adaptation costs next to nothing. Found: it changes the error by {cost:+.1f} points; on "
+        "damaged ones it takes away {gain:.1f} points.",
         _clean,
         lambda f: all_of([f["cost"].below(1), f["gain"].above(5)]),
         "it added more than one point, or took away less than five",
@@ -183,9 +185,9 @@ CLAIMS = (
     ),
     Claim(
         "a single image",
-        "The statistics of one image alone are worse than none: {alone:.1f} % at the highest severity, without "
-        f"adaptation {{source:.1f}} %. If the old statistics count as {PRIOR} images, there is a gain: "
-        "{prior:.1f} %.",
+        "The statistics of one image alone do harm; beside old statistics that count as "
+        f"{PRIOR} images they help. Found, at the highest severity: {{source:.1f}} % without adaptation, "
+        "{alone:.1f} % with one image alone, {prior:.1f} % beside the old statistics.",
         _images,
         lambda f: all_of([f["alone_loses"].above(0), f["prior_loses"].below(0)]),
         "one image alone did no harm, or the old statistics beside it gave no gain",
@@ -193,31 +195,33 @@ CLAIMS = (
     ),
     Claim(
         "twenty images",
-        "Twenty images without labels are enough for {part:.0f} % of what 200 gain.",
+        f"Beside old statistics that count as {PRIOR} images, twenty images without labels are enough for half of what "
+        "200 gain. Found: {part:.0f} % of it.",
         _images,
         lambda f: f["part"].above(50),
         "they gave less than half of it",
     ),
     Claim(
         "a prior can be too strong",
-        f"Even beside 200 images, old statistics that count as {PRIOR} cost {{cost:.1f}} points at the highest "
-        "severity: {many_prior:.1f} %, and without them {many:.1f} %.",
+        f"Even beside 200 images, old statistics that count as {PRIOR} do harm. Found, at the highest severity: "
+        "{many_prior:.1f} % with them and {many:.1f} % without, {cost:.1f} points less.",
         _images,
         lambda f: f["cost"].above(0),
         "they cost nothing",
     ),
     Claim(
         "batches of one class",
-        "Where all images of a batch are of one class, its statistics do harm: {one:.1f} %, without adaptation "
-        "{source:.1f} %. Where all classes are in a batch of the same size: {ten:.1f} %.",
+        "Where all images of a batch are of one class, its statistics do harm; where all classes are in it, they help. "
+        "Found, with some 36 images a batch: {one:.1f} % with one class, {ten:.1f} % with all ten, {source:.1f} % "
+        "without adaptation.",
         _classes,
         lambda f: all_of([f["loses"].above(0), f["gains"].above(0)]),
         "batches of one class did no harm, or batches of ten classes gave no gain",
     ),
     Claim(
         "TENT",
-        "To train scale and bias for certain predictions, without labels (TENT), takes away {gain:.1f} more points of "
-        "error: {tent:.1f} % in the place of {adapted:.1f} %.",
+        "To train scale and bias for certain predictions, without labels (TENT), lowers the error further. Found: "
+        "{tent:.1f} % after it, {adapted:.1f} % before it, {gain:+.1f} points better.",
         _tent,
         lambda f: f["gain"].above(0),
         "the error were no smaller than with adapted statistics alone",
@@ -226,16 +230,16 @@ CLAIMS = (
     ),
     Claim(
         "where TENT does harm",
-        "With the least contrast TENT loses a part of what adaptation gains: as it is {as_is:.1f} %, adapted "
-        "{adapted:.1f} %, after TENT {tent:.1f} %.",
+        "With the least contrast TENT loses a part of what adaptation gains. Found: {as_is:.1f} % as it is, "
+        "{adapted:.1f} % adapted, {tent:.1f} % after TENT.",
         _contrast,
         lambda f: all_of([f["loses"].above(0), f["gains"].above(0)]),
         "TENT lost nothing there, or more than all",
     ),
     Claim(
         "TENT without running statistics",
-        "At the highest severity TENT helps group norm ({group:.1f} % → {group_tent:.1f} %) and layer norm "
-        "({layer:.1f} % → {layer_tent:.1f} %).",
+        "At the highest severity TENT helps networks with group norm and layer norm, too. Found: from {group:.1f} to "
+        "{group_tent:.1f} % with group norm, from {layer:.1f} to {layer_tent:.1f} % with layer norm.",
         _tent_elsewhere,
         lambda f: all_of([f["group_gain"].above(0), f["layer_gain"].above(0)]),
         "one of them had no smaller error",
