@@ -23,9 +23,9 @@ def put_claims(page: str, studies: Studies, results: str) -> str:
     Raises:
       UserError: there is no such study, or it has no such claim; or what should be a place is none.
     """
-    if wrong := re.search(r"<!-- claim.*|<!-- /claim.*", PLACE.sub("", page)):
+    if wrong := re.search(r"^<!-- /?claim.*", PLACE.sub("", page), re.MULTILINE):
         raise UserError(
-            f"A page cites a claim between `<!-- claim: STUDY / NAME -->` and `<!-- /claim -->`, each in a line of its "
+            "A page cites a claim between `<!-- claim: STUDY / NAME -->` and `<!-- /claim -->`, each in a line of its "
             f"own, but it has `{wrong[0]}` without the other one."
         )
     return PLACE.sub(lambda place: f"{place[1]}{_said(place[2], place[3], studies, results)}{place[4]}", page)

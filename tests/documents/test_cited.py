@@ -47,7 +47,7 @@ def test_a_claim_that_there_is_not_is_an_error(place, words):
 )
 def test_a_place_without_its_end_is_an_error(page):
     """The text between two places stays, and no claim gets old unseen."""
-    with pytest.raises(UserError, match="each in a line of its own, but it has `<!-- /?claim"):
+    with pytest.raises(UserError, match=r"each in a line of its own, but it has `<!-- /?claim"):
         put_claims(page.format(place="<!-- claim: tried / good -->\n<!-- /claim -->\n"), STUDIES, "")
 
 
