@@ -35,7 +35,7 @@ def cells(quick: bool) -> list[Settings]:
     """Norms by batch size; and sizes of ghost batches. Where a ghost batch would be the whole, it is batch norm."""
     sizes, norms = ((SMALL, MIDDLE), ("batch", "group")) if quick else (SIZES, NORMS)
     found = [{"part": "size", "norm": n, "size": s} for s in sizes for n in norms if n != "ghost" or s > GHOST]
-    found += [{"part": "momentum", "norm": n, "size": SMALL} for n in ("batch", "renorm")]
+    found += [] if quick else [{"part": "momentum", "norm": n, "size": SMALL} for n in ("batch", "renorm")]
     ghosts = GHOSTS[::3] if quick else GHOSTS
     return [*found, *({"part": "ghost", "norm": "ghost", "size": WHOLE, "ghost": g} for g in ghosts)]
 
