@@ -18,6 +18,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
     "recurrent": "experiments.studies.recurrent",
+    "data_width": "experiments.studies.data_width",
     "no_norm": "experiments.studies.no_norm",
     "efficiency": "experiments.studies.efficiency",
 }

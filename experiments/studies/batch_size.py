@@ -137,8 +137,8 @@ def _gaps(evidence: Evidence) -> dict[str, Interval]:
 CLAIMS = (
     Claim(
         "two examples",
-        "With two examples a batch, batch norm has an error of {batch:.1f} %, batch renormalization {renorm:.1f} %, "
-        "and group norm {group:.1f} %.",
+        "With two images a batch, batch norm of convolutions fails, and batch renormalization and group norm do not. "
+        "Found: errors of {batch:.1f} %, {renorm:.1f} % and {group:.1f} %.",
         _small,
         lambda f: all_of([f["renorm_less"].above(5), f["group_less"].above(5)]),
         "one of the two were not 5 points better than batch norm",
@@ -147,8 +147,8 @@ CLAIMS = (
     ),
     Claim(
         "small and middle",
-        "From 32 examples a batch to two, the error of batch norm grows by {batch:.1f} points, and that of group norm "
-        "by {group:.1f}.",
+        "From 32 images a batch to two, the error of batch norm grows, and that of group norm does not. Found: it "
+        "changes by {batch:+.1f} and {group:+.1f} points.",
         _grown,
         lambda f: all_of([f["batch"].above(5), f["group"].below(1)]),
         "that of batch norm grew by 5 points or less, or that of group norm by 1 or more",
@@ -157,19 +157,19 @@ CLAIMS = (
     ),
     Claim(
         "a short average",
-        f"A short average harms batch norm with two examples: with momentum {SHORT} the running statistics are those "
-        "of about 20 examples, and its error is {batch:.1f} %, {more:.1f} points more than with an average over "
-        "1,280. That of batch renormalization is {renorm:.1f} %.",
+        f"A short average harms batch norm with two images: with momentum {SHORT} the running statistics are those of "
+        "about 20 images. Found: an error of {batch:.1f} %, {more:+.1f} points beside an average over 1,280; "
+        "{renorm:.1f} % with batch renormalization.",
         _short,
         lambda f: f["more"].above(5),
         "the error grew by 5 points or less",
     ),
     Claim(
         "large batches",
-        "With 1024 examples, a rate in proportion and warm-up, the error is above that with 32 examples by "
-        "{batch:.1f} points with batch norm, {ghost:.1f} with ghost batches, {renorm:.1f} with renormalization, "
-        "{group:.1f} with group norm, {layer:.1f} with layer norm and {none:.1f} without a norm. Without warm-up it is "
-        "{batch_cold:.1f} with batch norm and {none_cold:.1f} without a norm.",
+        "With 1024 images a batch, a rate in proportion and warm-up, norms of the batch lose nothing, and a network "
+        "without a norm does. Found, beside 32 images: {batch:.1f} points more error with batch norm, {ghost:.1f} with "
+        "ghost batches, {renorm:.1f} with renormalization, {group:.1f} with group norm, {layer:.1f} with layer norm, "
+        "{none:.1f} without a norm; without warm-up {batch_cold:.1f} with batch norm, {none_cold:.1f} without a norm.",
         _large,
         lambda f: all_of([*(f[norm].below(1) for norm in ("batch", "ghost", "renorm")), f["none"].above(1)]),
         "one of the three norms of the batch lost 1 point or more, or the network without a norm 1 or less",
@@ -179,8 +179,8 @@ CLAIMS = (
     Claim(
         "ghost batches",
         f"In batches of {WHOLE}, the gap between the errors on held-out digits and on those that were trained with "
-        "grows with the size of the ghost batches: {gap8:.2f}, {gap32:.2f}, {gap128:.2f}, {gap256:.2f} points "
-        "for 8, 32, 128 and 256 examples.",
+        "grows with each size of the ghost batches. Found: {gap8:.2f}, {gap32:.2f}, {gap128:.2f}, {gap256:.2f} points "
+        "for 8, 32, 128 and 256 images.",
         _gaps,
         lambda f: all_of([f[f"more{size}"].above(0) for size in GHOSTS[1:]]),
         "the gap did not grow with each size",
