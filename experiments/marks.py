@@ -1,13 +1,16 @@
 """Trains every config that has a mark, with three seeds, and once without a norm: `python -m experiments.marks`.
 
 Each run is the command of a user, in a process of its own, one after the other. Interrupted, the same command goes on
-with `--resume`. `--write` puts the numbers into docs/results/configs.csv; `python -m experiments.docs --write` makes a
-page of them, and the lines in the configs.
+with `--workdir` and `--resume`, and the run that was interrupted begins again.
+
+`--write` puts the numbers into docs/results/configs.csv; `python -m experiments.docs --write` makes a page of them, and
+the lines in the configs.
 """
 
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.cli.errors import UserError, chosen
-from experiments.cli.flags import new_folder, parse_flags
+from experiments.cli.flags import folder_of, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
 from experiments.config import Config
@@ -31,6 +34,7 @@ from experiments.results.tables import Table
 from experiments.results.versions import commit, in_words, versions
 from experiments.tasks import task_of
 from experiments.training.jobs import Job, run_here
+from experiments.training.lock import only_writer
 from experiments.training.run import METRICS, program_of
 
 SEEDS = {"own": (0, 1, 2), "none": (0,)}  # by norm: that of the config, or none
@@ -54,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_flags(Arguments, argv, "python -m experiments.marks", __doc__)
     known = marked()
     configs = {n: chosen(known, n, "--names") for n in arguments.names} if arguments.names else known
-    workdir = Path(arguments.workdir or new_folder("marks"))
+    workdir = folder_of(arguments.workdir, arguments.resume, "marks")
     if workdir.exists() and not arguments.resume:
         raise UserError(f"`{workdir}` is there; add `--resume` to go on with its runs, or name another `--workdir`.")
     runs = [Run(name, norm, seed) for name in configs for norm in SEEDS for seed in SEEDS[norm]]
@@ -87,7 +91,7 @@ class Run(NamedTuple):
 
 
 def trained(jobs: Sequence[Job], report: Report) -> bool:
-    """Trains what is not trained yet, and returns whether no run failed."""
+    """Trains what is not trained yet, from its beginning, and returns whether no run failed."""
     left, failed = [job for job in jobs if job.seconds is None], list[str]()
     report.line(f"{len(jobs)} runs; {len(jobs) - len(left)} are finished")
     report.advance(len(jobs) - len(left))
@@ -98,6 +102,8 @@ def trained(jobs: Sequence[Job], report: Report) -> bool:
         if status:
             failed.append(job.name)
 
+    for job in left:
+        _clear(job.folder)
     try:
         run_here(left, 1, ended)
     except KeyboardInterrupt:
@@ -106,6 +112,13 @@ def trained(jobs: Sequence[Job], report: Report) -> bool:
     if failed:
         report.line(f"{len(failed)} of {len(jobs)} runs failed; what each said is in its `log.txt`.")
     return not failed
+
+
+def _clear(folder: Path) -> None:
+    """Deletes what an interrupted run left: continued, it would take less time than the whole command does."""
+    if folder.exists():
+        with only_writer(folder):
+            shutil.rmtree(folder)
 
 
 def rows_of(run: Run, config: Config, workdir: Path) -> list[Row]:
@@ -157,7 +170,7 @@ def facts(config: Config) -> dict[str, float]:
 
 def short_of(mark: float | None, result: Result) -> str:
     """Why a result is not good enough; nothing where it is."""
-    if mark is not None and result.accuracies.median <= mark:
+    if mark is not None and result.accuracies.median < mark:
         return "the accuracy"
     return "" if result.cpu_seconds <= LIMIT else "the time"
 

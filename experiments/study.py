@@ -1,8 +1,8 @@
 """Answers a question by measurements: `python -m experiments.study gradients [--quick] [--seeds N]`.
 
 `--list` names the studies. Every cell is saved when it is measured; interrupted, the same command goes on with
-`--resume`. With `--at_once` cells are measured side by side, with `--where=slurm` on a cluster. `--write` puts the
-numbers into docs/results/studies, from which pages and claims are made.
+`--workdir` and `--resume`. With `--at_once` cells are measured side by side, with `--where=slurm` on a cluster.
+`--write` puts the numbers into docs/results/studies, from which pages and claims are made.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from experiments.cli.errors import UserError
-from experiments.cli.flags import new_folder, parse_flags
+from experiments.cli.flags import folder_of, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
 from experiments.cli.schema import Range
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     study = study_of(words[0])
     if arguments.where != "here":
         cluster.check()
-    workdir = Path(arguments.workdir or new_folder(f"study-{study.name}"))
+    workdir = folder_of(arguments.workdir, arguments.resume, f"study-{study.name}")
     if arguments.only:
         return measure_only(study, arguments, workdir)
     if (workdir / "cells").exists() and not arguments.resume:
@@ -96,8 +96,7 @@ def measure(study: Study, arguments: Arguments, workdir: Path) -> Evidence:
                 rows += _cell(study, settings, seeds, workdir / "cells")
                 report.advance()
         except KeyboardInterrupt:
-            again = f"python -m experiments.study {study.name} --workdir={workdir} --resume"
-            report.line(f"To continue: {again}{' --quick' if arguments.quick else ''}")
+            report.line(f"To continue, give the same command with `--workdir={workdir} --resume`.")
             raise
         return _written(study, rows, arguments, workdir, report)
 

@@ -2,7 +2,7 @@
 
 What comes after `--` are arguments of `experiments.train` for all runs. The runs are every combination of the values in
 `--grid`, and with `--runs FILE` every line of that file, which holds further arguments of `experiments.train`.
-Interrupted, the same command goes on with `--resume`; what is finished is not run again.
+Interrupted, the same command goes on with `--workdir` and `--resume`; what is finished is not run again.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 from experiments.cli.errors import UserError, nearest, shown
-from experiments.cli.flags import new_folder, parse_flags
+from experiments.cli.flags import folder_of, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
 from experiments.cli.schema import Range, fields
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse_flags(Arguments, own, "python -m experiments.sweep", __doc__)
     if arguments.where != "here":
         cluster.check()
-    workdir = Path(arguments.workdir or new_folder("sweep"))
+    workdir = folder_of(arguments.workdir, arguments.resume, "sweep")
     if workdir.exists() and any(workdir.iterdir()) and not arguments.resume:
         raise UserError(
             f"`{workdir}` is not empty; add `--resume` to go on with its runs, or name another `--workdir`."

@@ -11,6 +11,7 @@ import time
 import types
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -42,6 +43,17 @@ def parse_flags(arguments: type[T], argv: Sequence[str], prog: str, about: str |
 def new_folder(name: str) -> str:
     """Where a program of this name puts what it makes, if it is not told: a folder of the current time."""
     return f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def folder_of(workdir: str, resume: bool, name: str) -> Path:
+    """The folder of what a program of this name makes: `workdir`, or a new one.
+
+    Raises:
+      UserError: something is to be continued, and nobody says where it is.
+    """
+    if resume and not workdir:
+        raise UserError("`--resume` needs `--workdir`, the folder of what is continued.")
+    return Path(workdir or new_folder(name))
 
 
 def plain(arguments: type, argv: Sequence[str]) -> list[str]:

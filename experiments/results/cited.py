@@ -9,7 +9,7 @@ from experiments.results.evidence import Evidence
 from experiments.results.study import Study
 
 Studies = Mapping[str, tuple[Study, Evidence]]
-PLACE = re.compile(r"(<!-- claim: (\w+) / ([^>]+) -->\n).*?(<!-- /claim -->\n)", re.DOTALL)
+PLACE = re.compile(r"(<!-- claim: (\w+) / ([^>]+) -->\n)(?:(?!<!-- claim).)*?(<!-- /claim -->\n)", re.DOTALL)
 
 
 def put_claims(page: str, studies: Studies, results: str) -> str:
@@ -21,8 +21,13 @@ def put_claims(page: str, studies: Studies, results: str) -> str:
       results: where the pages of the results are, as seen from this page.
 
     Raises:
-      UserError: there is no such study, or it has no such claim.
+      UserError: there is no such study, or it has no such claim; or what should be a place is none.
     """
+    if wrong := re.search(r"^<!-- /?claim.*", PLACE.sub("", page), re.MULTILINE):
+        raise UserError(
+            "A page cites a claim between `<!-- claim: STUDY / NAME -->` and `<!-- /claim -->`, each in a line of its "
+            f"own, but it has `{wrong[0]}` without the other one."
+        )
     return PLACE.sub(lambda place: f"{place[1]}{_said(place[2], place[3], studies, results)}{place[4]}", page)
 
 

@@ -256,12 +256,12 @@ def _evaluated(
 
 
 def _metrics(task: Task, split: str, sums: Iterable[Sums]) -> list[Record]:
-    """The metrics of each run."""
+    """The metrics of each run; they are NaN where nothing counted, as of tokens of which none was hidden."""
     of_batches = jax.device_get(list(sums))
     totals = {n: np.atleast_1d(np.sum([s[n] for s in of_batches], axis=0, dtype=np.float64)) for n in of_batches[0]}
-    rows = zip(*(map(float, t) for t in totals.values()), strict=True)
-    means = (task.means(dict(zip(totals, row, strict=True))) for row in rows)
-    return [{f"{split}/{name}": value for name, value in of_run.items()} for of_run in means]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = [task.means(dict(zip(totals, row, strict=True))) for row in zip(*totals.values(), strict=True)]
+    return [{f"{split}/{name}": float(value) for name, value in of_run.items()} for of_run in means]
 
 
 def _sentence(epoch: int, config: Config, record: Record) -> str:

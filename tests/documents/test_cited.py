@@ -36,6 +36,21 @@ def test_a_claim_that_there_is_not_is_an_error(place, words):
         put_claims(f"<!-- claim: {place} -->\n<!-- /claim -->\n", STUDIES, "")
 
 
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<!-- claim: tried / good -->\nold\n\nText.\n\n{place}",
+        "{place}<!-- claim: tried / good -->\n",
+        "<!-- /claim -->\n{place}",
+        "<!-- claim: tried/good -->\nold\n<!-- /claim -->\n",
+    ],
+)
+def test_a_place_without_its_end_is_an_error(page):
+    """The text between two places stays, and no claim gets old unseen."""
+    with pytest.raises(UserError, match=r"each in a line of its own, but it has `<!-- /?claim"):
+        put_claims(page.format(place="<!-- claim: tried / good -->\n<!-- /claim -->\n"), STUDIES, "")
+
+
 @pytest.mark.parametrize("path", pages_that_cite())
 def test_a_page_that_cites_has_no_figures_of_its_own(path):
     """Decimal numbers and percentages stand in claims, in code, or beside the paper that they are from."""

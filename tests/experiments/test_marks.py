@@ -16,6 +16,7 @@ from experiments.data import load_data
 from experiments.models import MODELS
 from experiments.results import config_page, evidence
 from experiments.results.config_page import FILE, digest, marked
+from experiments.training.lock import only_writer
 from experiments.training.run import program_of
 
 CONFIGS = marked()
@@ -106,7 +107,17 @@ def test_the_command_writes_what_the_runs_gave(finished, tmp_path):
         marks.main([*argv, "--names=other", "--resume"])
 
 
-@pytest.mark.parametrize(("own", "status"), [((0.7, 9.0), 0), ((0.5, 9.0), 1), ((0.7, 121.0), 1)])
+def test_an_interrupted_run_begins_again_so_that_its_time_is_that_of_the_whole(finished, tmp_path):
+    left = marks.Run("digits_cnn", "own", 1).job(tmp_path / "runs").folder
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{}")
+    argv = [f"--workdir={tmp_path / 'runs'}", "--resume"]
+    with only_writer(left), pytest.raises(UserError, match="Another process writes to"):
+        marks.main(argv)
+    assert marks.main(argv) == 0  # the runs that are pretended make their folders, and fail where there is one
+
+
+@pytest.mark.parametrize(("own", "status"), [((0.5, 9.0), 0), ((0.4999, 9.0), 1), ((0.7, 121.0), 1)])
 def test_a_result_that_falls_short_is_a_status(finished, tmp_path, own, status):
     finished["own"] = dict.fromkeys(SEEDS, own)
     assert marks.main([f"--workdir={tmp_path / 'runs'}"]) == status

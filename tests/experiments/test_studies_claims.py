@@ -112,11 +112,13 @@ def pretended(counts):
     return Study("pretended", "T", "Q?", "P", lambda quick: cells, run, 3, {}, (), lambda e: [])
 
 
-def test_an_interrupted_study_goes_on(tmp_path):
+def test_an_interrupted_study_goes_on(tmp_path, capsys):
     counts, arguments = {}, command.Arguments()
     study = pretended(counts)
     with pytest.raises(KeyboardInterrupt):
         command.measure(study, arguments, tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"To continue, give the same command with `--workdir={tmp_path} --resume`." in said
     found = command.measure(study, arguments, tmp_path)
     assert counts == {"none": 1, "layer": 2, "batch": 1}
     assert len(found.rows) == 9

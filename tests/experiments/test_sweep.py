@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from experiments import sweep
+from experiments import marks, study, sweep
 from experiments.cli.errors import UserError
 from experiments.training import jobs
 from experiments.training.jobs import Job
@@ -93,6 +93,15 @@ def test_a_folder_that_is_not_empty_needs_resume(tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(UserError, match="add `--resume`"):
         sweep.main([f"--workdir={tmp_path}", "--", DIGITS])
+
+
+def test_what_is_continued_must_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(marks, "marked", dict)
+    for main, words in ((sweep.main, ["--grid=none"]), (marks.main, []), (study.main, ["gradients", "--only=none"])):
+        with pytest.raises(UserError, match="`--resume` needs `--workdir`"):
+            main([*words, "--resume"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_so_many_at_once_and_what_is_finished_is_not_run_again(tmp_path, pretended):

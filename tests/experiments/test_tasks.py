@@ -150,6 +150,15 @@ def test_metrics_are_those_of_sums():
     assert found == {"loss": 1.5, "accuracy": 0.5, "perplexity": pytest.approx(np.exp(1.5))}
 
 
+def test_metrics_of_nothing_that_counts_are_no_numbers():
+    nothing = {name: np.zeros(2, np.float32) for name in ("loss", "correct", "count")}
+    some = {"loss": np.float32([0, 3]), "correct": np.float32([0, 1]), "count": np.float32([0, 2])}
+    first, second = run._metrics(task_of(Config(task="masked_language_model")), "train", [nothing, some])
+    assert np.isnan([*first.values()]).all()
+    assert second == {"train/loss": 1.5, "train/accuracy": 0.5, "train/perplexity": pytest.approx(np.exp(1.5))}
+    assert {type(value) for value in [*first.values(), *second.values()]} == {float}
+
+
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 @pytest.mark.parametrize("shared", [(), (1,)])
 def test_dropout_is_flax_s_with_a_mask_for_each_example(rate, shared):
