@@ -22,7 +22,7 @@ FAR = 1.0  # by which the loss of the evaluation is above that of training: of t
 def hint(record: Record, config: Config, workdir: Path) -> str:
     """Where to look, if the end of a run looks as it does with broken statistics; or nothing."""
     train, held_out = record["train/loss"], record["eval/loss"]
-    if config.model.norm == "none" or (math.isfinite(held_out) and held_out - train <= FAR):
+    if config.model.norm == "none" or (math.isfinite(held_out) and not held_out - train > FAR):
         return ""
     what = "far above that of training" if math.isfinite(held_out) else "not finite"
     return (

@@ -67,6 +67,7 @@ def test_the_training_program_names_it(tmp_path, capsys, monkeypatch):
         (0.1, math.nan, "batch", "not finite"),
         (math.nan, math.nan, "layer", "not finite"),
         (0.1, math.nan, "none", ""),
+        (math.nan, 4.0, "batch", ""),
     ],
 )
 def test_the_hint(tmp_path, train_loss, eval_loss, norm, words):
