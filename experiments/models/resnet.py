@@ -143,7 +143,9 @@ def build_nnx(
     channels: int | None = None,
     size: str = "small",
     classes: int | None = None,
+    dtype: Any = None,
     **sizes: Any,
 ) -> NnxResNet:
     """The same for nnx; `channels` are those of the images."""
-    return NnxResNet(norm, rngs=rngs, **sized(SIZES, size, {"channels": channels, "classes": classes, **sizes}))
+    plan = sized(SIZES, size, {"channels": channels, "classes": classes, **sizes})
+    return NnxResNet(norm, rngs=rngs, dtype=dtype, **plan)

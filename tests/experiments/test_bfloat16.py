@@ -23,6 +23,7 @@ CASES = [
     ("classification", "digits", "article_cnn", "nnx"),
     ("classification", "digits", "mlp", "nnx"),
     ("classification", "digits", "resnet", "linen"),
+    ("classification", "digits", "resnet", "nnx"),
     ("masked_language_model", "text", "bert", "linen"),
     ("sequence_to_sequence", "reverse", "transformer", "nnx"),
 ]
