@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import bnjax
 from experiments.results.study_page import save_all
-from experiments.studies import all_studies
+from experiments.studies import NOT_YET, all_studies
 
 project = "bnjax"
 author = "the bnjax developers"
@@ -41,7 +41,7 @@ def setup(app: object) -> None:
 
     def save(app: object, error: Exception | None) -> None:
         if error is None and app.builder.name == "html":  # type: ignore[attr-defined]
-            save_all(Path(app.outdir) / "results" / "studies", all_studies())  # type: ignore[attr-defined]
+            save_all(Path(app.outdir) / "results" / "studies", all_studies(), NOT_YET)  # type: ignore[attr-defined]
 
     app.connect("build-finished", save)  # type: ignore[attr-defined]
 

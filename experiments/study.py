@@ -23,7 +23,7 @@ from experiments.results.files import write_text
 from experiments.results.study import Settings, Study
 from experiments.results.tables import Table
 from experiments.results.versions import commit, in_words, versions
-from experiments.studies import FOLDER, STUDIES, all_studies, study_of
+from experiments.studies import FOLDER, NOT_YET, STUDIES, all_studies, study_of
 from experiments.training import cluster
 from experiments.training.jobs import Job
 
@@ -177,7 +177,7 @@ def _written(study: Study, rows: Sequence[Row], arguments: Arguments, workdir: P
 
 def make_pages(folder: Path) -> None:
     """Writes a page for each study, and the index."""
-    study_page.save_all(folder, all_studies())
+    study_page.save_all(folder, all_studies(), NOT_YET)
     print(f"The index: {folder / 'index.html'}")
 
 

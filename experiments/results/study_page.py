@@ -68,8 +68,8 @@ def study_page(study: Study, evidence: Evidence) -> str:
     return _page(study.title, body, _scripts() if charts else "")
 
 
-def index_page(studies: Sequence[tuple[Study, Evidence]]) -> str:
-    """The index: each question with what was found."""
+def index_page(studies: Sequence[tuple[Study, Evidence]], not_yet: Sequence[str] = ()) -> str:
+    """The index: each question with what was found, and at the end what was not measured."""
     body = ["<h1>Studies</h1>", "<p>Questions about normalization, answered by runs that anyone can repeat.</p>"]
     for study, evidence in studies:
         judged = [judge(claim, evidence) for claim in study.claims]
@@ -78,10 +78,12 @@ def index_page(studies: Sequence[tuple[Study, Evidence]]) -> str:
             f'<p class="question">{escape(study.question)}</p>',
             _claims(judged, short=True),
         ]
+    if not_yet:
+        body += ["<h2>Not measured yet</h2>", f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in not_yet)}</ul>"]
     return _page("Studies", body, "")
 
 
-def save_all(folder: Path, studies: Sequence[tuple[Study, Evidence]]) -> None:
+def save_all(folder: Path, studies: Sequence[tuple[Study, Evidence]], not_yet: Sequence[str] = ()) -> None:
     """Writes a page for each study, its first picture as NAME.svg, and `index.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     for study, evidence in studies:
@@ -89,10 +91,10 @@ def save_all(folder: Path, studies: Sequence[tuple[Study, Evidence]]) -> None:
         if charts := study.charts(evidence) if evidence.rows else []:
             on_white = {**charts[0].spec, "background": "white"}  # it stands in pages of any colour
             write_text(folder / f"{study.name}.svg", _svg(json.dumps(on_white)))
-    write_text(folder / "index.html", index_page(studies))
+    write_text(folder / "index.html", index_page(studies, not_yet))
 
 
-def markdown_of(studies: Sequence[tuple[Study, Evidence]]) -> str:
+def markdown_of(studies: Sequence[tuple[Study, Evidence]], not_yet: Sequence[str] = ()) -> str:
     """The studies as a page of the documents, with links to their own pages in the folder `studies`."""
     parts = ["# Studies\n"]
     parts.append(
@@ -107,6 +109,8 @@ def markdown_of(studies: Sequence[tuple[Study, Evidence]]) -> str:
             f'\nPictures, what was done and what would falsify it: <a href="studies/{study.name}.html">the page of '
             f"this study</a>. To repeat it: `python -m experiments.study {study.name}`.\n"
         )
+    if not_yet:
+        parts += ["## Not measured yet\n", *(f"- {one}" for one in not_yet), ""]
     return "\n".join(parts)
 
 
