@@ -66,8 +66,8 @@ def main(argv: Sequence[str]) -> None:
         return show_list(arguments.json)
     if not words:
         raise UserError(f"Name a study: {', '.join(STUDIES)}.")
-    if arguments.write and arguments.quick:
-        raise UserError("`--write` takes whole studies; leave out `--quick`.")
+    if arguments.write and (arguments.quick or arguments.seeds or arguments.only):
+        raise UserError("`--write` takes whole studies; leave out `--quick`, `--seeds` and `--only`.")
     study = study_of(words[0])
     if arguments.where != "here":
         cluster.check()

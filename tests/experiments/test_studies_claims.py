@@ -127,6 +127,12 @@ def test_an_interrupted_study_goes_on(tmp_path, capsys):
         command.main(["gradients", f"--workdir={tmp_path}"])
 
 
+@pytest.mark.parametrize("flag", ["--quick", "--seeds=1", "--only=0"])
+def test_only_whole_studies_are_written(flag):
+    with pytest.raises(UserError, match="takes whole studies"):
+        command.main(["efficiency", "--write", flag])
+
+
 def test_cells_are_measured_in_processes_of_their_own(tmp_path):
     """A study that only reads, by submitit without a cluster: the same numbers in the same order."""
     command.main(["efficiency", "--quick", f"--workdir={tmp_path / 'one'}"])
