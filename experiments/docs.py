@@ -124,7 +124,7 @@ def results_from(path: str) -> str:
 
 def pages_that_cite() -> list[str]:
     """The pages of the site that name a claim, from the root."""
-    pages = (file for file in sorted((ROOT / "docs").rglob("*.md")) if "<!-- claim: " in file.read_text("utf-8"))
+    pages = (file for file in sorted((ROOT / "docs").rglob("*.md")) if "\n<!-- claim: " in file.read_text("utf-8"))
     return [str(file.relative_to(ROOT)) for file in pages]
 
 

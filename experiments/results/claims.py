@@ -1,5 +1,6 @@
 """A claim is code: a sentence, its figures from the evidence, and whether they bear it out."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -96,6 +97,7 @@ class Judged(NamedTuple):
     figures: Mapping[str, Interval | float | str]
 
 
+@functools.cache  # the same claims stand on several pages
 def judge(claim: Claim, evidence: Evidence) -> Judged:
     """Scores a claim. What it needs and was not measured is said to be so."""
     try:

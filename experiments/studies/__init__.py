@@ -1,5 +1,6 @@
 """Studies, one question a file: a new one is its file, with a `STUDY`, and a line here."""
 
+import functools
 import importlib
 from pathlib import Path
 
@@ -39,8 +40,9 @@ def study_of(name: str) -> Study:
     return study
 
 
+@functools.cache
 def measured(name: str) -> Evidence:
-    """The committed numbers of a study."""
+    """The committed numbers of a study, as they are when it is first asked for them."""
     return evidence.load(FOLDER / f"{name}.csv")
 
 

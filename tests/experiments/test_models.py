@@ -63,7 +63,8 @@ def images(shape):
 
 
 def network(api, norm):
-    return make_network(ModelConfig(api=api, norm=norm, widths=(3, 4, 5), momentum=0.8), images(SHAPE))
+    config = ModelConfig(api=api, norm=norm, widths=(3, 4, 5), momentum=0.8, dtype="float64")
+    return make_network(config, images(SHAPE))
 
 
 @functools.cache
