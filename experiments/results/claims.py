@@ -23,9 +23,14 @@ class Interval(NamedTuple):
         """The mean with its interval: `0.90 [0.88, 0.92]`."""
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
-    def rounded(self, digits: int = 4) -> "Interval":
-        """For a picture."""
-        return Interval(*(round(v, digits) for v in self))
+    def named(self, name: str, digits: int = 4) -> dict[str, float]:
+        """A part of a row of a picture: the mean under a name, and where it lies.
+
+        >>> Interval(0.5, 0.25, 0.75).named("accuracy", 1)
+        {'accuracy': 0.5, 'low': 0.2, 'high': 0.8}
+        """
+        mean, low, high = (round(v, digits) for v in self)
+        return {name: mean, "low": low, "high": high}
 
     def above(self, bound: float) -> Verdict:
         """Whether it lies above `bound` as a whole."""
@@ -55,11 +60,6 @@ def paired(evidence: Evidence, metric: str, better: Mapping[str, object], worse:
     """The interval of a difference between two settings, of the seeds that both have."""
     a, b = evidence.by_seed(metric, better), evidence.by_seed(metric, worse)
     return interval([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
-
-
-def best(evidence: Evidence, metrics: Sequence[str], settings: Mapping[str, object]) -> np.ndarray:
-    """The values of the seeds, of that one of several metrics which is best in the mean: that of a learning rate."""
-    return max((evidence.values(metric, settings) for metric in metrics), key=np.mean)
 
 
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:

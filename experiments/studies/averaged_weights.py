@@ -202,8 +202,7 @@ def pictures(evidence: Evidence) -> list[Chart]:
         for statistics in STATISTICS:
             if evidence.select(_of(0.99, weights, statistics)):
                 value = interval(evidence.values("accuracy", _of(0.99, weights, statistics)))
-                named = {"accuracy": value.mean, "low": value.low, "high": value.high}
-                rows.append({"weights": name, "statistics": statistics, **{k: round(v, 4) for k, v in named.items()}})
+                rows.append({"weights": name, "statistics": statistics, **value.named("accuracy")})
     if not rows:
         return []
     text = "Accuracy on the held-out digits with momentum 0.99, the mean over the seeds with its 95 % interval."

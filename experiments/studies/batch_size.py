@@ -242,7 +242,7 @@ def _by_size(evidence: Evidence) -> list[dict[str, Any]]:
                 cell = _of(norm, size, warm if size in WARMED else 0.0)
                 if evidence.select(cell, "error"):
                     own = {"norm": norm, "examples": size, "rate": words}
-                    rows.append({**own, **_ranged("error", evidence.values("error", cell))})
+                    rows.append({**own, **interval(evidence.values("error", cell)).named("error", 3)})
     return rows
 
 
@@ -253,13 +253,8 @@ def _by_ghost(evidence: Evidence) -> list[dict[str, Any]]:
         if evidence.select(cell):
             on_few, on_others = evidence.values("train error", cell), evidence.values("error", cell)
             for name, values in zip(KINDS, (on_others - on_few, on_others, on_few), strict=True):
-                rows.append({"digits": name, "ghost": size, **_ranged("points", values)})
+                rows.append({"digits": name, "ghost": size, **interval(values).named("points", 3)})
     return rows
-
-
-def _ranged(name: str, values: Any) -> dict[str, float]:
-    mean, low, high = (round(value, 3) for value in interval(values))
-    return {name: mean, "low": low, "high": high}
 
 
 STUDY = Study(

@@ -294,8 +294,7 @@ def _speeds(evidence: Evidence) -> list[dict[str, Any]]:
         settings = {"part": "inputs", "norm": version, "rate": RATE}
         for step in sorted({row.step for row in evidence.select(settings, "accuracy")}):
             value = interval(evidence.values("accuracy", settings, step))
-            shown = {"accuracy": value.mean, "low": value.low, "high": value.high}
-            found.append({"norm": version, "step": step, **{k: round(v, 4) for k, v in shown.items()}})
+            found.append({"norm": version, "step": step, **value.named("accuracy")})
     return found
 
 

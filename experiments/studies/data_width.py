@@ -12,9 +12,10 @@ from jax import Array
 
 from experiments.lab.fitting import Examples, accuracy, digits, fit
 from experiments.lab.perceptron import Perceptron
+from experiments.lab.rates import best, metric, of_all
 from experiments.models.norms import NormChoice
 from experiments.results import charts
-from experiments.results.claims import Claim, Interval, all_of, best, interval
+from experiments.results.claims import Claim, Interval, all_of, interval
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
 
@@ -35,15 +36,10 @@ def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
     net = Perceptron(NormChoice(settings["norm"]), DEPTH, width=settings["width"])
     train, held_out = digits(flat=True)
     for n in EXAMPLES:
-        of_seeds = jax.vmap(partial(trained, net, train, held_out, n), (0, None))
-        found = jax.device_get(jax.jit(jax.vmap(of_seeds, (None, 0)))(jnp.asarray(seeds), jnp.asarray(RATES)))
+        found = of_all(partial(trained, net, train, held_out, n), seeds, RATES)
         for i, seed in enumerate(seeds):
             for rate, accuracies in zip(RATES, found, strict=True):
                 yield Measured(seed, metric(rate), STEPS, float(100 * accuracies[i]), {"examples": n})
-
-
-def metric(rate: float) -> str:
-    return f"accuracy at rate {rate:g}"
 
 
 def trained(net: Perceptron, train: Examples, held_out: Examples, n: int, seed: Array, rate: Array) -> Array:
@@ -60,7 +56,7 @@ def trained(net: Perceptron, train: Examples, held_out: Examples, n: int, seed: 
 
 def _best(evidence: Evidence, norm: str, width: int, examples: int) -> np.ndarray:
     settings = {"norm": norm, "width": width, "examples": examples}
-    return best(evidence, [metric(rate) for rate in RATES], settings)
+    return best(evidence, RATES, settings)
 
 
 def _data(evidence: Evidence) -> Mapping[str, Interval]:
@@ -136,9 +132,8 @@ def _rows(evidence: Evidence) -> list[dict[str, Any]]:
         for norm in NORMS:
             for n in EXAMPLES:
                 if evidence.select({"norm": norm, "width": width, "examples": n}):
-                    own = interval(_best(evidence, norm, width, n)).rounded(2)
-                    point = {"accuracy": own.mean, "low": own.low, "high": own.high}
-                    found.append({"norm": norm, "layers": f"width {width}", "examples": n, **point})
+                    value = interval(_best(evidence, norm, width, n)).named("accuracy", 2)
+                    found.append({"norm": norm, "layers": f"width {width}", "examples": n, **value})
     return found
 
 

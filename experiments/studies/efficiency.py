@@ -147,12 +147,10 @@ def _picture(evidence: Evidence, work: str, title: str, first: str) -> Chart | N
     there = [norm for own, norm in WORKS if own == work and evidence.select({"work": own, "norm": norm})]
     if first not in there:
         return None
-    costs = {(norm, m): _ratio(evidence, work, norm, first, m).mean for norm in there for m in MACHINES}
-    rows = [
-        {"machine": m, "norm": norm, "cost": round(cost, 4), "low": round(cost, 4), "high": round(cost, 4)}
-        for (norm, m), cost in costs.items()
-    ]
-    table = Table("Cost", ["", *MACHINES], [[norm, *(f"{costs[norm, m]:.3f}" for m in MACHINES)] for norm in there])
+    costs = {(norm, m): _ratio(evidence, work, norm, first, m) for norm in there for m in MACHINES}
+    rows = [{"machine": m, "norm": norm, **cost.named("cost")} for (norm, m), cost in costs.items()]
+    cells = [[norm, *(f"{costs[norm, m].mean:.3f}" for m in MACHINES)] for norm in there]
+    table = Table("Cost", ["", *MACHINES], cells)
     text = f"What a step costs with each norm; with {first} norm it is 1. Less is better."
     return Chart(title, text, charts.bars(rows, x="norm", y="cost", facet="machine", order=there), table)
 

@@ -13,7 +13,8 @@ from jax import Array
 
 from experiments.lab.deep import Deep, Layer
 from experiments.lab.fitting import Examples, Step, accuracy, digits, fit
-from experiments.results import charts, claims
+from experiments.lab.rates import best, metric, of_all
+from experiments.results import charts
 from experiments.results.claims import Claim, Interval, Verdict, all_of, interval, paired
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
@@ -51,12 +52,9 @@ def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
         yield from (Measured(seed, "growth", 0, float(g)) for seed, g in zip(seeds, of_seeds, strict=True))
         return
     own = {name: settings[name] for name in ("norm", "depth", "activation", "start")}
-    over = jax.vmap(jax.vmap(partial(trained, Deep(**own), *digits(flat=True)), (0, None)), (None, 0))
-    accuracies, norms = jax.device_get(jax.jit(over)(jnp.asarray(seeds), jnp.asarray(RATES)))
+    accuracies, norms = of_all(partial(trained, Deep(**own), *digits(flat=True)), seeds, RATES)
     for i, seed in enumerate(seeds):
-        yield from (
-            Measured(seed, f"accuracy at rate {r:g}", STEPS, float(accuracies[j, i])) for j, r in enumerate(RATES)
-        )
+        yield from (Measured(seed, metric(rate), STEPS, float(accuracies[j, i])) for j, rate in enumerate(RATES))
         first, last = norms[0, i, 0, 0], norms[0, i, 0, -1]  # before the first step all rates are alike
         yield Measured(seed, "log10 of first / last", 0, float(np.log10(max(first, FLOOR) / max(last, FLOOR))))
     if settings["depth"] == DEEP and settings["start"] == "lecun":
@@ -106,13 +104,12 @@ def growth(norm: str, batch: int, seed: Array) -> Array:
 # Figures
 
 
-def best(evidence: Evidence, settings: Settings) -> np.ndarray:
-    """The accuracies of the seeds with the learning rate that is best in the mean."""
-    return claims.best(evidence, [f"accuracy at rate {rate:g}" for rate in RATES], settings)
+def _best(evidence: Evidence, settings: Settings) -> np.ndarray:
+    return best(evidence, RATES, settings)
 
 
 def _accuracies(evidence: Evidence, names: Sequence[str], depth: int = DEEP, **more: str) -> dict[str, Interval]:
-    return {name: interval(best(evidence, {**_cell(depth, name), **more})) for name in names}
+    return {name: interval(_best(evidence, {**_cell(depth, name), **more})) for name in names}
 
 
 def _ratios(evidence: Evidence) -> dict[str, Interval]:
@@ -132,8 +129,8 @@ def _growths(evidence: Evidence) -> dict[str, Any]:
 
 
 def _starts(evidence: Evidence) -> dict[str, Interval]:
-    return {s: interval(best(evidence, _cell(DEEP, "none", start=s))) for s in ("xavier", "orthogonal")} | {
-        f"{s}_batch": interval(best(evidence, _cell(DEEP, "batch", start=s))) for s in ("xavier", "orthogonal")
+    return {s: interval(_best(evidence, _cell(DEEP, "none", start=s))) for s in ("xavier", "orthogonal")} | {
+        f"{s}_batch": interval(_best(evidence, _cell(DEEP, "batch", start=s))) for s in ("xavier", "orthogonal")
     }
 
 
@@ -250,7 +247,8 @@ def _by_depth(evidence: Evidence) -> list[dict[str, Any]]:
     for norm in NORMS:
         for depth in DEPTHS:
             if evidence.select(_cell(depth, norm)):
-                found.append(_point(interval(best(evidence, _cell(depth, norm))), norm, "accuracy", layers=depth))
+                value = interval(_best(evidence, _cell(depth, norm)))
+                found.append({"norm": norm, "layers": depth, **value.named("accuracy")})
     return found
 
 
@@ -260,13 +258,9 @@ def _by_size(evidence: Evidence) -> list[dict[str, Any]]:
         for size in SIZES:
             settings = {"part": "growth", "norm": norm, "batch": size}
             if evidence.select(settings):
-                found.append(_point(interval(evidence.values("growth", settings)), norm, "growth", examples=size))
+                value = interval(evidence.values("growth", settings))
+                found.append({"norm": norm, "examples": size, **value.named("growth")})
     return found
-
-
-def _point(value: Interval, norm: str, name: str, **more: Any) -> dict[str, Any]:
-    mean, low, high = value.rounded()
-    return {"norm": norm, **more, name: mean, "low": low, "high": high}
 
 
 def _map(evidence: Evidence) -> list[dict[str, Any]]:

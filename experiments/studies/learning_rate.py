@@ -187,8 +187,8 @@ def _by_rate(evidence: Evidence, metric: str) -> list[dict[str, Any]]:
     for norm in NORMS:
         for rate in RATES:
             if evidence.select({"norm": norm, "rate": rate}):
-                mean, low, high = (round(v, 2) for v in interval(evidence.values(metric, {"norm": norm, "rate": rate})))
-                rows.append({"norm": norm, "rate": rate, metric: mean, "low": low, "high": high})
+                value = interval(evidence.values(metric, {"norm": norm, "rate": rate}))
+                rows.append({"norm": norm, "rate": rate, **value.named(metric, 2)})
     return rows
 
 

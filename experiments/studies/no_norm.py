@@ -15,8 +15,9 @@ from jax import Array
 from bnjax import linen as bnn
 from experiments.data import CLASSES
 from experiments.lab.fitting import Examples, accuracy, digits, fit
+from experiments.lab.rates import best, metric, of_all
 from experiments.results import charts
-from experiments.results.claims import Claim, Interval, all_of, best, interval
+from experiments.results.claims import Claim, Interval, all_of, interval
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
 
@@ -97,15 +98,10 @@ def cells(quick: bool) -> list[Settings]:
 
 def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
     """All seeds of a cell as one program, and all learning rates."""
-    of_seeds = jax.vmap(partial(trained, Residual(settings["norm"], settings["blocks"]), *digits(flat=True)), (0, None))
-    over = jax.jit(jax.vmap(of_seeds, (None, 0)))
-    accuracies = jax.device_get(over(jnp.asarray(seeds), jnp.asarray(RATES)))
+    net = Residual(settings["norm"], settings["blocks"])
+    accuracies = of_all(partial(trained, net, *digits(flat=True)), seeds, RATES)
     for i, seed in enumerate(seeds):
         yield from (Measured(seed, metric(rate), STEPS, float(accuracies[j, i])) for j, rate in enumerate(RATES))
-
-
-def metric(rate: float) -> str:
-    return f"accuracy at rate {rate:g}"
 
 
 def trained(net: Residual, train: Examples, held_out: Examples, seed: Array, rate: Array) -> Array:
@@ -123,7 +119,7 @@ def _settings(way: str, blocks: int = BLOCKS[-1]) -> Settings:
 
 
 def _best(evidence: Evidence, way: str, blocks: int = BLOCKS[-1]) -> np.ndarray:
-    return best(evidence, [metric(rate) for rate in RATES], _settings(way, blocks))
+    return best(evidence, RATES, _settings(way, blocks))
 
 
 def largest_rates(evidence: Evidence, way: str, blocks: int = BLOCKS[-1]) -> np.ndarray:
@@ -218,8 +214,8 @@ def _rows(evidence: Evidence, blocks: int) -> list[dict[str, Any]]:
     for way in WAYS:
         for rate in RATES:
             if evidence.select(_settings(way, blocks)):
-                own = interval(evidence.values(metric(rate), _settings(way, blocks))).rounded()
-                found.append({"norm": way, "rate": rate, "accuracy": own.mean, "low": own.low, "high": own.high})
+                value = interval(evidence.values(metric(rate), _settings(way, blocks)))
+                found.append({"norm": way, "rate": rate, **value.named("accuracy")})
     return found
 
 

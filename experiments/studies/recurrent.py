@@ -14,8 +14,9 @@ from jax import Array
 from bnjax import linen as bnn
 from experiments.data import CLASSES
 from experiments.lab.fitting import Examples, Step, accuracy, digits, fit, loss_of
+from experiments.lab.rates import best, metric, of_all
 from experiments.results import charts
-from experiments.results.claims import Claim, Interval, all_of, best, interval
+from experiments.results.claims import Claim, Interval, all_of, interval
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
 
@@ -56,9 +57,7 @@ def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
     """All seeds of a cell as one program, and all learning rates."""
     train, held_out = pixels() if settings["task"] == "digits" else sequences(settings["length"])
     net = Reader(settings["norm"], CLASSES if settings["task"] == "digits" else SYMBOLS)
-    of_seeds = jax.vmap(partial(trained, net, train, held_out), (0, None))
-    over = jax.jit(jax.vmap(of_seeds, (None, 0)))
-    accuracies, sizes = jax.device_get(over(jnp.asarray(seeds), jnp.asarray(RATES)))
+    accuracies, sizes = of_all(partial(trained, net, train, held_out), seeds, RATES)
     for i, seed in enumerate(seeds):
         for j, rate in enumerate(RATES):
             yield Measured(seed, metric(rate), STEPS, float(accuracies[j, i]))
@@ -66,10 +65,6 @@ def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
         yield Measured(seed, "log10 of first / last", 0, float(logs[0] - logs[-1]))
         if seed == seeds[0]:
             yield from (Measured(seed, f"log10 of gradient, step {t}", 0, float(g)) for t, g in enumerate(logs, 1))
-
-
-def metric(rate: float) -> str:
-    return f"accuracy at rate {rate:g}"
 
 
 def pixels() -> tuple[Examples, Examples]:
@@ -112,7 +107,7 @@ def _settings(norm: str, task: str = "digits", length: int = PIXELS) -> Settings
 
 
 def _best(evidence: Evidence, settings: Settings) -> np.ndarray:
-    return best(evidence, [metric(rate) for rate in RATES], settings)
+    return best(evidence, RATES, settings)
 
 
 def _digits(evidence: Evidence) -> dict[str, Interval]:
@@ -198,8 +193,8 @@ def _by_length(evidence: Evidence) -> list[dict[str, Any]]:
         for length in LENGTHS:
             settings = _settings(norm, "memory", length)
             if evidence.select(settings):
-                own = interval(_best(evidence, settings)).rounded()
-                found.append({"norm": norm, "symbols": length, "accuracy": own.mean, "low": own.low, "high": own.high})
+                value = interval(_best(evidence, settings))
+                found.append({"norm": norm, "symbols": length, **value.named("accuracy")})
     return found
 
 

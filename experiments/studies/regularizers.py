@@ -231,8 +231,7 @@ def gains(evidence: Evidence, norms: Sequence[str]) -> list[dict[str, Any]]:
     """What each kind of regularizer is worth with each norm, in points."""
     rows = []
     for norm, (kind, choices) in itertools.product(norms, KINDS.items()):
-        mean, low, high = (round(value, 2) for value in _gain(evidence, norm, choices))
-        rows.append({"norm": norm, "regularizer": kind, "points": mean, "low": low, "high": high})
+        rows.append({"norm": norm, "regularizer": kind, **_gain(evidence, norm, choices).named("points", 2)})
     return rows
 
 

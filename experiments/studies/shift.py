@@ -317,8 +317,7 @@ def _by_statistics(evidence: Evidence, part: str) -> list[dict[str, Any]]:
         own = {**settings, part: n} if "prior" in settings else settings
         if evidence.select({"part": part, **own}):
             value = interval(errors(evidence, part, **own))
-            shown = {"error": value.mean, "low": value.low, "high": value.high}
-            found.append({"statistics": line, part: n, **{k: round(v, 2) for k, v in shown.items()}})
+            found.append({"statistics": line, part: n, **value.named("error", 2)})
     return found
 
 

@@ -16,7 +16,7 @@ from experiments.lab.perceptron import Perceptron
 from experiments.models.norms import NormChoice
 from experiments.results import charts
 from experiments.results.claims import Claim, Interval, Verdict, all_of, interval, paired
-from experiments.results.evidence import Evidence, Measured
+from experiments.results.evidence import Evidence, Measured, Row
 from experiments.results.study import Chart, Settings, Study
 
 PLACES = ("before", "last")  # before norms; or after the last one
@@ -241,7 +241,7 @@ def pictures(evidence: Evidence) -> list[Chart]:
 
 def _by_depth(evidence: Evidence) -> list[dict[str, Any]]:
     return [
-        {"norm": norm, "rate": f"{rate:g}", "place": WORDS[place], **_ranged("ratio", values)}
+        {"norm": norm, "rate": f"{rate:g}", "place": WORDS[place], **_of_rows(values).named("ratio")}
         for place in PLACES
         for rate in RATES
         for norm in range(1, DEPTH + 1)
@@ -251,16 +251,15 @@ def _by_depth(evidence: Evidence) -> list[dict[str, Any]]:
 
 def _by_rate(evidence: Evidence) -> list[dict[str, Any]]:
     return [
-        {"rate": rate, "dropout": words, **_ranged("error", values)}
+        {"rate": rate, "dropout": words, **_of_rows(values).named("error")}
         for (place, statistics), words in LINES.items()
         for rate in RATES
         if (values := evidence.select(_of(place, rate, statistics=statistics), "error"))
     ]
 
 
-def _ranged(name: str, rows: Sequence[Any]) -> dict[str, float]:
-    found = interval([row.value for row in rows])
-    return {name: round(found.mean, 4), "low": round(found.low, 4), "high": round(found.high, 4)}
+def _of_rows(rows: Sequence[Row]) -> Interval:
+    return interval([row.value for row in rows])
 
 
 STUDY = Study(

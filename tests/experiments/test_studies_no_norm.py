@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from experiments.lab.rates import metric
 from experiments.results.evidence import Evidence, Row, cell_name
 from experiments.studies import no_norm
 
@@ -58,6 +59,6 @@ def test_scaled_weights_keep_the_variance_that_is_followed():
 def test_the_largest_rate_is_the_largest_that_is_nearly_the_best():
     of_rates = {0.01: 0.90, 0.03: 0.99, 0.1: 0.95, 0.3: 0.88, 1.0: 0.10}
     cell = cell_name({"norm": "batch", "blocks": no_norm.BLOCKS[-1]})
-    rows = [Row("s", cell, 0, no_norm.metric(r), 300, of_rates[r], "d", "c", "v") for r in no_norm.RATES]
+    rows = [Row("s", cell, 0, metric(r), 300, of_rates[r], "d", "c", "v") for r in no_norm.RATES]
     # 0.9 of 0.99 is 0.891: the rate 0.3 is a little below it.
     np.testing.assert_allclose(no_norm.largest_rates(Evidence(rows), "batch"), [-1.0])
