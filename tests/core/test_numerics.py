@@ -257,16 +257,18 @@ def test_constants_become_the_bias_exactly(norm, masked):
             )
 
 
-@pytest.mark.parametrize("value", [-3e4, 1e5, 1e6 + 0.5, 1000.3, 1 / 3, 3.3e11])
-def test_constants_in_the_first_step_are_never_worse_than_in_flax(value):
+@pytest.mark.parametrize("n", [2, 4, 30, 32, 98])
+def test_constants_in_the_first_step_are_never_worse_than_in_flax(n):
     """About a running mean of 0, the default. What is left is the rounding of a sum of n equal numbers."""
-    for n in (2, 4, 30, 32, 98):
-        x = jnp.full((n, 1), value)
-        errors = []
-        for module in (bnjax.linen.BatchNorm, nn.BatchNorm):
-            layer = module(use_running_average=False)
-            variables = {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}}
-            variables["batch_stats"] = {"mean": jnp.zeros(1), "var": jnp.ones(1)}
-            y, _ = jax.jit(partial(layer.apply, mutable="batch_stats"))(variables, x)
-            errors.append(jnp.abs(y).max())
-        assert errors[0] <= errors[1], n
+    variables = {
+        "params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)},
+        "batch_stats": {"mean": jnp.zeros(1), "var": jnp.ones(1)},
+    }
+    ours, theirs = (
+        jax.jit(partial(module(use_running_average=False).apply, mutable="batch_stats"))
+        for module in (bnjax.linen.BatchNorm, nn.BatchNorm)
+    )
+    for value in (-3e4, 1e5, 1e6 + 0.5, 1000.3, 1 / 3, 3.3e11):
+        x = np.full((n, 1), value, np.float32)
+        errors = [np.abs(step(variables, x)[0]).max() for step in (ours, theirs)]
+        assert errors[0] <= errors[1], value

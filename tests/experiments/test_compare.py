@@ -228,6 +228,7 @@ def test_the_curves_of_a_run_show_its_error_and_say_which_run_it_is(tmp_path, mo
 def test_norms_over_batch_sizes_end_in_a_table_a_picture_and_a_page(compile_quickly, tmp_path, capsys):
     folder = tmp_path / "sizes"
     small = ["--config.data.train_examples=48", "--config.data.eval_examples=20", "--config.train.epochs=1"]
+    small += ["--config.model.widths=2,3,4"]
     argv = ["--config=configs/digits_cnn.py", "--norms=none,ghost", "--seeds=1", "--batch_sizes=8,24", *small]
     compare.main([*argv, f"--workdir={folder}"])
     said = capsys.readouterr().out

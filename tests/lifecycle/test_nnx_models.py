@@ -13,7 +13,8 @@ from tests.kit.models_nnx import NNX
 TOLERANCES = {"bfloat16": 3e-2}
 WITH_NORMS = [name for name, case in NNX.items() if "none" not in case.flags]
 MEASURED = [name for name in WITH_NORMS if "broadcast" not in NNX[name].flags]
-ONCE = [name for name in MEASURED if "repeated" not in NNX[name].flags]
+# Measured again and again until it settles, which takes long: of models that are built alike, one.
+BY_LAYER = ["axis", "bfloat16", "mobilenet", "lifted_last", "boxed", "odd", "more", "masked"]
 
 
 def batches(name):
@@ -55,7 +56,7 @@ def test_one_pass_measures_every_norm_in_the_flow_of_the_batch(name):
     assert jax.tree.structure(state) == jax.tree.structure(nnx.state(model, nnx.BatchStat))
 
 
-@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("name", BY_LAYER)
 def test_by_layer_every_norm_is_exact(name):
     want = population.by_layer(population.of_nnx(name), batches(name))
     state, _ = recalibrate(models_nnx.model(name), batches(name), call=NNX[name].call, by_layer=True)
