@@ -21,6 +21,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "recurrent": "experiments.studies.recurrent",
     "data_width": "experiments.studies.data_width",
     "no_norm": "experiments.studies.no_norm",
+    "structures": "experiments.studies.structures",
     "efficiency": "experiments.studies.efficiency",
 }
 NOT_YET = (  # questions that nobody measured, for the pages
