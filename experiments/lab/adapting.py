@@ -1,7 +1,7 @@
-"""Networks that adapt to images without labels: what `bnjax` offers for that, as the study of shifted data uses it."""
+"""Networks that adapt to images without labels: what `bnjax` offers for that, as the studies of shifted data use it."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from bnjax import linen as bnn
-from experiments.lab.fitting import Variables, digits, fit
+from experiments.lab.fitting import Examples, Variables, digits, fit
 from experiments.lab.patches import PatchCNN
 from experiments.models.norms import NormChoice
 
@@ -22,22 +22,23 @@ PRIOR = 16  # the default of `bnjax.linen.adapt`
 PRIORS = (0, PRIOR)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)  # images to adapt to
 CLASSES = (1, 2, 5, 10)  # in a batch
+Data = Callable[[], tuple[Examples, Examples]]  # to learn from, and held out
 Batch = dict[str, Any]  # images, and which of them count
 
 
 def network(norm: str) -> PatchCNN:
-    """The network that learns the digits."""
+    """The network that learns the images."""
     return PatchCNN(NormChoice(norm, groups=GROUPS), WIDTHS)
 
 
-def trained(norm: str, seeds: Sequence[int]) -> list[Variables]:
-    """The variables of a network that has learned the undamaged digits, for each seed."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], _trained(norm, tuple(seeds))) for i in range(len(seeds))]
+def trained(norm: str, seeds: Sequence[int], data: Data = digits) -> list[Variables]:
+    """The variables of a network that has learned undamaged images, for each seed."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], _trained(norm, tuple(seeds), data)) for i in range(len(seeds))]
 
 
 @functools.lru_cache(maxsize=8)
-def _trained(norm: str, seeds: tuple[int, ...]) -> Variables:
-    train, _ = digits()
+def _trained(norm: str, seeds: tuple[int, ...], data: Data) -> Variables:
+    train, _ = data()
 
     def of_seed(seed: Array) -> Variables:
         return fit(network(norm), train, jax.random.key(seed), optax.adam(RATE), steps=STEPS, batch=BATCH)[0]

@@ -16,6 +16,7 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "batch_size": "experiments.studies.batch_size",
     "regularizers": "experiments.studies.regularizers",
     "shift": "experiments.studies.shift",
+    "clothes": "experiments.studies.clothes",
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
     "recurrent": "experiments.studies.recurrent",

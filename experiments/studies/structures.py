@@ -236,9 +236,9 @@ STUDY = Study(
     question="Do norms work in other structures: in each architecture of the zoo?",
     protocol=(
         f"The configs of {len(NAMES)} architectures, as `python -m experiments.train` trains them, with the norm of "
-        "the config replaced by none, by batch norm, and by a norm of single examples, which is group norm (8 groups) in "
-        "convolutional networks and layer norm in the others. Nothing else changes. A config was chosen with its own "
-        f"norm; so that this decides less, each norm also gets {FACTORS[1]:g} times the learning rate of the config, "
+        "the config replaced by none, by batch norm, and by a norm of single examples, which is group norm (8 groups) "
+        "in convolutional networks and layer norm in the others. Nothing else changes. A config was chosen with its "
+        f"own norm; so that this decides less, each norm also gets {FACTORS[1]:g} times the learning rate of the config, "
         "and of both the one with the better mean accuracy.\n\n"
         "Images are the 8 by 8 digits, the Transformer reverses sequences of numbers, BERT and the language model read "
         "the text of Python's help. The numbers are accuracies on what is held out, of characters or of numbers where "

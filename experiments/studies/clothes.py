@@ -1,0 +1,62 @@
+"""Damaged images once more, on other data: does what the digits say hold for pictures of clothes?"""
+
+import functools
+from collections.abc import Iterable, Sequence
+
+from experiments.data.corruptions import KINDS
+from experiments.lab import adapting, damaged
+from experiments.lab.adapting import trained
+from experiments.lab.fitting import Examples, clothes
+from experiments.results.evidence import Evidence, Measured
+from experiments.results.study import Chart, Settings, Study
+
+TRAINING, HELD_OUT = 6000, 1000
+
+
+def cells(quick: bool) -> list[Settings]:
+    """For each norm undamaged images and each kind of damage."""
+    return damaged.cells(("batch", "group"), ("contrast",)) if quick else damaged.cells(damaged.NORMS, tuple(KINDS))
+
+
+def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
+    """The networks of a norm are trained once for all of its cells."""
+    _, (images, labels) = data()
+    return damaged.measured(settings, trained(settings["norm"], seeds, data), images, labels, seeds)
+
+
+@functools.cache
+def data() -> tuple[Examples, Examples]:
+    return clothes(TRAINING, HELD_OUT)
+
+
+def pictures(evidence: Evidence) -> list[Chart]:
+    return damaged.by_severity(evidence, "pictures")
+
+
+STUDY = Study(
+    name="clothes",
+    title="Damaged pictures of clothes",
+    question="Adapted statistics, or group norm: is the answer the same on other data?",
+    protocol=(
+        f"As the study of damaged images, on Fashion-MNIST (arXiv:1708.07747) in half its size, 14 by 14: {TRAINING} "
+        f"images to learn from and {HELD_OUT} held out. It is not downloaded: Debian has it as a package, "
+        "`dataset-fashion-mnist`.\n\n"
+        f"A network of two convolutions (16 and 32 channels, each with a norm and relu), their mean over the image, "
+        f"and a head: {adapting.STEPS} steps of Adam at {adapting.RATE:g}, {adapting.BATCH} examples a batch. Group norm "
+        f"has {adapting.GROUPS} groups. Adapted: by `bnjax.linen.adapt` on all damaged images, without labels; the old "
+        f"statistics count as {adapting.PRIOR} images. TENT: by `bnjax.linen.tent`, {adapting.TENT_STEPS} steps of "
+        f"Adam at {adapting.TENT_RATE:g} on batches of {adapting.TENT_BATCH}; then the statistics are adapted in the same "
+        "way. The error is that on the same images."
+    ),
+    cells=cells,
+    run=run,
+    seeds=5,
+    constants={
+        "data": (TRAINING, HELD_OUT), "training": (adapting.STEPS, adapting.BATCH, adapting.RATE),
+        "widths": adapting.WIDTHS, "groups": adapting.GROUPS, "prior": adapting.PRIOR,
+        "tent": (adapting.TENT_STEPS, adapting.TENT_BATCH, adapting.TENT_RATE),
+    },
+    claims=damaged.claims("pictures of clothes"),
+    charts=pictures,
+    label="method",
+)  # fmt: skip
