@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -48,7 +49,7 @@ def clothes(train_examples: int, held_out: int) -> tuple[Examples, Examples]:
 
 def _halved(examples: Examples) -> Examples:
     """Each two by two points are their mean."""
-    images, labels = examples
+    images, labels = np.asarray(examples[0]), examples[1]
     n, height, width, channels = images.shape
     return images.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4)), labels
 

@@ -42,11 +42,11 @@ STUDY = Study(
         f"images to learn from and {HELD_OUT} held out. It is not downloaded: Debian has it as a package, "
         "`dataset-fashion-mnist`.\n\n"
         f"A network of two convolutions (16 and 32 channels, each with a norm and relu), their mean over the image, "
-        f"and a head: {adapting.STEPS} steps of Adam at {adapting.RATE:g}, {adapting.BATCH} examples a batch. Group norm "
-        f"has {adapting.GROUPS} groups. Adapted: by `bnjax.linen.adapt` on all damaged images, without labels; the old "
-        f"statistics count as {adapting.PRIOR} images. TENT: by `bnjax.linen.tent`, {adapting.TENT_STEPS} steps of "
-        f"Adam at {adapting.TENT_RATE:g} on batches of {adapting.TENT_BATCH}; then the statistics are adapted in the same "
-        "way. The error is that on the same images."
+        f"and a head: {adapting.STEPS} steps of Adam at {adapting.RATE:g}, {adapting.BATCH} examples a batch. Group "
+        f"norm has {adapting.GROUPS} groups. Adapted: by `bnjax.linen.adapt` on all damaged images, without labels; "
+        f"the old statistics count as {adapting.PRIOR} images. TENT: by `bnjax.linen.tent`, {adapting.TENT_STEPS} "
+        f"steps of Adam at {adapting.TENT_RATE:g} on batches of {adapting.TENT_BATCH}; then the statistics are adapted "
+        "in the same way. The error is that on the same images."
     ),
     cells=cells,
     run=run,
