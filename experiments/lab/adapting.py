@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,19 @@ PRIOR = 16  # the default of `bnjax.linen.adapt`
 PRIORS = (0, PRIOR)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)  # images to adapt to
 CLASSES = (1, 2, 5, 10)  # in a batch
-Data = Callable[[], tuple[Examples, Examples]]  # to learn from, and held out
 Batch = dict[str, Any]  # images, and which of them count
+
+
+class Lesson(NamedTuple):
+    """What a network learns, and for how long."""
+
+    data: Callable[[], tuple[Examples, Examples]]
+    """Images and classes, to learn from and held out."""
+    steps: int = STEPS
+    rate: float | optax.Schedule = RATE
+
+
+DIGITS = Lesson(digits)
 
 
 def network(norm: str) -> PatchCNN:
@@ -31,17 +42,18 @@ def network(norm: str) -> PatchCNN:
     return PatchCNN(NormChoice(norm, groups=GROUPS), WIDTHS)
 
 
-def trained(norm: str, seeds: Sequence[int], data: Data = digits) -> list[Variables]:
+def trained(norm: str, seeds: Sequence[int], lesson: Lesson = DIGITS) -> list[Variables]:
     """The variables of a network that has learned undamaged images, for each seed."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], _trained(norm, tuple(seeds), data)) for i in range(len(seeds))]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], _trained(norm, tuple(seeds), lesson)) for i in range(len(seeds))]
 
 
 @functools.lru_cache(maxsize=8)
-def _trained(norm: str, seeds: tuple[int, ...], data: Data) -> Variables:
-    train, _ = data()
+def _trained(norm: str, seeds: tuple[int, ...], lesson: Lesson) -> Variables:
+    train, _ = lesson.data()
+    optimizer = optax.adam(lesson.rate)
 
     def of_seed(seed: Array) -> Variables:
-        return fit(network(norm), train, jax.random.key(seed), optax.adam(RATE), steps=STEPS, batch=BATCH)[0]
+        return fit(network(norm), train, jax.random.key(seed), optimizer, steps=lesson.steps, batch=BATCH)[0]
 
     return jax.jit(jax.vmap(of_seed))(jnp.asarray(seeds))
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.data.corruptions import KINDS, corrupted
-from experiments.lab.adapting import STEPS, errors_by_method
-from experiments.lab.fitting import Variables
+from experiments.lab.adapting import DIGITS, Lesson, errors_by_method, trained
 from experiments.results import charts
 from experiments.results.claims import Claim, Interval, all_of, interval
 from experiments.results.evidence import Evidence, Measured
@@ -39,16 +38,15 @@ def cells(norms: Sequence[str], kinds: Sequence[str]) -> list[Settings]:
     return found
 
 
-def measured(
-    settings: Settings, of_seeds: Sequence[Variables], images: np.ndarray, labels: np.ndarray, seeds: Sequence[int]
-) -> Iterator[Measured]:
-    """The errors of one of these cells by every method, of networks that are trained."""
-    norm = settings["norm"]
+def measured(settings: Settings, seeds: Sequence[int], lesson: Lesson = DIGITS) -> Iterator[Measured]:
+    """The errors of one of these cells by every method. The networks of a norm are trained once for all of its cells."""
+    norm, (_, (images, labels)) = settings["norm"], lesson.data()
+    of_seeds = trained(norm, seeds, lesson)
     for severity in SEVERITIES if settings["part"] == "damage" else [0]:
         shown = corrupted(images, settings["corruption"], severity) if severity else images
         with_tent = norm == "batch" or (norm != "none" and severity == MOST)
         for seed, method, error in errors_by_method(norm, of_seeds, shown, labels, seeds, with_tent):
-            yield Measured(seed, METRIC, STEPS, error, {"method": method, "severity": severity})
+            yield Measured(seed, METRIC, lesson.steps, error, {"method": method, "severity": severity})
 
 
 # Figures

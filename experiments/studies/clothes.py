@@ -3,14 +3,16 @@
 import functools
 from collections.abc import Iterable, Sequence
 
+import optax
+
 from experiments.data.corruptions import KINDS
 from experiments.lab import adapting, damaged
-from experiments.lab.adapting import trained
+from experiments.lab.adapting import Lesson
 from experiments.lab.fitting import Examples, clothes
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
 
-TRAINING, HELD_OUT = 6000, 1000
+TRAINING, HELD_OUT, STEPS = 6000, 1000, 1200
 
 
 def cells(quick: bool) -> list[Settings]:
@@ -19,14 +21,15 @@ def cells(quick: bool) -> list[Settings]:
 
 
 def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
-    """The networks of a norm are trained once for all of its cells."""
-    _, (images, labels) = data()
-    return damaged.measured(settings, trained(settings["norm"], seeds, data), images, labels, seeds)
+    return damaged.measured(settings, seeds, LESSON)
 
 
 @functools.cache
 def data() -> tuple[Examples, Examples]:
     return clothes(TRAINING, HELD_OUT)
+
+
+LESSON = Lesson(data, STEPS, optax.cosine_decay_schedule(adapting.RATE, STEPS))
 
 
 def pictures(evidence: Evidence) -> list[Chart]:
@@ -42,17 +45,17 @@ STUDY = Study(
         f"images to learn from and {HELD_OUT} held out. It is not downloaded: Debian has it as a package, "
         "`dataset-fashion-mnist`.\n\n"
         f"A network of two convolutions (16 and 32 channels, each with a norm and relu), their mean over the image, "
-        f"and a head: {adapting.STEPS} steps of Adam at {adapting.RATE:g}, {adapting.BATCH} examples a batch. Group "
-        f"norm has {adapting.GROUPS} groups. Adapted: by `bnjax.linen.adapt` on all damaged images, without labels; "
-        f"the old statistics count as {adapting.PRIOR} images. TENT: by `bnjax.linen.tent`, {adapting.TENT_STEPS} "
-        f"steps of Adam at {adapting.TENT_RATE:g} on batches of {adapting.TENT_BATCH}; then the statistics are adapted "
-        "in the same way. The error is that on the same images."
+        f"and a head: {STEPS} steps of Adam, at a rate from {adapting.RATE:g} to zero by a cosine, {adapting.BATCH} "
+        f"examples a batch. Group norm has {adapting.GROUPS} groups. Adapted: by `bnjax.linen.adapt` on all damaged "
+        f"images, without labels; the old statistics count as {adapting.PRIOR} images. TENT: by `bnjax.linen.tent`, "
+        f"{adapting.TENT_STEPS} steps of Adam at {adapting.TENT_RATE:g} on batches of {adapting.TENT_BATCH}; then the "
+        "statistics are adapted in the same way. The error is that on the same images."
     ),
     cells=cells,
     run=run,
     seeds=5,
     constants={
-        "data": (TRAINING, HELD_OUT), "training": (adapting.STEPS, adapting.BATCH, adapting.RATE),
+        "data": (TRAINING, HELD_OUT), "training": (STEPS, adapting.BATCH, adapting.RATE, "cosine"),
         "widths": adapting.WIDTHS, "groups": adapting.GROUPS, "prior": adapting.PRIOR,
         "tent": (adapting.TENT_STEPS, adapting.TENT_BATCH, adapting.TENT_RATE),
     },

@@ -25,18 +25,16 @@ def cells(quick: bool) -> list[Settings]:
 
 
 def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
-    """The networks of a norm are trained once for all of its cells."""
-    norm = settings.get("norm", "batch")
-    (_, (images, labels)), of_seeds = digits(), trained(norm, seeds)
-    if settings["part"] in FEW:
-        kinds = tuple(KINDS) if settings["corruption"] == "all" else (settings["corruption"],)
-        of_kinds = [corrupted(images, kind, MOST) for kind in kinds]
-        for seed, variables in zip(seeds, of_seeds, strict=True):
-            found = [FEW[settings["part"]](variables, own, labels, seed) for own in of_kinds]
-            for same in zip(*found, strict=True):
-                yield Measured(seed, METRIC, STEPS, float(np.mean([error for _, error in same])), same[0][0])
+    if settings["part"] not in FEW:
+        yield from damaged.measured(settings, seeds)
         return
-    yield from damaged.measured(settings, of_seeds, images, labels, seeds)
+    _, (images, labels) = digits()
+    kinds = tuple(KINDS) if settings["corruption"] == "all" else (settings["corruption"],)
+    of_kinds = [corrupted(images, kind, MOST) for kind in kinds]
+    for seed, variables in zip(seeds, trained("batch", seeds), strict=True):
+        found = [FEW[settings["part"]](variables, own, labels, seed) for own in of_kinds]
+        for same in zip(*found, strict=True):
+            yield Measured(seed, METRIC, STEPS, float(np.mean([error for _, error in same])), same[0][0])
 
 
 # Figures
