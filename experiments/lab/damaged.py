@@ -39,7 +39,7 @@ def cells(norms: Sequence[str], kinds: Sequence[str]) -> list[Settings]:
 
 
 def measured(settings: Settings, seeds: Sequence[int], lesson: Lesson = DIGITS) -> Iterator[Measured]:
-    """The errors of one of these cells by every method. The networks of a norm are trained once for all of its cells."""
+    """The errors of one of these cells by every method; the networks of a norm are trained once for all of them."""
     norm, (_, (images, labels)) = settings["norm"], lesson.data()
     of_seeds = trained(norm, seeds, lesson)
     for severity in SEVERITIES if settings["part"] == "damage" else [0]:

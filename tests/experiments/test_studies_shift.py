@@ -115,8 +115,8 @@ def test_a_cell_has_the_errors_of_its_methods(part, monkeypatch):
     for module in (shift, damaged):
         monkeypatch.setattr(module, "trained", lambda norm, seeds, lesson=None: networks_of[norm])
     mean = IMAGES.mean((1, 2, 3), keepdims=True)
-    damaged = np.float32(0.15 * (IMAGES - mean) + mean)
-    predicted = np.asarray(adapting.network("batch").apply(networks_of["batch"][1], damaged, False).argmax(-1))
+    dull = np.float32(0.15 * (IMAGES - mean) + mean)
+    predicted = np.asarray(adapting.network("batch").apply(networks_of["batch"][1], dull, False).argmax(-1))
     labels = np.where(np.arange(12) < 7, predicted, (predicted + 1) % 10)  # five of twelve are wrong
     monkeypatch.setattr(shift, "digits", lambda: (None, (IMAGES, labels)))
     lesson = adapting.Lesson(lambda: (None, (IMAGES, labels)), 7)
