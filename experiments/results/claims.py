@@ -86,6 +86,8 @@ class Claim(NamedTuple):
     """In words, what `holds` looks for."""
     paper: str = ""
     """What a paper found, and which."""
+    about: str = ""
+    """The setting that it is about, where that is not the study's `label`."""
 
 
 class Judged(NamedTuple):

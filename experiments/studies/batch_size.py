@@ -192,6 +192,7 @@ CLAIMS = (
         _gaps,
         lambda f: f["more"].above(0),
         "it were not narrower",
+        about="ghost",
     ),
 )
 

@@ -113,6 +113,7 @@ CLAIMS = (
         _images,
         lambda f: f["cost"].above(0),
         "they cost nothing",
+        about="prior",
     ),
     Claim(
         "batches of one class",
@@ -122,6 +123,7 @@ CLAIMS = (
         _classes,
         lambda f: all_of([f["loses"].above(0), f["gains"].above(0)]),
         "batches of one class did no harm, or batches of ten classes gave no gain",
+        about="classes",
     ),
     Claim(
         "where TENT does harm",

@@ -167,6 +167,7 @@ CLAIMS = (
         _unbiased,
         lambda f: all_of([f["more"].below(NEAR), _near_one(f["unbiased"])]),
         "dropout added 0.05 or more, or the ratio with the unbiased variance were not within 0.95 and 1.05",
+        about="variance",
     ),
     Claim(
         "depth",
