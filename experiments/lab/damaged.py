@@ -100,7 +100,7 @@ def clean(evidence: Evidence) -> dict[str, Interval]:
 def tent(evidence: Evidence) -> dict[str, Interval]:
     """What TENT changes."""
     before, after = errors(evidence, **OWN["adapted"]), errors(evidence, **OWN["tent"])
-    return intervals(adapted=before, tent=after, gain=before - after)
+    return intervals(adapted=before, tent=after, gain=before - after, change=after - before)
 
 
 def claims(images: str) -> tuple[Claim, ...]:
@@ -112,7 +112,7 @@ def claims(images: str) -> tuple[Claim, ...]:
             "batch norm has a smaller error for most of the nine kinds of damage. Found: for {better} of them; in the "
             "mean {adapted:.1f} % in the place of {source:.1f} %.",
             kinds,
-            lambda f: "held" if f["better"] >= 7 else "failed" if f["above"] < 7 else "within noise",
+            lambda f: "confirmed" if f["better"] >= 7 else "refuted" if f["above"] < 7 else "within noise",
             "the error were smaller for fewer than seven kinds",
         ),
         Claim(
@@ -142,7 +142,7 @@ def claims(images: str) -> tuple[Claim, ...]:
         Claim(
             "TENT",
             "To train scale and bias for certain predictions, without labels (TENT), lowers the error further. Found: "
-            "{tent:.1f} % after it, {adapted:.1f} % before it, {gain:+.1f} points better.",
+            "{adapted:.1f} % before it and {tent:.1f} % after it; it changes the error by {change:+.1f} points.",
             tent,
             lambda f: f["gain"].above(0),
             "the error were no smaller than with adapted statistics alone",

@@ -92,10 +92,10 @@ def first(evidence: Evidence, config: str, norm: str) -> np.ndarray:
 
 def most_of(verdicts: Sequence[Verdict]) -> Verdict:
     """That of a sentence about more than half of some networks."""
-    held, half = verdicts.count("held"), len(verdicts) / 2
+    held, half = verdicts.count("confirmed"), len(verdicts) / 2
     if held > half:
-        return "held"
-    return "within noise" if held + verdicts.count("within noise") > half else "failed"
+        return "confirmed"
+    return "within noise" if held + verdicts.count("within noise") > half else "refuted"
 
 
 def _points(names: Iterable[str], better: str, worse: str, of: Any = last) -> Any:
@@ -104,7 +104,7 @@ def _points(names: Iterable[str], better: str, worse: str, of: Any = last) -> An
     def figures(evidence: Evidence) -> dict[str, Any]:
         gains = {n: interval(100 * (of(evidence, n, better) - of(evidence, n, worse))) for n in names}
         verdicts = [gain.above(0) for gain in gains.values()]
-        return {**gains, "better": str(verdicts.count("held")), "worse": str(verdicts.count("failed"))}
+        return {**gains, "better": str(verdicts.count("confirmed")), "worse": str(verdicts.count("refuted"))}
 
     return figures
 

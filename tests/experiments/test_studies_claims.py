@@ -65,7 +65,8 @@ def test_seeds_are_paired():
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"), [([0.9, 0.92, 0.91], "held"), ([0.1, 0.2, 0.1], "failed"), ([0.4, 0.9, 0.5], "within noise")]
+    ("values", "verdict"),
+    [([0.9, 0.92, 0.91], "confirmed"), ([0.1, 0.2, 0.1], "refuted"), ([0.4, 0.9, 0.5], "within noise")],
 )
 def test_a_claim_says_what_the_numbers_bear_out(values, verdict):
     claim = Claim(
@@ -79,7 +80,7 @@ def test_a_claim_says_what_the_numbers_bear_out(values, verdict):
     assert found.verdict == verdict
     assert f"{np.mean(values):.2f}" in found.said
     assert judge(claim, Evidence(())).verdict == "not measured"
-    assert all_of(["held", verdict]) == verdict
+    assert all_of(["confirmed", verdict]) == verdict
 
 
 @pytest.mark.parametrize(("study", "found"), COMMITTED, ids=lambda v: getattr(v, "name", ""))
@@ -89,11 +90,11 @@ def test_no_claim_holds_however_norms_are_mixed_up(study, found):
     def fails_somewhere(claim):
         label = claim.about or study.label
         pairs = itertools.combinations(found.choices(label, {}), 2)
-        return any(judge(claim, found.swapped(label, *pair)).verdict in ("failed", "within noise") for pair in pairs)
+        return any(judge(claim, found.swapped(label, *pair)).verdict in ("refuted", "within noise") for pair in pairs)
 
     verdicts = {claim: judge(claim, found).verdict for claim in study.claims}
     assert "not measured" not in verdicts.values()
-    assert [c.name for c, verdict in verdicts.items() if verdict == "held" and not fails_somewhere(c)] == []
+    assert [c.name for c, verdict in verdicts.items() if verdict == "confirmed" and not fails_somewhere(c)] == []
 
 
 def test_names_are_swapped_where_both_are_measured():

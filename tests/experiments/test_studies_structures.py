@@ -47,7 +47,7 @@ def evidence(accuracies):
     )
 
 
-@pytest.mark.parametrize(("better", "verdict"), [(7, "held"), (4, "held"), (3, "failed"), (0, "failed")])
+@pytest.mark.parametrize(("better", "verdict"), [(7, "confirmed"), (4, "confirmed"), (3, "refuted"), (0, "refuted")])
 def test_networks_are_counted(better, verdict):
     names = [*structures.IMAGES]
     found = evidence({n: (0.5, 0.75 if i < better else 0.25, 0.5) for i, n in enumerate(names)})
@@ -57,8 +57,8 @@ def test_networks_are_counted(better, verdict):
 
 
 def test_what_may_be_more_than_half_is_within_noise():
-    assert structures.most_of(["held", "held", "within noise", "failed"]) == "within noise"
-    assert structures.most_of(["held", "within noise", "failed", "failed"]) == "failed"
+    assert structures.most_of(["confirmed", "confirmed", "within noise", "refuted"]) == "within noise"
+    assert structures.most_of(["confirmed", "within noise", "refuted", "refuted"]) == "refuted"
 
 
 def test_the_curve_is_that_of_the_rate_that_ends_best():
