@@ -3,9 +3,10 @@
 With `--batch_sizes=4,16,64` each norm is trained with each of them, as in figure 1 of Wu and He, Group Normalization.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -55,17 +56,30 @@ def main(argv: Sequence[str]) -> None:
     norms, config = arguments.norms, arguments.config
     configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
     processes.start(config)
-    for norm in norms:
-        for sized in configs.values():
-            recalibration.check(with_norm(sized, norm))
-            make_layout(with_norm(sized, norm))  # says what does not fit, before any work
+    for size, sized in configs.items():
+        with _named(arguments.batch_sizes, size):
+            for norm in norms:
+                recalibration.check(with_norm(sized, norm))
+                make_layout(with_norm(sized, norm))  # says what does not fit, before any work
     data = load_data(config.data)
-    for sized in configs.values():
-        check_sizes(sized, data)
-        for norm in norms:
-            run.program_of(with_norm(sized, norm), data)  # that it takes the widths, and fits the memory
+    for size, sized in configs.items():
+        with _named(arguments.batch_sizes, size):
+            check_sizes(sized, data)
+            for norm in norms:
+                run.program_of(with_norm(sized, norm), data)  # that it takes the widths, and fits the memory
     with run.claim(Path(arguments.workdir), config, arguments.resume):
         _compare(arguments, norms, configs, data)
+
+
+@contextlib.contextmanager
+def _named(given: Sequence[int], size: int) -> Iterator[None]:
+    """What is refused within it names `--batch_sizes` where they are given: the config's own size is not meant."""
+    try:
+        yield
+    except UserError as error:
+        if not given:
+            raise
+        raise UserError(f"With `--batch_sizes={size}`, {error}") from error
 
 
 def _compare(arguments: Arguments, norms: Sequence[Norm], configs: dict[int, Config], data: Data) -> None:

@@ -69,8 +69,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.write and (arguments.quick or arguments.seeds or arguments.only):
         raise UserError("`--write` takes whole studies; leave out `--quick`, `--seeds` and `--only`.")
     study = study_of(words[0])
-    if arguments.where != "here":
-        cluster.check()
+    cluster.check(arguments.where)
     workdir = folder_of(arguments.workdir, arguments.resume, f"study-{study.name}")
     if arguments.only:
         return measure_only(study, arguments, workdir)

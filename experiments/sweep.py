@@ -68,8 +68,7 @@ def main(argv: Sequence[str]) -> int:
         at = own.index("--")
         own, common = own[:at], own[at + 1 :]
     arguments = parse_flags(Arguments, own, "python -m experiments.sweep", __doc__)
-    if arguments.where != "here":
-        cluster.check()
+    cluster.check(arguments.where)
     workdir = folder_of(arguments.workdir, arguments.resume, "sweep")
     if workdir.exists() and any(workdir.iterdir()) and not arguments.resume:
         raise UserError(

@@ -43,14 +43,22 @@ def run_all(
     return wait(jobs, submit(jobs, workdir.resolve() / "submitit", where, **asked), ended)
 
 
-def check() -> None:
-    """Refuses a cluster where submitit is not installed.
+def check(where: Where) -> None:
+    """Refuses a cluster that is not there; to be called before anything is written.
 
     Raises:
-      UserError: it is not.
+      UserError: it is not, or submitit is not installed.
     """
+    if where == "here":
+        return
     if importlib.util.find_spec("submitit") is None:
         raise UserError("`--where` needs the package `submitit` for a cluster; `pip install 'bnjax[slurm]'` brings it.")
+    import submitit
+
+    try:
+        submitit.AutoExecutor(folder="submitit", cluster=where)  # which makes no folder
+    except RuntimeError as error:
+        raise UserError(f"`--where={where}` cannot run the jobs: {error} Write `--where=here`.") from error
 
 
 def submit(jobs: Sequence[Job], folder: Path, cluster: Cluster, **parameters: Any) -> list[Any]:
@@ -65,7 +73,6 @@ def submit(jobs: Sequence[Job], folder: Path, cluster: Cluster, **parameters: An
     Raises:
       UserError: there is no such cluster, or it refuses.
     """
-    check()
     import submitit
 
     try:

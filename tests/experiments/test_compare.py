@@ -306,6 +306,22 @@ def test_a_rate_that_the_batch_scales_past_its_limit_is_a_sentence(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--batch_sizes=8,2000"], "With `--batch_sizes=2000`, `config.train.batch_size` must be at most 1437"),
+        (
+            ["--batch_sizes=8,2", "--config.train.accumulate=4"],
+            "With `--batch_sizes=2`, `config.train.accumulate` must",
+        ),
+    ],
+)
+def test_a_batch_size_that_does_not_fit_is_named_as_it_was_given(tmp_path, argv, said):
+    with pytest.raises(UserError, match=said):
+        compare.main(["--config=configs/digits_cnn.py", "--norms=batch", *argv, f"--workdir={tmp_path}/run"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_batch_size_gives_a_config_that_its_run_can_read_again():
     """Ghost batches of one example would be refused, whatever the norm is."""
     for sized in compare.of_sizes(Config(), [2, 3, 8, 9]).values():

@@ -104,6 +104,24 @@ def test_what_is_continued_must_be_named(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("where", "said"), [("slurm", "`--where=slurm` cannot run the jobs"), ("local", "needs the package `submitit`")]
+)
+@pytest.mark.parametrize(
+    ("program", "words"), [(sweep, ["--grid=config.seed=5", "--", DIGITS]), (study, ["efficiency", "--quick"])]
+)
+def test_a_cluster_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path, monkeypatch, where, said, program, words
+):
+    monkeypatch.setenv("PATH", "")  # no `srun`
+    if where == "local":
+        monkeypatch.setitem(sys.modules, "submitit", None)  # as if it were not installed
+    name = words[:1] if program is study else []
+    with pytest.raises(UserError, match=said):
+        program.main([*name, f"--where={where}", f"--workdir={tmp_path / 'made'}", *words[len(name) :]])
+    assert not (tmp_path / "made").exists()
+
+
 def test_so_many_at_once_and_what_is_finished_is_not_run_again(tmp_path, pretended):
     pretended(0.3)
     found, ended = runs(tmp_path, "a", "b", "c", "d-fails"), []
