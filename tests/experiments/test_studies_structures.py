@@ -72,5 +72,5 @@ def test_the_curve_is_that_of_the_rate_that_ends_best():
 def test_a_usual_norm_is_one_of_those_that_are_measured():
     assert set(structures.USUAL) == set(structures.NAMES) == {cell["config"] for cell in structures.cells(False)}
     assert {structures.USUAL[n] for n in structures.IMAGES} == {"batch"}
-    assert len(structures.cells(False)) == 39
+    assert len(structures.cells(False)) == 38
     assert len(structures.cells(True)) == 3
