@@ -1,7 +1,6 @@
 """Strict: no rank promotion unasked, warnings are errors, and eight devices to be distributed over."""
 
 import contextlib
-import functools
 import gc
 import os
 
@@ -12,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.kit._unstable import compiler_options
+from tests.kit.compiling import quickly
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Programs do not say which lines they come from: nobody reads it, and to write it takes a tenth of the time.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 # Tracing makes and drops objects beside millions that stay; to look for cycles as often as usual takes a sixth of the
 # time.
 gc.set_threshold(50_000, 20, 100)
@@ -26,7 +27,7 @@ hypothesis.settings.load_profile("busy")
 # speed, or train for long. All others run once on a few numbers, and to compile them takes nearly all of the time.
 COMPILED_IN_FULL = {
     "core/numerics", "core/remat", "devices/hlo", "documents/readme", "experiments/bench_compiled",
-    "experiments/compare", "experiments/processes", "experiments/train",
+    "experiments/compare", "experiments/train",
 }  # fmt: skip
 # Files whose names begin so say nothing of another release of jax that the rest does not say: training, the benchmark,
 # tools and sentences. `pytest -m "not any_jax"` leaves them out, but for a step in every layout and a run of two
@@ -36,12 +37,9 @@ BUT = {
     "test_every_layout_computes_the_same_in_float32",
     "test_two_processes_end_with_the_parameters_of_one_that_nothing_disturbed",
 }
-# Of a test with many cases, the newest jax runs so many, from the first to the last in equal steps: what another
-# release changes, it changes for more than one of them. Of the contract of every norm it runs all.
-CASES = 8
-ALL_CASES = ("norms/battery",)
-# What the rest do without, beside LLVM's passes: kernels by way of MLIR, and 32 modules to be compiled at a time.
-PLAINER = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+# Of a test with many cases, the newest jax runs so many, in equal steps, and each test begins with another one: what
+# another release changes, it changes for more than one of them.
+CASES = 3
 
 
 def pytest_collection_modifyitems(items):
@@ -52,39 +50,18 @@ def pytest_collection_modifyitems(items):
             continue
         if short_name(item.module).startswith(ANY_JAX):
             item.add_marker("any_jax")
-        elif not short_name(item.module).startswith(ALL_CASES):
+        else:
             cases.setdefault((item.parent.nodeid, item.originalname), []).append(item)
-    for same in cases.values():
-        kept = {round(n * (len(same) - 1) / (CASES - 1)) for n in range(CASES)}
+    for first, same in enumerate(cases.values()):
+        kept = {(first + n * len(same) // CASES) % len(same) for n in range(CASES)}
         for n, item in enumerate(same):
-            if len(same) > CASES and n not in kept:
+            if n not in kept:
                 item.add_marker("any_jax")
 
 
 def short_name(module):
     """Folder and name, as in the lists above."""
     return module.__name__.removeprefix("tests.").replace(".test_", "/")
-
-
-@functools.cache
-def known():
-    """Those of the options above that this XLA has."""
-
-    def accepted(name):
-        try:
-            return jax.jit(lambda: 0, compiler_options={name: PLAINER[name]})() == 0
-        except jax.errors.JaxRuntimeError:
-            return False
-
-    return [(name, PLAINER[name]) for name in PLAINER if accepted(name)]
-
-
-@contextlib.contextmanager
-def quickly():
-    with compiler_options(known()):
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "configs" / "own.py"
 
 
-@pytest.mark.usefixtures("compile_quickly")
 def test_the_example_learns_and_is_taken_up_from_its_folder_alone(tmp_path, capsys, monkeypatch):
     argv = ["--config.train.epochs=6", f"--workdir={tmp_path}/run", "--config.model.dropout=0.01"]
     monkeypatch.chdir(ROOT)

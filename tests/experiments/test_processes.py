@@ -30,6 +30,7 @@ from experiments.training.checkpoints import last_arrays
 from experiments.training.launcher import Group, free_port
 from experiments.training.meeting import Greeting, Place, meet
 from experiments.training.processes import Distributed
+from tests.kit.compiling import environment
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config(
@@ -42,22 +43,8 @@ CONFIG = Config(
 )  # 2 steps an epoch; two processes of two devices, so that each group is a process
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    """As the processes do: otherwise the initial parameters, drawn in float32, would be rounded in another way."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def command(*argv):
     return [sys.executable, "-m", "experiments.launch", "--processes=2", "--", *map(str, argv)]
-
-
-def environment():
-    """Without the devices of this process."""
-    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return {**kept, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
 
 
 # `experiments.launch`, whose processes stay in the second epoch: a run could be at its end before it is killed.

@@ -16,6 +16,7 @@ from experiments import marks, study, sweep
 from experiments.cli.errors import UserError
 from experiments.training import jobs
 from experiments.training.jobs import Job
+from tests.kit.compiling import environment
 
 DIGITS = "--config=configs/digits_cnn.py"
 TINY = [
@@ -156,8 +157,10 @@ def test_interrupted_it_interrupts_its_runs(tmp_path, pretended):
     assert "KeyboardInterrupt" in (found.folder / jobs.LOG).read_text()  # it was asked, not killed
 
 
-def test_a_cluster_runs_them_too(tmp_path):
+def test_a_cluster_runs_them_too(tmp_path, monkeypatch):
     """By submitit's executor without a cluster; and the table has what the run's own log has."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
     assert sweep.main(["--grid=config.seed=5", "--where=local", f"--workdir={tmp_path / 'sweep'}", "--", *TINY]) == 0
     (row,) = csv.DictReader((tmp_path / "sweep" / "table.csv").read_text().splitlines())
     last = json.loads((tmp_path / "sweep" / "seed=5" / "metrics.jsonl").read_text().splitlines()[-1])

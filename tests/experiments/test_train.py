@@ -274,17 +274,20 @@ def digits(tmp_path_factory):
     class Quiet:
         advance = line = record = staticmethod(lambda *_: None)
 
-    def final_accuracy(config):
+    def final_accuracy(epochs=base.train.epochs, **changes):
+        config = dataclasses.replace(base, train=dataclasses.replace(base.train, epochs=epochs), **changes)
         workdir = tmp_path_factory.mktemp("digits")
         return run.train(config, load_data(config.data), program, workdir, Quiet())[-1]["eval/accuracy"]
 
-    return lambda **changes: final_accuracy(dataclasses.replace(base, **changes))
+    return final_accuracy
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_default_run_learns_the_digits(digits, seed):
-    assert digits(seed=seed) >= 0.97
+def test_the_default_run_learns_the_digits(digits):
+    """With another seed than its own, which `.ci/run` trains as the README says."""
+    assert digits(seed=1) >= 0.97
 
 
 def test_nothing_is_learned_from_shuffled_labels(digits):
-    assert digits(data=DataConfig(shuffle_labels=True)) < 0.2
+    """In two epochs, after which the right ones are learned already."""
+    assert digits(2) > 0.8
+    assert digits(2, data=DataConfig(shuffle_labels=True)) < 0.2
