@@ -101,14 +101,16 @@ class Evidence:
         found = {own[name] for own in owns if name in own}
         return sorted(found, key=lambda v: (float(v), "") if re.fullmatch(r"[\d.e+-]+", v) else (0.0, v))
 
-    def renamed(self, setting: str, names: Mapping[str, str]) -> "Evidence":
-        """The same numbers under other names, as if the labels had been mixed up: a claim must not hold then."""
+    def swapped(self, setting: str, one: str, other: str) -> "Evidence":
+        """The same numbers with two values of a setting mixed up, in all cells that have both: a claim must fail."""
+        names = {one: other, other: one}
 
-        def other(cell: str) -> str:
+        def mixed_up(cell: str) -> str:
             own = self._settings[cell]
-            return cell_name({k: names.get(v, v) if k == setting else v for k, v in own.items()})
+            found = cell_name({**own, setting: names[own[setting]]}) if own.get(setting) in names else cell
+            return found if found in self._settings else cell
 
-        return Evidence(row._replace(cell=other(row.cell)) for row in self.rows)
+        return Evidence(row._replace(cell=mixed_up(row.cell)) for row in self.rows)
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:
