@@ -143,7 +143,7 @@ LAYER_NORM = Spec(
     statistics=(Measured("C"),),
     attributes={"axis": "feature_axes", "reduction_axes": "reduction_axes"},
     paper="Ba, Kiros and Hinton 2016, arXiv 1607.06450",
-    use="transformers and recurrent networks",
+    use="transformers; recurrent networks that need a norm",
 )
 RMS_NORM = Spec(
     name="rms",

@@ -1,8 +1,8 @@
-"""Networks that adapt to images without labels: what `bnjax` offers for that, as the study of shifted data uses it."""
+"""Networks that adapt to images without labels: what `bnjax` offers for that, as the studies of shifted data use it."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from jax import Array
 
 from bnjax import linen as bnn
-from experiments.lab.fitting import Variables, digits, fit
+from experiments.lab.fitting import Examples, Variables, digits, fit
 from experiments.lab.patches import PatchCNN
 from experiments.models.norms import NormChoice
 
@@ -25,22 +25,35 @@ CLASSES = (1, 2, 5, 10)  # in a batch
 Batch = dict[str, Any]  # images, and which of them count
 
 
+class Lesson(NamedTuple):
+    """What a network learns, and for how long."""
+
+    data: Callable[[], tuple[Examples, Examples]]
+    """Images and classes, to learn from and held out."""
+    steps: int = STEPS
+    rate: float | optax.Schedule = RATE
+
+
+DIGITS = Lesson(digits)
+
+
 def network(norm: str) -> PatchCNN:
-    """The network that learns the digits."""
+    """The network that learns the images."""
     return PatchCNN(NormChoice(norm, groups=GROUPS), WIDTHS)
 
 
-def trained(norm: str, seeds: Sequence[int]) -> list[Variables]:
-    """The variables of a network that has learned the undamaged digits, for each seed."""
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], _trained(norm, tuple(seeds))) for i in range(len(seeds))]
+def trained(norm: str, seeds: Sequence[int], lesson: Lesson = DIGITS) -> list[Variables]:
+    """The variables of a network that has learned undamaged images, for each seed."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], _trained(norm, tuple(seeds), lesson)) for i in range(len(seeds))]
 
 
 @functools.lru_cache(maxsize=8)
-def _trained(norm: str, seeds: tuple[int, ...]) -> Variables:
-    train, _ = digits()
+def _trained(norm: str, seeds: tuple[int, ...], lesson: Lesson) -> Variables:
+    train, _ = lesson.data()
+    optimizer = optax.adam(lesson.rate)
 
     def of_seed(seed: Array) -> Variables:
-        return fit(network(norm), train, jax.random.key(seed), optax.adam(RATE), steps=STEPS, batch=BATCH)[0]
+        return fit(network(norm), train, jax.random.key(seed), optimizer, steps=lesson.steps, batch=BATCH)[0]
 
     return jax.jit(jax.vmap(of_seed))(jnp.asarray(seeds))
 

@@ -43,4 +43,4 @@ def _said(study_name: str, claim_name: str, studies: Studies, results: str) -> s
         )
     judged = judge(claims[claim_name], evidence)
     link = f'<a href="{results}studies/{study_name}.html">{study.title}</a>'
-    return f"- **{judged.verdict.capitalize()}.** {judged.said} ({link})\n"
+    return f"- {judged} ({link})\n"

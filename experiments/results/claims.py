@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.results.evidence import Evidence
 
-Verdict = Literal["held", "failed", "within noise", "not measured"]
+Verdict = Literal["confirmed", "refuted", "within noise", "not measured"]
 DRAWS, LEVEL = 10_000, 0.95
 
 
@@ -34,11 +34,11 @@ class Interval(NamedTuple):
 
     def above(self, bound: float) -> Verdict:
         """Whether it lies above `bound` as a whole."""
-        return "held" if self.low > bound else "failed" if self.high < bound else "within noise"
+        return "confirmed" if self.low > bound else "refuted" if self.high < bound else "within noise"
 
     def below(self, bound: float) -> Verdict:
         """Whether it lies below `bound` as a whole."""
-        return "held" if self.high < bound else "failed" if self.low > bound else "within noise"
+        return "confirmed" if self.high < bound else "refuted" if self.low > bound else "within noise"
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
@@ -65,10 +65,10 @@ def paired(evidence: Evidence, metric: str, better: Mapping[str, object], worse:
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict on a sentence with several parts: the worst of theirs.
 
-    >>> all_of(["held", "within noise"])
+    >>> all_of(["confirmed", "within noise"])
     'within noise'
     """
-    order: tuple[Verdict, ...] = ("failed", "not measured", "within noise", "held")
+    order: tuple[Verdict, ...] = ("refuted", "not measured", "within noise", "confirmed")
     return min(verdicts, key=order.index)
 
 
@@ -86,6 +86,8 @@ class Claim(NamedTuple):
     """In words, what `holds` looks for."""
     paper: str = ""
     """What a paper found, and which."""
+    about: str = ""
+    """The setting that it is about, where that is not the study's `label`."""
 
 
 class Judged(NamedTuple):
@@ -95,6 +97,10 @@ class Judged(NamedTuple):
     said: str
     verdict: Verdict
     figures: Mapping[str, Interval | float | str]
+
+    def __str__(self) -> str:
+        """In Markdown: the verdict, and the sentence that it is about."""
+        return f"**{self.verdict.capitalize()}:** {self.said}"
 
 
 @functools.cache  # the same claims stand on several pages

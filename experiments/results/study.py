@@ -42,7 +42,7 @@ class Study(NamedTuple):
     claims: tuple[Claim, ...]
     charts: Callable[[Evidence], list[Chart]]
     label: str = "norm"
-    """The setting that claims are about: a test mixes up its names."""
+    """The setting that claims are about: where its names are mixed up, no claim may hold in every case (a test)."""
 
     def digest(self, settings: Settings) -> str:
         """A short name of all that a cell is computed with."""

@@ -13,7 +13,14 @@ from experiments.results.evidence import Evidence
 from experiments.results.files import write_text
 from experiments.results.study import Chart, Study
 
-SIGNS = {"held": "✓", "failed": "✗", "within noise": "≈", "not measured": "?"}
+SIGNS = {"confirmed": "✓", "refuted": "✗", "within noise": "≈", "not measured": "?"}
+
+VERDICTS = (
+    "**Confirmed** means that the numbers bear the sentence out. **Refuted** means that they speak against it, or\n"
+    "against a part of it: what was found stands behind it. **Within noise** means that other random seeds could\n"
+    "decide otherwise, at least for a part. In brackets is the interval in which the mean over the seeds lies with a\n"
+    "probability of 95 in 100."
+)
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8882; }
@@ -23,7 +30,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(-
 .claims { list-style: none; padding: 0; }
 .claims > li { border: 1px solid var(--line); border-left-width: 6px; border-radius: 4px;
   padding: .6rem .9rem; margin: .7rem 0; }
-.claims > .held { border-left-color: #009e73; } .claims > .failed { border-left-color: #d55e00; }
+.claims > .confirmed { border-left-color: #009e73; } .claims > .refuted { border-left-color: #d55e00; }
 .claims > .noise { border-left-color: #e69f00; }
 .verdict { font-weight: 700; } .more { display: block; font-size: .9rem; opacity: .85; }
 .chart, .wide { overflow-x: auto; } .chart svg { max-width: 100%; height: auto; }
@@ -99,12 +106,11 @@ def markdown_of(studies: Sequence[tuple[Study, Evidence]], not_yet: Sequence[str
     parts = ["# Studies\n"]
     parts.append(
         "Questions about normalization, answered by runs that anyone can repeat. Each sentence is a claim in code,\n"
-        "judged by the numbers in `docs/results/studies`: it held, it failed, or the difference lies within noise. In\n"
-        "brackets is the 95 % interval of a mean over the seeds.\n"
+        f"judged by the numbers in `docs/results/studies`. {VERDICTS}\n"
     )
     for study, evidence in studies:
         parts.append(f"## {study.title}\n\n*{study.question}*\n")
-        parts += [f"- **{one.verdict.capitalize()}.** {one.said}" for one in (judge(c, evidence) for c in study.claims)]
+        parts += [f"- {one}" for one in (judge(c, evidence) for c in study.claims)]
         parts.append(
             f'\nPictures, what was done and what would falsify it: <a href="studies/{study.name}.html">the page of '
             f"this study</a>. To repeat it: `python -m experiments.study {study.name}`.\n"
@@ -124,9 +130,9 @@ def _claims(judged: Sequence[Judged], short: bool = False) -> str:
 
 
 def _claim(one: Judged, short: bool) -> str:
-    kind = {"held": "held", "failed": "failed"}.get(one.verdict, "noise")
-    verdict = f'<span class="verdict">{SIGNS[one.verdict]} {one.verdict.capitalize()}.</span>'
-    more = "" if short else f'<span class="more">It would fail if {escape(one.claim.falsified_by)}.</span>'
+    kind = {"confirmed": "confirmed", "refuted": "refuted"}.get(one.verdict, "noise")
+    verdict = f'<span class="verdict">{SIGNS[one.verdict]} {one.verdict.capitalize()}:</span>'
+    more = "" if short else f'<span class="more">It would be refuted if {escape(one.claim.falsified_by)}.</span>'
     if one.claim.paper and not short:
         more += f'<span class="more">The paper: {escape(one.claim.paper)}</span>'
     return f'<li class="{kind}">{verdict} {_text(one.said)}{more}</li>'

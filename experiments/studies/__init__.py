@@ -16,15 +16,16 @@ STUDIES = {  # by name, the module; it is imported when it is asked for
     "batch_size": "experiments.studies.batch_size",
     "regularizers": "experiments.studies.regularizers",
     "shift": "experiments.studies.shift",
+    "clothes": "experiments.studies.clothes",
     "variance_shift": "experiments.studies.variance_shift",
     "averaged_weights": "experiments.studies.averaged_weights",
     "recurrent": "experiments.studies.recurrent",
     "data_width": "experiments.studies.data_width",
     "no_norm": "experiments.studies.no_norm",
+    "structures": "experiments.studies.structures",
     "efficiency": "experiments.studies.efficiency",
 }
 NOT_YET = (  # questions that nobody measured, for the pages
-    "Other structures: each architecture of the zoo with several norms.",
     "Networks that generate, detect, segment or describe images: they are not in the zoo yet.",
 )
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies"  # of the committed numbers

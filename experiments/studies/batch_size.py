@@ -138,7 +138,8 @@ CLAIMS = (
     Claim(
         "two examples",
         "With two images a batch, batch norm of convolutions fails, and batch renormalization and group norm do not. "
-        "Found: errors of {batch:.1f} %, {renorm:.1f} % and {group:.1f} %.",
+        "Found: errors of {batch:.1f} % with batch norm, {renorm:.1f} % with renormalization and {group:.1f} % with "
+        "group norm.",
         _small,
         lambda f: all_of([f["renorm_less"].above(5), f["group_less"].above(5)]),
         "one of the two were not 5 points better than batch norm",
@@ -148,7 +149,7 @@ CLAIMS = (
     Claim(
         "small and middle",
         "From 32 images a batch to two, the error of batch norm grows, and that of group norm does not. Found: it "
-        "changes by {batch:+.1f} and {group:+.1f} points.",
+        "changes by {batch:+.1f} points with batch norm and {group:+.1f} points with group norm.",
         _grown,
         lambda f: all_of([f["batch"].above(5), f["group"].below(1)]),
         "that of batch norm grew by 5 points or less, or that of group norm by 1 or more",
@@ -167,9 +168,9 @@ CLAIMS = (
     Claim(
         "large batches",
         "With 1024 images a batch, a rate in proportion and warm-up, norms of the batch lose nothing, and a network "
-        "without a norm does. Found, beside 32 images: {batch:.1f} points more error with batch norm, {ghost:.1f} with "
-        "ghost batches, {renorm:.1f} with renormalization, {group:.1f} with group norm, {layer:.1f} with layer norm, "
-        "{none:.1f} without a norm; without warm-up {batch_cold:.1f} with batch norm, {none_cold:.1f} without a norm.",
+        "without a norm does. Found: the error is {batch:.1f} points larger than with 32 images with batch norm, "
+        "{ghost:.1f} with ghost batches, {renorm:.1f} with renormalization, {none:.1f} without a norm. Without warm-up "
+        "it is {batch_cold:.1f} points larger with batch norm, {none_cold:.1f} without a norm.",
         _large,
         lambda f: all_of([*(f[norm].below(1) for norm in ("batch", "ghost", "renorm")), f["none"].above(1)]),
         "one of the three norms of the batch lost 1 point or more, or the network without a norm 1 or less",
@@ -192,6 +193,7 @@ CLAIMS = (
         _gaps,
         lambda f: f["more"].above(0),
         "it were not narrower",
+        about="ghost",
     ),
 )
 

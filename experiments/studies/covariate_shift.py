@@ -189,8 +189,8 @@ def _smoother(kind: str, text: str, paper: str = "") -> Claim:
     return Claim(
         f"a smoother loss, {kind} steps",
         f"{text} the loss is smoother with batch norm. Found, without a norm: the loss varies {{range:.1f}} times as "
-        "much, the gradient changes {change:.1f} times as much, and on a way of the same length {smoothness:.1f} times "
-        "as much.",
+        "much, the gradient changes {change:.1f} times as much, and over the same distance in the weights "
+        "{smoothness:.1f} times as much.",
         lambda e: _times(e, kind),
         lambda f: all_of([value.above(1) for value in f.values()]),
         "one of the three were no larger without a norm",
@@ -201,7 +201,7 @@ def _smoother(kind: str, text: str, paper: str = "") -> Claim:
 CLAIMS = (
     Claim(
         "inputs that move",
-        "The quantiles of a unit's inputs move less with batch norm. Found: from one look to the next by {batch:.2f} "
+        "The quantiles of a unit's inputs move less with batch norm. Found: between two measurements by {batch:.2f} "
         "of their spread, without a norm by {none:.2f} (not divided by the spread: {batch_absolute:.2f} and "
         "{none_absolute:.2f}).",
         _drifts,
@@ -236,7 +236,7 @@ CLAIMS = (
     _smoother(
         "relative",
         f"On steps of {100 * RELATIVE[0]:g} % to {100 * RELATIVE[-1]:g} % of the length of all weights, with changes "
-        "of the gradient in its own length,",
+        "of the gradient relative to its length,",
     ),
 )
 

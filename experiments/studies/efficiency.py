@@ -109,6 +109,7 @@ CLAIMS = (
         lambda f: _all(f, 0.95, above=True),
         "it saved 5 % or more on one of them",
         "Zhang and Sennrich measured 7 to 64 % less time (arXiv:1910.07467, abstract).",
+        about="work",
     ),
     Claim(
         "one norm alone",

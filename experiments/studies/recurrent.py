@@ -26,6 +26,7 @@ RATES = (0.003, 0.01, 0.03)  # of Adam
 SYMBOLS, TRAINING, HELD_OUT = 8, 2000, 500
 LENGTHS = (20, 50, 100)
 PIXELS = 64
+LEARNED = 0.9  # the accuracy of a network that has learned it
 FLOOR = 1e-38  # what float32 can hold: a smaller gradient is zero
 
 
@@ -116,14 +117,18 @@ def _digits(evidence: Evidence) -> dict[str, Interval]:
     return {**{norm: interval(values) for norm, values in found.items()}, **more}
 
 
-def _memory(evidence: Evidence) -> dict[str, Interval]:
-    return {norm: interval(_best(evidence, _settings(norm, "memory", LENGTHS[-1]))) for norm in NORMS}
+def _memory(evidence: Evidence) -> dict[str, Any]:
+    found = {norm: _best(evidence, _settings(norm, "memory", LENGTHS[-1])) for norm in NORMS}
+    learned = f"{(found['batch'] > LEARNED).sum()} of {len(found['batch'])}"
+    return {**{norm: interval(values) for norm, values in found.items()}, "learned": learned}
 
 
 def _gradients(evidence: Evidence) -> dict[str, Interval]:
     own = "log10 of first / last"
     found = {norm: evidence.values(own, _settings(norm, "memory", LENGTHS[-1])) for norm in NORMS}
-    return {**{n: interval(v) for n, v in found.items()}, "more": interval(found["batch"] - found["none"])}
+    more = {f"{norm}_more": interval(found[norm] - found["none"]) for norm in ("batch", "layer")}
+    learned = interval(_best(evidence, _settings("layer", "memory", LENGTHS[-1])))
+    return {**{n: interval(v) for n, v in found.items()}, **more, "learned": learned}
 
 
 CLAIMS = (
@@ -142,20 +147,24 @@ CLAIMS = (
     Claim(
         "memory",
         f"An LSTM learns to name the first of {LENGTHS[-1]} symbols with batch norm in its cell, and not without a "
-        f"norm. Found: accuracy {{batch:.2f}} and {{none:.2f}}, and {{layer:.2f}} with layer norm; chance is 1 in "
-        f"{SYMBOLS}.",
+        f"norm. Found: with batch norm {{learned}} seeds learn it (accuracy {{batch:.2f}}); the accuracy is "
+        f"{{none:.2f}} without a norm, and {{layer:.2f}} with layer norm. Chance is 1 in {SYMBOLS}.",
         _memory,
-        lambda f: all_of([f["batch"].above(0.9), f["none"].below(0.5)]),
+        lambda f: all_of([f["batch"].above(LEARNED), f["none"].below(0.5)]),
         "batch norm stayed below 0.9, or the network without a norm came above 0.5",
     ),
     Claim(
         "gradients through time",
-        f"The reason is there before the first step: over {LENGTHS[-1]} steps, the gradient to the first symbol is 10 "
-        "to the power of {none:.1f} times that to the last one without a norm, {layer:.1f} with layer norm, and "
-        "{batch:.1f} with batch norm.",
+        f"Without a norm the gradient vanishes over {LENGTHS[-1]} steps, before any training; with a norm it does not. "
+        "This alone is not enough: with layer norm the network does not learn to remember, either. Found: the gradient "
+        "to the first symbol is 10 to the power of {none:.1f} times that to the last one without a norm, {layer:.1f} "
+        "with layer norm, and {batch:.1f} with batch norm; with layer norm the accuracy is {learned:.2f}.",
         _gradients,
-        lambda f: f["more"].above(1.0),
-        "batch norm kept less than ten times as much of the gradient as no norm",
+        lambda f: all_of(
+            [f["none"].below(-5), f["batch_more"].above(1), f["layer_more"].above(1), f["learned"].below(0.5)]
+        ),
+        "the power were above -5 without a norm, or a norm kept less than ten times as much of the gradient, or the "
+        "accuracy with layer norm were above 0.5",
     ),
 )
 

@@ -7,147 +7,80 @@ from typing import Any
 import numpy as np
 
 from experiments.data.corruptions import KINDS, corrupted
-from experiments.lab import adapting
-from experiments.lab.adapting import CLASSES, FEW, PRIOR, SIZES, STEPS, errors_by_method, trained
+from experiments.lab import adapting, damaged
+from experiments.lab.adapting import CLASSES, FEW, PRIOR, SIZES, STEPS, trained
+from experiments.lab.damaged import METRIC, MOST, NORMS, OWN, errors, intervals
 from experiments.lab.fitting import digits
 from experiments.results import charts
 from experiments.results.claims import Claim, Interval, all_of, interval
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
-from experiments.results.tables import Table
-
-NORMS = ("batch", "group", "layer", "none")
-SEVERITIES = (1, 2, 3, 4, 5)
-MOST = SEVERITIES[-1]
-METRIC = "error"
 
 
 def cells(quick: bool) -> list[Settings]:
     """For each norm undamaged digits and each kind of damage; for batch norm also few images, and few classes."""
     norms, kinds = (("batch", "group"), ("gaussian", "contrast")) if quick else (NORMS, tuple(KINDS))
-    found: list[Settings] = []
-    for norm in norms:
-        found.append({"part": "clean", "norm": norm})
-        found += [{"part": "damage", "norm": norm, "corruption": kind} for kind in kinds]
-    return found + [{"part": part, "corruption": kinds[0] if quick else "all"} for part in FEW]
+    few: list[Settings] = [{"part": part, "corruption": kinds[0] if quick else "all"} for part in FEW]
+    return damaged.cells(norms, kinds) + few
 
 
 def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
-    """The networks of a norm are trained once for all of its cells."""
-    norm = settings.get("norm", "batch")
-    (_, (images, labels)), of_seeds = digits(), trained(norm, seeds)
-    if settings["part"] in FEW:
-        kinds = tuple(KINDS) if settings["corruption"] == "all" else (settings["corruption"],)
-        of_kinds = [corrupted(images, kind, MOST) for kind in kinds]
-        for seed, variables in zip(seeds, of_seeds, strict=True):
-            found = [FEW[settings["part"]](variables, own, labels, seed) for own in of_kinds]
-            for same in zip(*found, strict=True):
-                yield Measured(seed, METRIC, STEPS, float(np.mean([error for _, error in same])), same[0][0])
+    if settings["part"] not in FEW:
+        yield from damaged.measured(settings, seeds)
         return
-    for severity in SEVERITIES if settings["part"] == "damage" else [0]:
-        damaged = corrupted(images, settings["corruption"], severity) if severity else images
-        with_tent = norm == "batch" or (norm != "none" and severity == MOST)
-        for seed, method, error in errors_by_method(norm, of_seeds, damaged, labels, seeds, with_tent):
-            yield Measured(seed, METRIC, STEPS, error, {"method": method, "severity": severity})
+    _, (images, labels) = digits()
+    kinds = tuple(KINDS) if settings["corruption"] == "all" else (settings["corruption"],)
+    of_kinds = [corrupted(images, kind, MOST) for kind in kinds]
+    for seed, variables in zip(seeds, trained("batch", seeds), strict=True):
+        found = [FEW[settings["part"]](variables, own, labels, seed) for own in of_kinds]
+        for same in zip(*found, strict=True):
+            yield Measured(seed, METRIC, STEPS, float(np.mean([error for _, error in same])), same[0][0])
 
 
 # Figures
 
 
-def errors(evidence: Evidence, part: str = "damage", **settings: object) -> np.ndarray:
-    """The error in %, of each seed: the mean over all that was measured with these settings."""
-    rows = evidence.select({"part": part, **settings}, METRIC)
-    if not rows:
-        raise LookupError(f"the error with {', '.join(f'{k} {v}' for k, v in settings.items())}")
-    of_seeds: dict[int, list[float]] = {}
-    for row in rows:
-        of_seeds.setdefault(row.seed, []).append(100 * row.value)
-    return np.array([np.mean(of_seeds[seed]) for seed in sorted(of_seeds)])
-
-
-OWN = {name: {"norm": "batch", "method": name} for name in ("as_is", "adapted", "tent")}
-
-
-def _kinds(evidence: Evidence) -> dict[str, Any]:
-    gains = {k: interval(_gain(evidence, corruption=k)) for k in KINDS}
-    return {
-        "better": sum(gain.low > 0 for gain in gains.values()),
-        "above": sum(gain.mean > 0 for gain in gains.values()),
-        "source": interval(errors(evidence, **OWN["as_is"])),
-        "adapted": interval(errors(evidence, **OWN["adapted"])),
-    }
-
-
-def _gain(evidence: Evidence, part: str = "damage", **more: object) -> np.ndarray:
-    """How much less the error is with adapted statistics."""
-    return errors(evidence, part, **OWN["as_is"], **more) - errors(evidence, part, **OWN["adapted"], **more)
-
-
 def _most(evidence: Evidence) -> dict[str, Interval]:
     before, after = (errors(evidence, **OWN[name], severity=MOST) for name in ("as_is", "adapted"))
-    return _intervals(source=before, adapted=after, left=100 * after / before)
-
-
-def _clean(evidence: Evidence) -> dict[str, Interval]:
-    return {"cost": interval(-_gain(evidence, "clean")), "gain": interval(_gain(evidence))}
-
-
-def _norms(evidence: Evidence) -> dict[str, Interval]:
-    found = {norm: errors(evidence, norm=norm, method="as_is") for norm in NORMS}
-    found["adapted"] = errors(evidence, **OWN["adapted"])
-    found |= {f"{norm}_gain": found["batch"] - found[norm] for norm in ("group", "layer")}
-    return _intervals(**found, more=found["group"] - found["adapted"])
-
-
-def _intervals(**values: np.ndarray) -> dict[str, Interval]:
-    return {name: interval(of_seeds) for name, of_seeds in values.items()}
+    return intervals(source=before, adapted=after, left=100 * after / before)
 
 
 def _images(evidence: Evidence) -> dict[str, Interval]:
     source = errors(evidence, "images", method="as_is")
-    alone, many = (errors(evidence, "images", method="adapted", images=n, prior=0) for n in (1, 200))
+    alone, few, many = (errors(evidence, "images", method="adapted", images=n, prior=0) for n in (1, 20, 200))
     one, twenty, all_of_them = (
         errors(evidence, "images", method="adapted", images=n, prior=PRIOR) for n in (1, 20, 200)
     )
-    found = _intervals(source=source, alone=alone, prior=one, many=many, many_prior=all_of_them)
+    found = intervals(source=source, alone=alone, prior=one, twenty=few, many=many, many_prior=all_of_them)
     part = 100 * (source - twenty) / (source - all_of_them)
-    return found | _intervals(alone_loses=alone - source, prior_loses=one - source, part=part, cost=all_of_them - many)
+    found |= intervals(part_alone=100 * (source - few) / (source - many))
+    return found | intervals(alone_loses=alone - source, prior_loses=one - source, part=part, cost=all_of_them - many)
 
 
 def _classes(evidence: Evidence) -> dict[str, Interval]:
     source = errors(evidence, "classes", method="as_is")
-    one, all_ten = (errors(evidence, "classes", method="adapted", classes=n, prior=PRIOR) for n in (1, 10))
-    return _intervals(source=source, one=one, ten=all_ten, loses=one - source, gains=source - all_ten)
-
-
-def _tent(evidence: Evidence) -> dict[str, Interval]:
-    before, after = errors(evidence, **OWN["adapted"]), errors(evidence, **OWN["tent"])
-    return _intervals(adapted=before, tent=after, gain=before - after)
+    found = {"source": source}
+    for name, prior in (("", 0), ("_prior", PRIOR)):
+        one, ten = (errors(evidence, "classes", method="adapted", classes=n, prior=prior) for n in (1, 10))
+        found |= {f"one{name}": one, f"ten{name}": ten, f"loses{name}": one - source, f"gains{name}": source - ten}
+    return intervals(**found)
 
 
 def _contrast(evidence: Evidence) -> dict[str, Interval]:
     at = {name: errors(evidence, **own, corruption="contrast", severity=MOST) for name, own in OWN.items()}
-    return _intervals(**at, loses=at["tent"] - at["adapted"], gains=at["as_is"] - at["tent"])
+    return intervals(**at, loses=at["tent"] - at["adapted"], gains=at["as_is"] - at["tent"])
 
 
 def _tent_elsewhere(evidence: Evidence) -> dict[str, Interval]:
     found: dict[str, Interval] = {}
     for norm in ("group", "layer"):
         before, after = (errors(evidence, norm=norm, method=m, severity=MOST) for m in ("as_is", "tent"))
-        found |= _intervals(**{norm: before, f"{norm}_tent": after, f"{norm}_gain": before - after})
+        found |= intervals(**{norm: before, f"{norm}_tent": after, f"{norm}_gain": before - after})
     return found
 
 
 CLAIMS = (
-    Claim(
-        "adapted statistics",
-        "The running statistics are those of the undamaged digits. With statistics of the damaged digits batch norm "
-        "has a smaller error for most of the nine kinds of damage. Found: for {better} of them; in the mean "
-        "{adapted:.1f} % in the place of {source:.1f} %.",
-        _kinds,
-        lambda f: "held" if f["better"] >= 7 else "failed" if f["above"] < 7 else "within noise",
-        "the error were smaller for fewer than seven kinds",
-    ),
+    *damaged.claims("digits"),
     Claim(
         "how much",
         "At the highest severity adaptation takes away half of the error or more. Found: {left:.0f} % of it is left, "
@@ -158,30 +91,6 @@ CLAIMS = (
         "on CIFAR-10-C at severity 5 adapted statistics take the error from 43.5 % to 20.4 % (Wang et al., "
         "arXiv:2006.10726); on ImageNet-C the mean corruption error from 76.7 to 62.2 (Schneider et al., "
         "arXiv:2006.16971).",
-    ),
-    Claim(
-        "what it costs",
-        "On undamaged digits adaptation costs next to nothing. Found: it changes the error by {cost:+.1f} points; on "
-        "damaged ones it takes away {gain:.1f} points.",
-        _clean,
-        lambda f: all_of([f["cost"].below(1), f["gain"].above(5)]),
-        "it added more than one point, or took away less than five",
-    ),
-    Claim(
-        "norms of one example",
-        "Group norm ({group:.1f} %) and layer norm ({layer:.1f} %) have no statistics that can be out of date. Without "
-        "adaptation their error on damaged digits is smaller than that of batch norm ({batch:.1f} %). Without any norm "
-        "it is {none:.1f} %.",
-        _norms,
-        lambda f: all_of([f["group_gain"].above(0), f["layer_gain"].above(0)]),
-        "one of them had no smaller error",
-    ),
-    Claim(
-        "group norm, or adaptation",
-        "Adapted batch norm ({adapted:.1f} %) has a smaller error than group norm as it is, by {more:.1f} points.",
-        _norms,
-        lambda f: f["more"].above(0),
-        "group norm had no larger error",
     ),
     Claim(
         "a single image",
@@ -202,31 +111,34 @@ CLAIMS = (
         "they gave less than half of it",
     ),
     Claim(
+        "twenty images, and nothing old",
+        "Without the old statistics twenty images are enough for 90 % of what 200 gain. Found, at the highest "
+        "severity: {part_alone:.0f} % of it; an error of {alone:.1f} % with one image, {twenty:.1f} % with twenty, "
+        "{many:.1f} % with 200, {source:.1f} % without adaptation.",
+        _images,
+        lambda f: f["part_alone"].above(90),
+        "they gave less than that",
+        about="images",
+    ),
+    Claim(
         "a prior can be too strong",
         f"Even beside 200 images, old statistics that count as {PRIOR} do harm. Found, at the highest severity: "
         "{many_prior:.1f} % with them and {many:.1f} % without, {cost:.1f} points less.",
         _images,
         lambda f: f["cost"].above(0),
         "they cost nothing",
+        about="prior",
     ),
     Claim(
         "batches of one class",
         "Where all images of a batch are of one class, its statistics do harm; where all classes are in it, they help. "
-        "Found, with some 36 images a batch: {one:.1f} % with one class, {ten:.1f} % with all ten, {source:.1f} % "
-        "without adaptation.",
+        "Found, with some 36 images a batch: an error of {source:.1f} % without adaptation, {one:.1f} % with one "
+        f"class, {{ten:.1f}} % with all ten. With old statistics that count as {PRIOR} images it is {{one_prior:.1f}} "
+        "% and {ten_prior:.1f} %.",
         _classes,
-        lambda f: all_of([f["loses"].above(0), f["gains"].above(0)]),
+        lambda f: all_of([f[name].above(0) for name in ("loses", "loses_prior", "gains", "gains_prior")]),
         "batches of one class did no harm, or batches of ten classes gave no gain",
-    ),
-    Claim(
-        "TENT",
-        "To train scale and bias for certain predictions, without labels (TENT), lowers the error further. Found: "
-        "{tent:.1f} % after it, {adapted:.1f} % before it, {gain:+.1f} points better.",
-        _tent,
-        lambda f: f["gain"].above(0),
-        "the error were no smaller than with adapted statistics alone",
-        "on CIFAR-10-C at severity 5 the error is 18.6 %, with adapted statistics 20.4 % (Wang et al., "
-        "arXiv:2006.10726).",
+        about="classes",
     ),
     Claim(
         "where TENT does harm",
@@ -250,14 +162,6 @@ CLAIMS = (
 # Pictures
 
 
-LINES: dict[str, Settings] = {  # the norm, and what is done
-    "batch": OWN["as_is"],
-    "group": {"norm": "group", "method": "as_is"},
-    "layer": {"norm": "layer", "method": "as_is"},
-    "batch, adapted": OWN["adapted"],
-    "none": {"norm": "none", "method": "as_is"},
-    "batch, TENT": OWN["tent"],
-}
 TITLES = {"images": "How many images are enough?", "classes": "Batches with few classes"}
 STATISTICS: dict[str, Settings] = {
     "not adapted": {"method": "as_is"},
@@ -267,14 +171,7 @@ STATISTICS: dict[str, Settings] = {
 
 
 def pictures(evidence: Evidence) -> list[Chart]:
-    found = []
-    if rows := _by_severity(evidence):
-        text = (
-            "The error on the held-out digits in %, the mean over the seeds; severity 0 is no damage. Click a line in "
-            "the legend to fade the others. The table has the means over all severities."
-        )
-        spec = charts.lines(rows, x="severity", y="error", colour="line", facet="damage", order=list(LINES))
-        found.append(Chart("Error by kind of damage and severity", text, spec, _by_kind(evidence)))
+    found = damaged.by_severity(evidence, "digits")
     texts = {
         "images": "The error on all held-out digits with nine kinds of damage at the highest severity, in %. The "
         "statistics are those of a few of them; a prior is how many images the old statistics count as. The mean over "
@@ -288,27 +185,6 @@ def pictures(evidence: Evidence) -> list[Chart]:
             table = charts.table(rows, x=part, y="error", line="statistics", title="Error in %, and 95 % interval")
             found.append(Chart(TITLES[part], text, spec, table))
     return found
-
-
-def _by_severity(evidence: Evidence) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for kind, (line, settings), severity in itertools.product(KINDS, LINES.items(), (0, *SEVERITIES)):
-        where = {"part": "damage", "severity": severity, "corruption": kind} if severity else {"part": "clean"}
-        if evidence.select({**settings, **where}):
-            mean = errors(evidence, **settings, **where).mean()
-            found.append({"damage": kind, "line": line, "severity": severity, "error": round(mean, 1)})
-    return found
-
-
-def _by_kind(evidence: Evidence) -> Table:
-    """The mean errors over the severities, a row for each line."""
-    rows = []
-    for line, settings in LINES.items():
-        measured = [k for k in KINDS if evidence.select({"part": "damage", **settings, "corruption": k})]
-        if measured:
-            means = {k: f"{errors(evidence, **settings, corruption=k).mean():.1f}" for k in measured}
-            rows.append([line, f"{interval(errors(evidence, **settings)):.1f}", *(means.get(k, "") for k in KINDS)])
-    return Table("Error in %, the mean over the severities", ["", "all", *KINDS], rows)
 
 
 def _by_statistics(evidence: Evidence, part: str) -> list[dict[str, Any]]:

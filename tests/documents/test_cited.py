@@ -24,7 +24,7 @@ def test_a_page_gets_the_claims_that_it_names():
     page = "Before.\n\n<!-- claim: tried / good -->\nold\n<!-- /claim -->\n\nAfter.\n"
     made = put_claims(page, STUDIES, "../results/")
     assert made == (
-        "Before.\n\n<!-- claim: tried / good -->\n- **Held.** It reaches 0.75 [0.75, 0.75]. "
+        "Before.\n\n<!-- claim: tried / good -->\n- **Confirmed:** It reaches 0.75 [0.75, 0.75]. "
         '(<a href="../results/studies/tried.html">Tried</a>)\n<!-- /claim -->\n\nAfter.\n'
     )
     assert put_claims(made, STUDIES, "../results/") == made

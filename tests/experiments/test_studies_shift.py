@@ -1,5 +1,7 @@
 """The study of damaged images: its network, its ways to adapt, and its batches, beside what is written out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import optax
 import pytest
 from flax import linen as nn
 
-from experiments.lab import adapting
+from experiments.data import Data
+from experiments.data.pixels import Pixels
+from experiments.lab import adapting, damaged, fitting
 from experiments.studies import shift
 
 RANDOM = np.random.default_rng(0)
@@ -108,12 +112,15 @@ def test_a_cell_has_the_errors_of_its_methods(part, monkeypatch):
         monkeypatch.setattr(adapting, name, value)
     adapting._tented.cache_clear()
     networks_of = {norm: [variables_of(norm), variables_of(norm, 1)] for norm in ("batch", "group")}
-    monkeypatch.setattr(shift, "trained", lambda norm, seeds: networks_of[norm])
+    for module in (shift, damaged):
+        monkeypatch.setattr(module, "trained", lambda norm, seeds, lesson=None: networks_of[norm])
     mean = IMAGES.mean((1, 2, 3), keepdims=True)
-    damaged = np.float32(0.15 * (IMAGES - mean) + mean)
-    predicted = np.asarray(adapting.network("batch").apply(networks_of["batch"][1], damaged, False).argmax(-1))
+    dull = np.float32(0.15 * (IMAGES - mean) + mean)
+    predicted = np.asarray(adapting.network("batch").apply(networks_of["batch"][1], dull, False).argmax(-1))
     labels = np.where(np.arange(12) < 7, predicted, (predicted + 1) % 10)  # five of twelve are wrong
     monkeypatch.setattr(shift, "digits", lambda: (None, (IMAGES, labels)))
+    lesson = adapting.Lesson(lambda: (None, (IMAGES, labels)), 7)
+    monkeypatch.setattr(damaged, "measured", functools.partial(damaged.measured, lesson=lesson))
     cells = [{"part": part, "corruption": "contrast"}]
     if part == "damage":
         cells = [{**cells[0], "norm": norm} for norm in networks_of]
@@ -130,3 +137,16 @@ def test_a_cell_has_the_errors_of_its_methods(part, monkeypatch):
             one.more["severity"] for cell, one in found if cell["norm"] == "group" and one.more["method"] == "tent"
         ]
         assert tents == [5, 5]
+
+
+def test_clothes_are_halved(monkeypatch):
+    """Of bytes that are mapped: each point is the mean of four, of numbers in [0, 1]."""
+    of_bytes = RANDOM.integers(0, 256, (3, 4, 6)).astype(np.uint8)
+    part = {"image": Pixels(of_bytes), "label": np.arange(3, dtype=np.int32)}
+    monkeypatch.setattr(fitting, "load_data", lambda config: Data(part, part))
+    (images, labels), held_out = fitting.clothes(3, 3)
+    x = np.float64(of_bytes) / 255
+    want = (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 4
+    np.testing.assert_allclose(images, want[..., None], rtol=1e-6)
+    np.testing.assert_array_equal(held_out[0], images)
+    np.testing.assert_array_equal(labels, [0, 1, 2])

@@ -144,7 +144,7 @@ def test_what_is_generated_is_up_to_date(part):
     page = (docs.ROOT / part.path).read_text()
     assert part.made(page) == page, "run `python -m experiments.docs --write`"
     # One of them is in each part.
-    words = ("GlobalResponseNorm", "global_resp", "**Held.**", "| SWA", "- median accuracy", "| `digits_cnn` |")
+    words = ("GlobalResponseNorm", "global_resp", "**Confirmed:**", "| SWA", "- median accuracy", "| `digits_cnn` |")
     lines = [line for line in page.splitlines(keepends=True) if any(word in line for word in words)]
     assert lines or part.path in library_pages.pages()
     for line in lines:  # one that is missing comes back, in its place
