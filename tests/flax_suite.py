@@ -29,6 +29,7 @@ import pytest
 
 import bnjax.linen
 import bnjax.nnx
+from tests.kit.compiling import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("tests/linen/linen_test.py", "tests/nnx/nn/normalization_test.py")
@@ -80,14 +81,17 @@ def fetch(folder: Path) -> Path:
 
 
 def run(source: Path, expression: str, *plugin: str) -> Counts:
-    """Runs Flax's tests in `source` and counts. Programs do not say which lines they come from, which is quicker."""
+    """Runs Flax's tests in `source` and counts.
+
+    Compiled as ours, but optimized: some want linen and nnx to be equal to the last bit.
+    """
     report = source / f"report{len(plugin)}.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib"]
     command += ["-c", str(source / "pyproject.toml"), f"--junitxml={report}", "-k", expression, *plugin]
     command += [str(source / file) for file in FILES]
-    environment = os.environ | {"JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0"}
+    compiled = environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        command, cwd=ROOT, env=compiled, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     print(done.stdout)
     if not report.exists():

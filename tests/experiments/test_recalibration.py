@@ -111,9 +111,7 @@ class Interrupt:
 def test_a_run_stays_as_it_is_and_is_taken_up(monkeypatch, tmp_path, capsys, api, layout):
     make = functools.cache(steps.make_program)
     monkeypatch.setattr(run, "make_program", make)
-    plain = dataclasses.replace(
-        TINY, model=dataclasses.replace(TINY.model, api=api), parallel=ParallelConfig(layout=layout)
-    )
+    plain = dataclasses.replace(TINY, model=ModelConfig(name="mlp", api=api), parallel=ParallelConfig(layout=layout))
 
     def of(name, config, *more):
         (tmp_path / f"{name}.json").write_text(to_json(config))
