@@ -252,8 +252,9 @@ STUDY = Study(
         "config, and of both the one with the better mean accuracy.\n\n"
         "Images are the 8 by 8 digits, the Transformer reverses sequences of numbers, BERT and the language model read "
         "the text of Python's help. The numbers are accuracies on what is held out, of characters or of numbers where "
-        "the data is text or a sequence. Two recurrent networks that read single pixels are in the study of recurrent "
-        "networks."
+        "the data is text or a sequence. In training, batch norm measures all positions of a text, in the language "
+        "model also those that come later. Two recurrent networks that read single pixels are in the study of "
+        "recurrent networks."
     ),
     cells=cells,
     run=run,
