@@ -22,7 +22,7 @@ import numpy as np
 from experiments.cli.errors import UserError, chosen
 from experiments.cli.flags import folder_of, parse_flags
 from experiments.cli.program import run_main
-from experiments.cli.report import Report, reporting
+from experiments.cli.report import reporting
 from experiments.config import Config
 from experiments.config.file import load
 from experiments.data import batches, count, load_data
@@ -33,7 +33,8 @@ from experiments.results.records import read_metrics
 from experiments.results.tables import Table
 from experiments.results.versions import commit, in_words, versions
 from experiments.tasks import task_of
-from experiments.training.jobs import Job, run_here
+from experiments.training.cluster import run_left
+from experiments.training.jobs import Job
 from experiments.training.lock import only_writer
 from experiments.training.run import METRICS, program_of
 
@@ -62,8 +63,11 @@ def main(argv: Sequence[str]) -> int:
     if workdir.exists() and not arguments.resume:
         raise UserError(f"`{workdir}` is there; add `--resume` to go on with its runs, or name another `--workdir`.")
     runs = [Run(name, norm, seed) for name in configs for norm in SEEDS for seed in SEEDS[norm]]
+    jobs = [run.job(workdir) for run in runs]
+    for job in jobs:
+        _clear(job)
     with reporting(len(runs)) as report:
-        if not trained([run.job(workdir) for run in runs], report):
+        if run_left(jobs, report, workdir):
             return 1
         rows = [row for run in runs for row in rows_of(run, configs[run.config], workdir)]
         results = {name: result_of(name, Evidence(rows)) for name in configs}
@@ -90,35 +94,11 @@ class Run(NamedTuple):
         return Job(name, tuple(arguments), workdir / name)
 
 
-def trained(jobs: Sequence[Job], report: Report) -> bool:
-    """Trains what is not trained yet, from its beginning, and returns whether no run failed."""
-    left, failed = [job for job in jobs if job.seconds is None], list[str]()
-    report.line(f"{len(jobs)} runs; {len(jobs) - len(left)} are finished")
-    report.advance(len(jobs) - len(left))
-
-    def ended(job: Job, status: int) -> None:
-        report.advance()
-        report.line(f"{job.name}: {job.last_words}")
-        if status:
-            failed.append(job.name)
-
-    for job in left:
-        _clear(job.folder)
-    try:
-        run_here(left, 1, ended)
-    except KeyboardInterrupt:
-        report.line(f"To continue, give the same command with `--workdir={jobs[0].folder.parent} --resume`.")
-        raise
-    if failed:
-        report.line(f"{len(failed)} of {len(jobs)} runs failed; what each said is in its `log.txt`.")
-    return not failed
-
-
-def _clear(folder: Path) -> None:
+def _clear(job: Job) -> None:
     """Deletes what an interrupted run left: continued, it would take less time than the whole command does."""
-    if folder.exists():
-        with only_writer(folder):
-            shutil.rmtree(folder)
+    if job.seconds is None and job.folder.exists():
+        with only_writer(job.folder):
+            shutil.rmtree(job.folder)
 
 
 def rows_of(run: Run, config: Config, workdir: Path) -> list[Row]:

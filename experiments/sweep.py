@@ -75,37 +75,10 @@ def main(argv: Sequence[str]) -> int:
             f"`{workdir}` is not empty; add `--resume` to go on with its runs, or name another `--workdir`."
         )
     jobs = jobs_of(lines_of(arguments.runs), grid_of(arguments.grid), common, workdir)
-    failed = _perform(arguments, jobs, workdir)
-    return 1 if failed else 0
-
-
-def _perform(arguments: Arguments, jobs: Sequence[Job], workdir: Path) -> int:
-    left = [job for job in jobs if job.seconds is None]
-    failed: dict[str, int] = {}
     with reporting(len(jobs)) as report:
-        report.title(f"{len(jobs)} runs in {workdir}; {len(jobs) - len(left)} are finished")
-        report.advance(len(jobs) - len(left))
-
-        def ended(job: Job, status: int) -> None:
-            report.advance()
-            if status:
-                failed[job.name] = status
-            report.line(f"{job.name}: {f'failed: {job.last_words}' if status else job.last_words}")
-
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            cluster.run_all(left, arguments.where, arguments.at_once, arguments.slurm, workdir, ended)
-        except KeyboardInterrupt:
-            done = sum(job.seconds is not None for job in jobs)
-            report.line(f"{done} of {len(jobs)} runs are finished.")
-            if arguments.where != "here":
-                report.line("What the cluster has goes on there; `scancel` ends it.")
-            report.line(f"To continue, give the same command with `--workdir={workdir} --resume`.")
-            raise
+        failed = cluster.run_left(jobs, report, workdir, arguments.where, arguments.at_once, arguments.slurm)
         _show(jobs, workdir, report)
-        if failed:
-            report.line(f"{len(failed)} of {len(jobs)} runs failed; what each said is in its `log.txt`.")
-    return len(failed)
+    return 1 if failed else 0
 
 
 def grid_of(words: Sequence[str]) -> dict[str, list[str]]:

@@ -6,8 +6,9 @@ import io
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from experiments.cli import memory
@@ -43,17 +44,41 @@ def run_main(main: Callable[[Sequence[str]], int | None], *signals: int) -> NoRe
 def _interrupted_by(*signals: int) -> None:
     """Makes the first of these signals a `KeyboardInterrupt`; a second one ends the process at once and in silence."""
 
-    def at_once(*_: object) -> NoReturn:
-        os._exit(130)
-
     def first(*_: object) -> NoReturn:
         for number in signals:
-            signal.signal(number, at_once)
+            signal.signal(number, _at_once)
         raise KeyboardInterrupt
 
     for number in signals:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, first)
+
+
+def _at_once(*_: object) -> NoReturn:
+    os._exit(130)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """For what must not be left half done: SIGINT waits until it is done; a second one ends the process at once."""
+    before, came = signal.getsignal(signal.SIGINT), threading.Event()
+    if (
+        not callable(before) or threading.current_thread() is not threading.main_thread()
+    ):  # nothing would be raised here
+        yield
+        return
+
+    def wait(*_: object) -> None:
+        came.set()
+        signal.signal(signal.SIGINT, _at_once)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came.is_set():
+            signal.raise_signal(signal.SIGINT)
 
 
 def accident(error: Exception) -> str | None:

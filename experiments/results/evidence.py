@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,17 +114,28 @@ class Evidence:
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows as CSV, the values with six digits."""
-    text = io.StringIO()
+    """Writes rows as CSV, the values with six digits. A word that stands in the row above, too, is left out."""
+    text, above = io.StringIO(), Row("", "", 0, "", 0, 0.0, "", "", "")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
-    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows)
+    for row in rows:
+        writer.writerow(_written(value, before) for value, before in zip(row, above, strict=True))
+        above = row
     write_text(path, text.getvalue())
 
 
-def _row(read: Mapping[str, str]) -> Row:
-    numbers: dict[str, Any] = {"seed": int(read["seed"]), "step": int(read["step"]), "value": float(read["value"])}
-    return Row(**{**read, **numbers})
+def _written(value: Any, above: Any) -> Any:
+    if isinstance(value, str):
+        return "" if value == above else value
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _rows(read: Iterable[Mapping[str, str]]) -> Iterator[Row]:
+    words: dict[str, str] = {}
+    for line in read:
+        words |= {name: word for name, word in line.items() if word}
+        numbers: dict[str, Any] = {n: kind(line[n]) for n, kind in (("seed", int), ("step", int), ("value", float))}
+        yield Row(**{**words, **numbers})
 
 
 def load(path: Path) -> Evidence:
@@ -137,7 +148,6 @@ def load(path: Path) -> Evidence:
         return Evidence(())
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            read = list(csv.DictReader(file, strict=True))
-        return Evidence(_row(row) for row in read)
+            return Evidence(_rows(csv.DictReader(file, strict=True)))
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise UserError(f"`{path}` does not hold the rows of a study: {type(error).__name__}: {error}.") from error

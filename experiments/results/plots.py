@@ -47,7 +47,7 @@ def scores_figure(scores: Scores, score: Score) -> Figure:
         colour, dash = STYLES[i % len(STYLES)]
         beside = 2 ** (0.12 * (i - (len(scores) - 1) / 2))
         sizes = [size * beside for size in of_size]
-        means = [float(np.mean(values)) for values in of_size.values()]
+        means = [float(np.mean(v)) if np.isfinite(v).all() else np.nan for v in of_size.values()]
         spread = [np.abs([m - min(v), max(v) - m]) for m, v in zip(means, of_size.values(), strict=True)]  # not -1e-16
         ax.errorbar(
             sizes, means, np.transpose(spread), color=colour, linestyle=dash, marker=MARKERS[i % len(MARKERS)],

@@ -32,7 +32,7 @@ class Mark(NamedTuple):
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one record a line. A loss that is not finite is `null` there."""
+    """`metrics.jsonl`: one record a line. NaN is `null` there, since JSON has no word for it, and infinity `1e999`."""
 
     def __init__(self, path: Path, length: int = 0, write: bool = True):
         """Opens the log to continue after so many bytes; what it holds beyond them is dropped.
@@ -101,9 +101,9 @@ def _record(values: Any) -> Record:
     if missing := [k for k in NEEDED if k not in values]:
         raise KeyError(missing[0])
     record = {k: math.nan if v is None else v for k, v in values.items()}
-    if wrong := [k for k, v in record.items() if type(v) not in (int, float) or math.isinf(v)]:
+    if wrong := [k for k, v in record.items() if type(v) is not float and not (type(v) is int and abs(v) < 2**63)]:
         raise ValueError(f"`{wrong[0]}` is {short(record[wrong[0]])}")
-    if not record["step"] >= 1:  # nor NaN
+    if not 1 <= record["step"] < math.inf:  # nor NaN
         raise ValueError(f"`step` is {short(record['step'])}")
     return record
 
@@ -118,4 +118,15 @@ def splits(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _line(record: Record) -> str:
-    return json.dumps({k: v if math.isfinite(v) else None for k, v in record.items()}) + "\n"
+    return "{" + ", ".join(f"{json.dumps(name)}: {_number(value)}" for name, value in record.items()) + "}\n"
+
+
+def _number(value: float) -> str:
+    """As JSON; what is too large for a float, every reader takes for infinity.
+
+    >>> _number(0.5), _number(-math.inf), _number(math.nan)
+    ('0.5', '-1e999', 'null')
+    """
+    if math.isnan(value):
+        return "null"
+    return json.dumps(value) if math.isfinite(value) else "1e999" if value > 0 else "-1e999"

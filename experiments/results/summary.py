@@ -71,5 +71,6 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
     >>> mean_and_deviation([1.0, 3.0], digits=1)
     '2.0 ± 1.4'
     """
-    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{deviation}"
+    with np.errstate(invalid="ignore"):  # what is infinite has no deviation: it is NaN
+        deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{deviation}"

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.cli.errors import UserError
+from experiments.cli.program import uninterrupted
 from experiments.results.files import write_text
 from experiments.results.records import DIGEST_SIZE, Mark, departs
 from experiments.training import processes
@@ -69,6 +70,7 @@ class Checkpoints:
         """The step of the last checkpoint, if there is one."""
         return self._manager.latest_step()
 
+    @uninterrupted()  # Orbax would leave a part, and its threads would speak of it when all is said
     def save(self, state: TrainState, log: Mark) -> None:
         """Saves `state`; from then on the run's log must begin as it does before `log`."""
         record = {"made_by": self._made_by, "log": log._asdict(), "arrays": digests(state)}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from experiments.cli.errors import UserError
+from experiments.cli.report import Report
 from experiments.cli.schema import Range
 from experiments.training.jobs import Job, perform, run_here
 
@@ -41,6 +42,33 @@ def run_all(
     if slurm.partition:
         asked["slurm_partition"] = slurm.partition
     return wait(jobs, submit(jobs, workdir.resolve() / "submitit", where, **asked), ended)
+
+
+def run_left(
+    jobs: Sequence[Job], report: Report, workdir: Path, where: Where = "here", at_once: int = 1, slurm: Slurm = Slurm()
+) -> int:
+    """Runs the jobs that are not finished, says how each ended, and returns how many failed."""
+    left, failed = [job for job in jobs if job.seconds is None], list[Job]()
+    report.title(f"{len(jobs)} runs in {workdir}; {len(jobs) - len(left)} are finished")
+    report.advance(len(jobs) - len(left))
+
+    def ended(job: Job, status: int) -> None:
+        report.advance()
+        report.line(f"{job.name}: {'failed: ' if status else ''}{job.last_words}")
+        if status:
+            failed.append(job)
+
+    try:
+        run_all(left, where, at_once, slurm, workdir, ended)
+    except KeyboardInterrupt:
+        report.line(f"{sum(job.seconds is not None for job in jobs)} of {len(jobs)} runs are finished.")
+        if where != "here":
+            report.line("What the cluster has goes on there; `scancel` ends it.")
+        report.line(f"To continue, give the same command with `--workdir={workdir} --resume`.")
+        raise
+    if failed:
+        report.line(f"{len(failed)} of {len(jobs)} runs failed; what each said is in its `log.txt`.")
+    return len(failed)
 
 
 def check(where: Where) -> None:

@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import os
 import shutil
+import signal
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from experiments import compare, train
@@ -15,7 +17,7 @@ from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.config.file import to_json
 from experiments.results.files import write_text, write_whole
 from experiments.training import run, steps
-from experiments.training.checkpoints import Checkpoints, last_arrays
+from experiments.training.checkpoints import FILES, Checkpoints, last_arrays
 from experiments.training.lock import only_writer
 
 TINY = Config(
@@ -310,6 +312,26 @@ def test_a_checkpoint_counts_on_a_log_that_is_on_the_disk(tmp_path, monkeypatch)
     (tmp_path / "tiny.json").write_text(to_json(TINY))
     train.main([f"--config={tmp_path}/tiny.json", f"--workdir={tmp_path}/run"])
     assert saved == [True] * 3
+
+
+def test_an_interrupt_while_a_checkpoint_is_saved_waits_for_it(tmp_path, monkeypatch, capsys):
+    save = ocp.CheckpointManager.save
+
+    def interrupted(*args, **how):
+        signal.raise_signal(signal.SIGINT)
+        return save(*args, **how)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    monkeypatch.setattr(ocp.CheckpointManager, "save", interrupted)
+    (tmp_path / "tiny.json").write_text(to_json(TINY))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.main([f"--config={tmp_path}/tiny.json", f"--workdir={tmp_path}/run"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "is saved up to step 2 of 6." in capsys.readouterr().out
+    assert (tmp_path / "run" / "checkpoints" / "2" / FILES).exists()  # what is written last
 
 
 def test_a_temporary_name_cannot_be_planted(tmp_path):

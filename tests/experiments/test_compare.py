@@ -18,8 +18,8 @@ from experiments.cli.errors import UserError
 from experiments.cli.schema import rebuild
 from experiments.config import Config, DataConfig, ModelConfig, TrainConfig
 from experiments.config.file import to_json
-from experiments.results.page import save_page, save_picture
-from experiments.results.plots import STYLES, scores_figure
+from experiments.results.page import save_page, save_picture, save_sizes_page
+from experiments.results.plots import STYLES, save_scores, scores_figure
 from experiments.results.records import KEYS, read_metrics
 from experiments.results.summary import Summary
 from experiments.tasks import score_of, task_of
@@ -292,6 +292,19 @@ def test_a_loss_has_the_scale_that_its_numbers_allow(first, last, scale):
     picture.draw_without_rendering()
     heights = {t.get_text(): t.get_window_extent().y0 for t in ax.texts}
     assert heights["none"] > heights["batch"]  # what ends in no number is named above all others
+
+
+@pytest.mark.parametrize("score", [ERROR, LOSS])
+def test_a_run_that_ended_in_an_infinite_loss_is_compared_with_others(tmp_path, score):
+    runs = {"none": [records(0.5, 0.1, loss=math.inf), records(0.5, 0.6)], "batch": [records(0.7, 0.9)] * 2}
+    summaries = [Summary(norm, score, runs[norm]) for norm in runs]
+    save_picture(tmp_path / "compare.png", runs, score)
+    save_page(tmp_path / "compare.html", runs, summaries, (0, 1), TINY)
+    scores = {summary.norm: {8: summary.ends(), 32: [1.0, 1.0]} for summary in summaries}
+    save_scores(tmp_path / "sizes.png", scores, score)
+    save_sizes_page(tmp_path / "sizes.html", scores, score, (0, 1), TINY)
+    said = "inf ± nan" if score is LOSS else "65.00 ± 35.36"
+    assert all(said in (tmp_path / name).read_text() for name in ("compare.html", "sizes.html"))
 
 
 def test_a_rate_that_the_batch_scales_past_its_limit_is_a_sentence(tmp_path):

@@ -16,6 +16,7 @@ from experiments.data import load_data
 from experiments.models import MODELS
 from experiments.results import config_page, evidence
 from experiments.results.config_page import FILE, digest, marked
+from experiments.training import cluster
 from experiments.training.lock import only_writer
 from experiments.training.run import program_of
 
@@ -90,7 +91,7 @@ def finished(monkeypatch, tmp_path):
             job.finish(2 * seconds, seconds)
             ended(job, 0)
 
-    monkeypatch.setattr(marks, "run_here", run_here)
+    monkeypatch.setattr(cluster, "run_here", run_here)
     return done
 
 

@@ -80,11 +80,32 @@ def test_output_that_cannot_be_written_is_a_sentence():
     assert "it is closed" in said
 
 
-def test_a_second_interrupt_is_as_quiet_as_the_first():
-    waits = (
-        "import time\ndef main(_):\n  try: say()\n  finally: say()\ndef say():\n  print(flush=True)\n  time.sleep(600)"
-    )
-    with start(waits, stdout=subprocess.PIPE) as program:
+WAITS = """
+import time
+def main(_):
+  try: say()
+  finally: say()
+def say():
+  print(flush=True)
+  time.sleep(600)
+"""
+HOLDS_BACK = """
+import time
+from experiments.cli.program import uninterrupted
+def main(_):
+  with uninterrupted():
+    signal.alarm(60)  # a failure would wait for ever
+    first = signal.getsignal(signal.SIGINT)
+    print(flush=True)
+    while signal.getsignal(signal.SIGINT) is first: time.sleep(0.01)
+    print(flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("code", [WAITS, HOLDS_BACK], ids=["raised", "held back"])
+def test_a_second_interrupt_is_as_quiet_as_the_first(code):
+    with start(code, stdout=subprocess.PIPE) as program:
         for _ in range(2):
             program.stdout.readline()
             program.send_signal(signal.SIGINT)

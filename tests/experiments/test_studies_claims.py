@@ -39,6 +39,19 @@ def test_numbers_come_back_from_their_file(tmp_path):
         evidence.load(tmp_path / "s.csv")
 
 
+def test_a_word_of_the_row_above_is_left_out_of_the_file(tmp_path):
+    saved = rows("norm=batch", [0.5, 0.5]) + rows("norm=none", [0.5], "loss")
+    evidence.save(tmp_path / "s.csv", saved)
+    head, *lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert lines == ["s,norm=batch,0,accuracy,1,0.5,d,c,v", ",,1,,1,0.5,,,", ",norm=none,0,loss,1,0.5,,,"]
+    in_full = "\n".join([head, *(",".join(map(str, row)) for row in saved)])
+    (tmp_path / "full.csv").write_text(in_full)
+    assert [list(evidence.load(tmp_path / name).rows) for name in ("s.csv", "full.csv")] == [saved, saved]
+    (tmp_path / "s.csv").write_text("\n".join([head, *lines[1:]]))
+    with pytest.raises(UserError, match="does not hold the rows of a study"):
+        evidence.load(tmp_path / "s.csv")
+
+
 def test_what_was_not_measured_is_no_number():
     found = Evidence(rows("norm=batch", [0.5, 0.7]))
     np.testing.assert_array_equal(found.values("accuracy", {"norm": "batch"}), [0.5, 0.7])

@@ -14,7 +14,8 @@ import pytest
 
 from experiments import marks, study, sweep
 from experiments.cli.errors import UserError
-from experiments.training import jobs
+from experiments.cli.report import reporting
+from experiments.training import cluster, jobs
 from experiments.training.jobs import Job
 from tests.kit.compiling import environment
 
@@ -139,6 +140,17 @@ def test_so_many_at_once_and_what_is_finished_is_not_run_again(tmp_path, pretend
     jobs.run_here([job for job in found if job.seconds is None], 2, lambda *_: None)
     assert {job.name: (job.folder / jobs.FINISHED).stat().st_mtime_ns for job in found[:3]} == before
     assert (tmp_path / "starts").read_text().split("\n")[-3] == "d-fails again"
+
+
+def test_how_each_run_ended_is_said_and_how_many_failed(tmp_path, pretended, capsys):
+    pretended(0)
+    found = runs(tmp_path, "a", "b-fails")
+    with reporting(2) as report:
+        assert cluster.run_left(found, report, tmp_path) == 1
+        assert cluster.run_left(found[:1], report, tmp_path) == 0
+    assert [line.split(" in ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "2 runs", "a: said by a", "b-fails: failed: said by b-fails", "1 of 2 runs failed; what each said is", "1 runs"
+    ]  # fmt: skip
 
 
 def test_interrupted_it_interrupts_its_runs(tmp_path, pretended):

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -215,13 +216,17 @@ def test_a_run_folder_belongs_to_one_config(tmp_path):
         claim(tmp_path / "file" / "run", TINY, resume=False)
 
 
-def test_a_loss_that_is_not_finite_is_null_in_the_log(tmp_path):
-    record = dict.fromkeys(KEYS, 1.0) | {"train/loss": float("nan"), "eval/loss": float("inf")}
+def test_what_is_not_finite_comes_back_from_the_log_as_it_was(tmp_path):
+    """And JSON has no other words for it: `NaN` and `Infinity` are none of its own."""
+    record = dict.fromkeys(KEYS, 1.0) | {"train/loss": math.nan, "eval/loss": math.inf, "eval/score": -math.inf}
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         log.add(record)
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
-    assert line["train/loss"] is line["eval/loss"] is None
-    assert np.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["train/loss"])
+    assert line["train/loss"] is None
+    (read,) = read_metrics(tmp_path / "metrics.jsonl")
+    np.testing.assert_equal(read, record)
+    with MetricsLog(tmp_path / "metrics.jsonl", (tmp_path / "metrics.jsonl").stat().st_size) as log:
+        np.testing.assert_equal(log.records, [record])
 
 
 GOOD = json.dumps(dict.fromkeys(KEYS, 1))
@@ -232,6 +237,7 @@ GOOD = json.dumps(dict.fromkeys(KEYS, 1))
     [
         b'{"step": 1}', b"\xff", b"3", b"[" * 100_000, b"not json", GOOD.replace('"step": 1', '"step": "1"').encode(),
         GOOD.replace('"step": 1', '"step": null').encode(), GOOD.replace('"step": 1', '"step": 0').encode(),
+        GOOD.replace('"step": 1', '"step": 1e999').encode(),
         GOOD.replace('loss": 1', 'loss": true').encode(), GOOD.replace('loss": 1', f'loss": {10**400}').encode(),
         f"{GOOD}\n{GOOD}".encode(),
     ],
