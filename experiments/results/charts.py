@@ -9,6 +9,7 @@ from experiments.results.tables import Table
 Rows = Sequence[Mapping[str, Any]]
 HEIGHT = 260  # pixels; the width is the page's
 # Told apart by people who see colours differently, on white and on black (Okabe and Ito).
+PLACES = 16  # that an axis has room to name
 FACETS = 5  # side by side; a narrow page shows two
 COLOURS = {
     "none": "#888888", "batch": "#0072b2", "layer": "#e69f00", "rms": "#009e73", "group": "#d55e00", "dyt": "#cc79a7",
@@ -37,8 +38,9 @@ def lines(
 
     chosen = alt.selection_point(name="chosen", fields=[colour], bind="legend")
     places = sorted({row[x] for row in rows})
+    marked = places if len(places) <= PLACES else alt.Undefined
     scale_x = alt.Scale(type="log" if log_x else "linear", nice=False)
-    xs = alt.X(x, type="quantitative", scale=scale_x, axis=alt.Axis(values=places, grid=False))
+    xs = alt.X(x, type="quantitative", scale=scale_x, axis=alt.Axis(values=marked, grid=False))
     scale = alt.Scale(type="log" if log_y else "linear", zero=False)
     faded = alt.condition(chosen, alt.value(1.0), alt.value(0.12))
     named = alt.Scale(domain=list(order), range=_colours(order))

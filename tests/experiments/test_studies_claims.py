@@ -275,8 +275,17 @@ addEventListener("error", event => errors.push(event.message));
 addEventListener("unhandledrejection", event => errors.push(String(event.reason)));
 const fetched = [];
 const own = window.fetch; window.fetch = (...a) => { fetched.push(String(a[0])); return own(...a); };
-setTimeout(() => {
-  const chart = document.querySelector(".chart");
+const soon = (ready, then) => {  // as soon as it is ready, as a busy machine is slow; after 8 seconds in any case
+  const look = left => ready() || !left ? then() : setTimeout(look, 100, left - 1);
+  look(80);
+};
+const charts = [];
+const drawn = () => {
+  charts.splice(0, charts.length, ...document.querySelectorAll(".chart"));
+  return charts.length && charts.every(c => c.matches(".vega-embed") && c.querySelector(".role-legend path"));
+};
+soon(drawn, () => {
+  const chart = charts[0];
   const lines = () => [...chart.querySelectorAll(".mark-line path")].map(p => p.getAttribute("opacity"));
   const before = lines();
   const symbol = chart.querySelector(".role-legend-symbol path:not(.background):not(.foreground)");
@@ -284,12 +293,12 @@ setTimeout(() => {
   const at = {bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, view: window};
   for (const kind of ["pointerover", "pointermove", "pointerdown", "pointerup", "click"])
     symbol.dispatchEvent(new PointerEvent(kind, at));
-  setTimeout(() => {
-    const marks = ".mark-line path, .mark-rect path";
-    const drawn = [...document.querySelectorAll(".chart")].map(c => c.querySelectorAll(marks).length);
+  const marks = ".mark-line path, .mark-rect path";
+  soon(() => lines().some(opacity => opacity < 1), () => {
+    const drawn = charts.map(c => c.querySelectorAll(marks).length);
     document.title = "RESULT" + JSON.stringify({errors, fetched, before, after: lines(), drawn}) + "END";
-  }, 300);
-}, 1500);
+  });
+});
 </script>
 """
 
@@ -303,7 +312,7 @@ def test_in_a_browser_charts_are_drawn_and_the_legend_fades(page, tmp_path):
     options = [
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=10000", "--dump-dom",
+        "--virtual-time-budget=20000", "--dump-dom",
     ]  # fmt: skip
     done = subprocess.run(
         [chromium, *options, f"file://{file}"], capture_output=True, text=True, check=True, timeout=300
