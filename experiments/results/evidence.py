@@ -114,8 +114,13 @@ class Evidence:
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows as CSV, the values with six digits. A word that stands in the row above, too, is left out."""
-    text, above = io.StringIO(), Row("", "", 0, "", 0, 0.0, "", "", "")
+    """Writes rows as CSV, the values with six digits.
+
+    A word that stands in the row above, too, is left out. So a word of no letters, as the commit outside of git, is a
+    blank.
+    """
+    text = io.StringIO()
+    above: Sequence[Any] = [None] * len(Row._fields)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
     for row in rows:
@@ -126,14 +131,16 @@ def save(path: Path, rows: Sequence[Row]) -> None:
 
 def _written(value: Any, above: Any) -> Any:
     if isinstance(value, str):
-        return "" if value == above else value
+        return "" if value == above else value or " "
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _rows(read: Iterable[Mapping[str, str]]) -> Iterator[Row]:
     words: dict[str, str] = {}
     for line in read:
-        words |= {name: word for name, word in line.items() if word}
+        if None in line.values():
+            raise ValueError("a row has fewer words than the head")
+        words |= {name: word.strip() for name, word in line.items() if word}
         numbers: dict[str, Any] = {n: kind(line[n]) for n, kind in (("seed", int), ("step", int), ("value", float))}
         yield Row(**{**words, **numbers})
 

@@ -39,6 +39,22 @@ def test_numbers_come_back_from_their_file(tmp_path):
         evidence.load(tmp_path / "s.csv")
 
 
+@pytest.mark.parametrize("commits", [("", ""), ("", "a"), ("a", ""), ("a", "", "", "a")])
+def test_no_word_is_not_the_word_above(tmp_path, commits):
+    """As of a commit, where the program is outside of git."""
+    saved = [row._replace(commit=c) for row, c in zip(rows("norm=batch", range(len(commits))), commits, strict=True)]
+    evidence.save(tmp_path / "s.csv", saved)
+    assert list(evidence.load(tmp_path / "s.csv").rows) == saved
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path):
+    evidence.save(tmp_path / "s.csv", rows("norm=batch", [0.5, 0.7]))
+    text = (tmp_path / "s.csv").read_text()
+    (tmp_path / "s.csv").write_text(text[: text.rindex(",")])
+    with pytest.raises(UserError, match="fewer words than the head"):
+        evidence.load(tmp_path / "s.csv")
+
+
 def test_a_word_of_the_row_above_is_left_out_of_the_file(tmp_path):
     saved = rows("norm=batch", [0.5, 0.5]) + rows("norm=none", [0.5], "loss")
     evidence.save(tmp_path / "s.csv", saved)
