@@ -14,7 +14,7 @@ from experiments.cli.errors import UserError
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
 from experiments.cli.schema import Range, rebuild
-from experiments.config import BatchSize, Config, Norm
+from experiments.config import BatchSize, Config, Norm, with_norm
 from experiments.config.arguments import parse
 from experiments.data import Data, check_sizes, load_data
 from experiments.results.page import save_page, save_picture, save_sizes_page, size_table
@@ -132,10 +132,6 @@ def show(
     save_page(workdir / "compare.html", runs, summaries, seeds, config)
     report.show(table(summaries).rich())
     report.line(f"Curves and table: {workdir / 'compare.html'}")
-
-
-def with_norm(config: Config, norm: str) -> Config:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, norm=norm))
 
 
 def of_sizes(config: Config, sizes: Sequence[int]) -> dict[int, Config]:

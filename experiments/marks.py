@@ -23,7 +23,7 @@ from experiments.cli.errors import UserError, chosen
 from experiments.cli.flags import folder_of, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.report import reporting
-from experiments.config import Config
+from experiments.config import Config, with_norm
 from experiments.config.file import load
 from experiments.data import batches, count, load_data
 from experiments.results import evidence
@@ -109,7 +109,7 @@ def rows_of(run: Run, config: Config, workdir: Path) -> list[Row]:
     """
     job = run.job(workdir)
     was = load(str(job.folder / "config.json"))
-    if digest(dataclasses.replace(was, model=dataclasses.replace(was.model, norm=config.model.norm))) != digest(config):
+    if digest(with_norm(was, config.model.norm)) != digest(config):
         raise UserError(
             f"`configs/{run.config}.py` has changed since `{job.folder}` was trained; name another `--workdir`."
         )

@@ -62,9 +62,8 @@ def _at_once(*_: object) -> NoReturn:
 def uninterrupted() -> Iterator[None]:
     """For what must not be left half done: SIGINT waits until it is done; a second one ends the process at once."""
     before, came = signal.getsignal(signal.SIGINT), threading.Event()
-    if (
-        not callable(before) or threading.current_thread() is not threading.main_thread()
-    ):  # nothing would be raised here
+    elsewhere = threading.current_thread() is not threading.main_thread()
+    if elsewhere or not callable(before):  # nothing would be raised here
         yield
         return
 

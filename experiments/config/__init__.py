@@ -11,3 +11,4 @@ from experiments.config.types import OptimizerConfig as OptimizerConfig
 from experiments.config.types import ParallelConfig as ParallelConfig
 from experiments.config.types import RegularizersConfig as RegularizersConfig
 from experiments.config.types import TrainConfig as TrainConfig
+from experiments.config.types import with_norm as with_norm

@@ -117,3 +117,8 @@ class Config:
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+
+def with_norm(config: Config, norm: str) -> Config:
+    """The config with another norm, or with `none`."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, norm=norm))

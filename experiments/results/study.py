@@ -42,7 +42,7 @@ class Study(NamedTuple):
     claims: tuple[Claim, ...]
     charts: Callable[[Evidence], list[Chart]]
     label: str = "norm"
-    """The setting that claims are about: where its names are mixed up, no claim may hold in every case (a test)."""
+    """The setting that claims are about: no claim may stay confirmed however its names are mixed up (a test)."""
 
     def digest(self, settings: Settings) -> str:
         """A short name of all that a cell is computed with."""

@@ -130,7 +130,7 @@ def _claims(judged: Sequence[Judged], short: bool = False) -> str:
 
 
 def _claim(one: Judged, short: bool) -> str:
-    kind = {"confirmed": "confirmed", "refuted": "refuted"}.get(one.verdict, "noise")
+    kind = one.verdict if one.verdict in ("confirmed", "refuted") else "noise"
     verdict = f'<span class="verdict">{SIGNS[one.verdict]} {one.verdict.capitalize()}:</span>'
     more = "" if short else f'<span class="more">It would be refuted if {escape(one.claim.falsified_by)}.</span>'
     if one.claim.paper and not short:

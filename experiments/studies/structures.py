@@ -9,18 +9,16 @@ from typing import Any
 import numpy as np
 
 from experiments.cli.report import reporting
-from experiments.config import Config
-from experiments.config.file import load
+from experiments.config import Config, with_norm
 from experiments.data import load_data, steps_per_epoch
 from experiments.results import charts
-from experiments.results.claims import Claim, Verdict, interval
-from experiments.results.config_page import digest
+from experiments.results.claims import Claim, Interval, Verdict, interval
+from experiments.results.config_page import digest, marked
 from experiments.results.evidence import Evidence, Measured
 from experiments.results.study import Chart, Settings, Study
 from experiments.results.tables import Table
 from experiments.training.run import program_of, train
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 IMAGES = {
     "digits_cnn": "Article's CNN", "alexnet_digits": "AlexNet", "vgg_digits": "VGG", "resnet_digits": "ResNet",
     "bn_inception_digits": "BN-Inception", "densenet_digits": "DenseNet", "xception_digits": "Xception",
@@ -39,7 +37,7 @@ USUAL = {name: "example" if name in SEQUENCES else "batch" for name in NAMES}
 def cells(quick: bool) -> list[Settings]:
     """Each config with each norm; a quick study has one config."""
     names = ["mlp_digits"] if quick else list(NAMES)
-    digests = {name: digest(load(str(CONFIGS / f"{name}.py"))) for name in names}
+    digests = {name: digest(config) for name, config in marked().items()}
     return [{"config": name, "made": digests[name], "norm": norm} for name in names for norm in norms_for(name)]
 
 
@@ -50,7 +48,7 @@ def norms_for(name: str) -> tuple[str, ...]:
 
 def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
     """The accuracy of each seed after each epoch, at each learning rate; a program is compiled once for all seeds."""
-    own = load(str(CONFIGS / f"{settings['config']}.py"))
+    own = marked()[settings["config"]]
     norm = EXAMPLE[settings["config"]] if settings["norm"] == "example" else settings["norm"]
     data = load_data(own.data)
     for factor in FACTORS:
@@ -65,11 +63,9 @@ def run(settings: Settings, seeds: Sequence[int]) -> Iterable[Measured]:
 
 def changed(config: Config, norm: str, factor: float) -> Config:
     """The config with another norm, and with so many times its learning rate."""
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, norm=norm),
-        optimizer=dataclasses.replace(config.optimizer, learning_rate=factor * config.optimizer.learning_rate),
-    )
+    rate = factor * config.optimizer.learning_rate
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=rate)
+    return dataclasses.replace(with_norm(config, norm), optimizer=optimizer)
 
 
 # Figures
@@ -103,11 +99,16 @@ def most_of(verdicts: Sequence[Verdict]) -> Verdict:
     return "within noise" if held + verdicts.count("within noise") > half else "refuted"
 
 
-def _points(names: Iterable[str], better: str, worse: str, of: Any = last) -> Any:
-    """For each config, how many points of accuracy one norm is better than another one, and for how many it is."""
+def _gain(evidence: Evidence, name: str, better: str, worse: str = "none", of: Any = last) -> Interval:
+    """How many points of accuracy one norm is better than another one."""
+    return interval(100 * (of(evidence, name, better) - of(evidence, name, worse)))
+
+
+def _points(names: Iterable[str], better: str, worse: str) -> Any:
+    """The gain of each config, and for how many there is one."""
 
     def figures(evidence: Evidence) -> dict[str, Any]:
-        gains = {n: interval(100 * (of(evidence, n, better) - of(evidence, n, worse))) for n in names}
+        gains = {n: _gain(evidence, n, better, worse) for n in names}
         verdicts = [gain.above(0) for gain in gains.values()]
         return {**gains, "better": str(verdicts.count("confirmed")), "worse": str(verdicts.count("refuted"))}
 
@@ -115,7 +116,7 @@ def _points(names: Iterable[str], better: str, worse: str, of: Any = last) -> An
 
 
 def _sooner(evidence: Evidence) -> dict[str, Any]:
-    return {name: _points([name], USUAL[name], "none", first)(evidence)[name] for name in NAMES}
+    return {name: _gain(evidence, name, USUAL[name], of=first) for name in NAMES}
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -181,15 +182,14 @@ CLAIMS = (
 
 
 def pictures(evidence: Evidence) -> list[Chart]:
-    there = {n: [norm for norm in norms_for(n) if evidence.select({"config": n, "norm": norm})] for n in NAMES}
-    names = [name for name in NAMES if there[name] == [*norms_for(name)]]
+    names = [n for n in NAMES if all(evidence.select({"config": n, "norm": norm}) for norm in norms_for(n))]
     if not names:
         return []
     gains = [
-        {"network": NAMES[n], "norm": _called(norm), **_points([n], norm, "none")(evidence)[n].named("points", 2)}
+        {"network": NAMES[n], "norm": _called(norm), **_gain(evidence, n, norm).named("points", 2)}
         for norm in NORMS[1:]
         for n in names
-        if norm in there[n]
+        if norm in norms_for(n)
     ]
     lines = [row for name in names for row in _curve(evidence, name)]
     return [

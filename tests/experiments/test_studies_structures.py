@@ -22,7 +22,7 @@ def test_a_cell_is_what_the_command_trains(monkeypatch, tmp_path):
     own = Config(
         data=DataConfig(train_examples=128, eval_examples=64), train=TrainConfig(epochs=2, batch_size=32, eval_every=3)
     )
-    monkeypatch.setattr(structures, "load", lambda file: own)
+    monkeypatch.setattr(structures, "marked", lambda: {"digits_cnn": own})
     found = [*structures.run({"config": "digits_cnn", "norm": "example"}, [0, 3])]
     data, want = load_data(own.data), {}
     for factor in (1.0, 0.3):
