@@ -1,5 +1,6 @@
 """Processes that live and die together, on this machine."""
 
+import contextlib
 import os
 import queue
 import re
@@ -18,6 +19,7 @@ from experiments.training.warden import Warden
 PIECE = r"\[Gloo\] Rank | is connected to | peer ranks\. |Expected number of connected peer ranks is : "
 CHATTER = re.compile(rf"^(?:\d*(?:(?:{PIECE})\d*)+|\d*$)")
 PATIENCE = 5  # seconds for the processes to say goodbye when they are interrupted
+MOMENT = 2  # seconds within which two deaths are one event
 
 
 class Group:
@@ -38,11 +40,16 @@ class Group:
             thread.start()
 
     def wait(self) -> tuple[int, int] | None:
-        """Waits until one fails, and returns its number and its status; or until all are done."""
-        for _ in self.processes:
+        """Waits until one fails, and returns its number and its status; or until all are done.
+
+        Where one was killed and others failed within a moment, it is the one that was killed: they lost it, and their
+        ends may be seen before its own.
+        """
+        for left in reversed(range(len(self.processes))):
             i = self._ended.get()
-            if status := self.processes[i].returncode:
-                return i, status
+            if self.processes[i].returncode:
+                cause = self._cause(i, left)
+                return cause, self.processes[cause].returncode
         return None
 
     def interrupt(self) -> None:
@@ -72,6 +79,19 @@ class Group:
         self.processes[i].wait()
         self._warden.forget(self.processes[i].pid)
         self._ended.put(i)
+
+    def _cause(self, first: int, left: int) -> int:
+        """The first that failed, or one of those `left` that is found to be killed within a moment."""
+        seen, end = first, time.monotonic() + MOMENT
+        with contextlib.suppress(queue.Empty):
+            while not self._was_killed(seen) and left:
+                seen, left = self._ended.get(timeout=max(0.0, end - time.monotonic())), left - 1
+        return seen if self._was_killed(seen) else first
+
+    def _was_killed(self, i: int) -> bool:
+        """From outside, or by a fault of its own; one that aborts does so where it has lost another, too."""
+        status = self.processes[i].returncode
+        return status < 0 and status != -signal.SIGABRT
 
     def _signal(self, number: int) -> None:
         for process in self.processes:

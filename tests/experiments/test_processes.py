@@ -215,6 +215,26 @@ raise SystemExit('fails')
     assert said.err == "[1] fails\n"
 
 
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [(signal.SIGKILL, (1, -signal.SIGKILL)), (signal.SIGABRT, (0, 1))],
+    ids=["killed", "aborted"],
+)
+def test_a_process_that_was_killed_is_the_cause_where_another_failed_without_it(tmp_path, how, cause):
+    seen = str(tmp_path / "seen")
+    fails = "raise SystemExit(1)"  # as one that has lost a connection, before it is seen that the other was killed
+    dies = f"""
+import os, pathlib, time
+while not pathlib.Path({seen!r}).exists(): time.sleep(0.01)
+os.kill(os.getpid(), {int(how)})
+"""
+    group = Group([python(fails), python(dies)])
+    group.processes[0].wait()
+    Path(seen).touch()
+    assert group.wait() == cause
+    group.kill()
+
+
 def test_what_gloo_prints_is_not_shown_even_where_its_threads_mix_their_messages(capfd):
     part = "[Gloo] Rank 0 is connected to 3 peer ranks. Expected number of connected peer ranks is : "
     lines = [part + "3", part + "[Gloo] Rank 1", "3", "", part + "3said", "3 are said"]
