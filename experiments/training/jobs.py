@@ -90,30 +90,28 @@ def run_here(jobs: Sequence[Job], at_once: int, ended: Callable[[Job, int], None
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                started = _Running(waiting.popleft())
+                started = _Running(waiting.popleft(), warden)
                 running[started.process.pid] = started
-                warden.watch(started.process.pid)
             time.sleep(0.1)
             for pid in [pid for pid, one in running.items() if one.has_ended()]:
                 warden.forget(pid)
                 one = running.pop(pid)
                 ended(one.job, one.end())
     finally:
-        for one in running.values():
+        for pid, one in running.items():
             one.interrupt()
+            warden.forget(pid)
         warden.dismiss()
 
 
 class _Running:
     """A job's process, the leader of a process group of its own."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, warden: Warden):
         self.job, self._began, self._cpu_seconds = job, time.monotonic(), 0.0
         job.folder.mkdir(parents=True, exist_ok=True)
         with (job.folder / LOG).open("ab") as log:
-            self.process = subprocess.Popen(
-                job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            self.process = warden.start(job.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
     def has_ended(self) -> bool:
         """Whether the process has ended."""

@@ -29,14 +29,15 @@ class Group:
         """Starts them. What they say goes to `out` and `errors`, by default where this process says it."""
         self._ended: queue.Queue[int] = queue.Queue()
         self._warden = Warden()
-        self.processes = [self._start(command) for command in commands]
+        pipe = subprocess.PIPE
+        self.processes = [self._warden.start(c, stdout=pipe, stderr=pipe, text=True) for c in commands]
         self._forwarders = [
             threading.Thread(target=_forward, args=(f"[{i}] ", source, target), daemon=True)
             for i, p in enumerate(self.processes)
             for source, target in ((p.stdout, out or sys.stdout), (p.stderr, errors or sys.stderr))
         ]
-        watchers = [threading.Thread(target=self._watch, args=(i,), daemon=True) for i in range(len(commands))]
-        for thread in (*self._forwarders, *watchers):
+        self._watchers = [threading.Thread(target=self._watch, args=(i,), daemon=True) for i in range(len(commands))]
+        for thread in (*self._forwarders, *self._watchers):
             thread.start()
 
     def wait(self) -> tuple[int, int] | None:
@@ -62,18 +63,11 @@ class Group:
     def kill(self) -> None:
         """Ends all at once, with what they started. Nothing milder is heard by one that waits for another."""
         self._signal(signal.SIGKILL)
-        for process in self.processes:
-            process.wait()
+        for thread in self._watchers:
+            thread.join()
         for thread in self._forwarders:
             thread.join(timeout=10)  # what is left to say; not for ever, if a process beyond the group holds the pipe
         self._warden.dismiss()
-
-    def _start(self, command: Sequence[str]) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        self._warden.watch(process.pid)
-        return process
 
     def _watch(self, i: int) -> None:
         self.processes[i].wait()

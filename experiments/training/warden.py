@@ -5,38 +5,56 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 
 class Warden:
     """Knows process groups, and kills them when this process ends without a word."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", __file__], stdin=subprocess.PIPE, start_new_session=True
-        )
+        self._process = subprocess.Popen(_program(), stdin=subprocess.PIPE, start_new_session=True)
 
-    def watch(self, group: int) -> None:
-        """From now on this group ends with the launcher."""
-        self._say(group)
+    def start(self, command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
+        """Starts a command that ends with the launcher, as the leader of a process group of its own.
+
+        It is known before it begins: the launcher may end before it hears that the command has begun.
+        """
+        assert self._process.stdin is not None
+        pipe = self._process.stdin.fileno()
+        return subprocess.Popen(_program(str(pipe), *command), pass_fds=[pipe], start_new_session=True, **how)
 
     def forget(self, group: int) -> None:
         """This group has ended: another may get its number."""
-        self._say(-group)
+        assert self._process.stdin is not None
+        _say(self._process.stdin.fileno(), -group)
 
     def dismiss(self) -> None:
-        """No group needs it any more."""
-        self._process.kill()
-        self._process.communicate()
-
-    def _say(self, number: int) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError, ValueError):  # it is not there any more
-            os.write(self._process.stdin.fileno(), f"{number}\n".encode())  # at once and whole
+        """Nothing more will be started. What has not ended is killed, as one whose start was interrupted."""
+        self._process.communicate()  # which closes the pipe
 
 
-def main() -> None:
+def _program(*arguments: str) -> list[str]:
+    return [sys.executable, "-I", "-S", __file__, *arguments]
+
+
+def _say(pipe: int, number: int) -> None:
+    with contextlib.suppress(OSError):  # the warden is not there any more
+        os.write(pipe, f"{number}\n".encode())  # at once and whole
+
+
+def begin(pipe: int, command: Sequence[str]) -> None:
+    """Makes itself known to the warden and becomes the command, which has not the pipe."""
+    _say(pipe, os.getpid())
+    os.set_inheritable(pipe, False)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # which Python ignores, and so would the command
+    os.execv(command[0], [*command])
+
+
+def wait() -> None:
+    """Kills the groups that are known when nobody has the other end of standard input any more."""
     groups: set[int] = set()
-    for line in sys.stdin:  # until the launcher, which has the other end, is gone
+    for line in sys.stdin:
         number = int(line)
         groups = groups - {-number} if number < 0 else groups | {number}
     for group in groups:
@@ -45,4 +63,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        begin(int(sys.argv[1]), sys.argv[2:])
+    else:
+        wait()

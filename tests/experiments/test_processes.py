@@ -352,6 +352,32 @@ def test_a_group_ends_with_its_launcher_whatever_ends_it(number, status):
             worker.close()
 
 
+# Ends as soon as a process that it starts has begun, before it hears of that.
+ENDS_EARLY = """
+import os, select, signal, subprocess, sys
+from experiments.training.warden import Warden
+warden, start = Warden(), subprocess.Popen
+def ends(command, **how):
+    process = start(command, **how)
+    select.select([process.stdout], [], [])
+    {end}
+subprocess.Popen = ends
+worker = "import socket; s = socket.create_connection(('127.0.0.1', {port})); print('.', flush=True); s.recv(1)"
+try: warden.start([sys.executable, "-c", worker], stdout=subprocess.PIPE)
+except KeyboardInterrupt: warden.dismiss()
+"""
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
+def test_a_process_ends_with_what_ends_while_it_starts_it(end):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        subprocess.run(python(ENDS_EARLY.format(port=server.getsockname()[1], end=end)), cwd=ROOT, env=environment())
+        with server.accept()[0] as worker:
+            worker.settimeout(60)
+            assert not worker.recv(1)  # it is gone
+
+
 def meeting(*facts, place=None, timeout=60.0, processes=None):
     """What each of these processes is told when they meet; they live in threads."""
     place, told = place or Place("127.0.0.1", free_port()), {}
