@@ -57,29 +57,30 @@ def main(argv: Sequence[str]) -> None:
     configs = of_sizes(config, arguments.batch_sizes) or {config.train.batch_size: config}
     processes.start(config)
     for size, sized in configs.items():
-        with _named(arguments.batch_sizes, size):
-            for norm in norms:
+        for norm in norms:
+            with _named(arguments.batch_sizes, size, norm):
                 recalibration.check(with_norm(sized, norm))
                 make_layout(with_norm(sized, norm))  # says what does not fit, before any work
     data = load_data(config.data)
     for size, sized in configs.items():
         with _named(arguments.batch_sizes, size):
             check_sizes(sized, data)
-            for norm in norms:
+        for norm in norms:
+            with _named(arguments.batch_sizes, size, norm):
                 run.program_of(with_norm(sized, norm), data)  # that it takes the widths, and fits the memory
     with run.claim(Path(arguments.workdir), config, arguments.resume):
         _compare(arguments, norms, configs, data)
 
 
 @contextlib.contextmanager
-def _named(given: Sequence[int], size: int) -> Iterator[None]:
-    """What is refused within it names `--batch_sizes` where they are given: the config's own size is not meant."""
+def _named(sizes: Sequence[int], size: int, norm: str = "") -> Iterator[None]:
+    """What is refused within it is said with the flags that were given: the config's own values are not meant."""
     try:
         yield
     except UserError as error:
-        if not given:
-            raise
-        raise UserError(f"With `--batch_sizes={size}`, {error}") from error
+        flags = [f"`--batch_sizes={size}`"] * bool(sizes)
+        flags += [f"`--norms={norm}`"] * ("config.model.norm" in str(error))
+        raise UserError(f"With {' and '.join(flags)}, {error}" if flags else str(error)) from error
 
 
 def _compare(arguments: Arguments, norms: Sequence[Norm], configs: dict[int, Config], data: Data) -> None:

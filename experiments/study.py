@@ -198,6 +198,8 @@ def show_claims(study: Study, measured: Evidence, as_json: bool) -> None:
     rows = [[one.claim.name, one.verdict, one.said] for one in judged]
     with reporting(0) as report:
         report.show(Table("", ["claim", "verdict", "what was found"], rows).rich())
+        if part := study_page.missing(study, measured):
+            report.line(part)
 
 
 if __name__ == "__main__":

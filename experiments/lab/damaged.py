@@ -167,7 +167,8 @@ def by_severity(evidence: Evidence, images: str) -> list[Chart]:
 
 def _by_severity(evidence: Evidence) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for kind, (line, settings), severity in itertools.product(KINDS, LINES.items(), (0, *SEVERITIES)):
+    kinds = [kind for kind in KINDS if evidence.select({"part": "damage", "corruption": kind})]
+    for kind, (line, settings), severity in itertools.product(kinds, LINES.items(), (0, *SEVERITIES)):
         where = {"part": "damage", "severity": severity, "corruption": kind} if severity else {"part": "clean"}
         if evidence.select({**settings, **where}):
             mean = errors(evidence, **settings, **where).mean()

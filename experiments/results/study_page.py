@@ -27,6 +27,7 @@ STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 1rem 1rem 4rem; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 .question { font-size: 1.15rem; font-style: italic; }
+.warning { font-weight: 700; }
 .claims { list-style: none; padding: 0; }
 .claims > li { border: 1px solid var(--line); border-left-width: 6px; border-radius: 4px;
   padding: .6rem .9rem; margin: .7rem 0; }
@@ -63,6 +64,7 @@ def study_page(study: Study, evidence: Evidence) -> str:
         f"<h1>{escape(study.title)}</h1>",
         f'<p class="question">{escape(study.question)}</p>',
         "<h2>The answer</h2>",
+        *(f'<p class="warning">{part}</p>' for part in [missing(study, evidence)] if part),
         _claims(judged),
         "<h2>The evidence</h2>",
         *(_chart(i, chart) for i, chart in enumerate(charts)),
@@ -169,6 +171,18 @@ def _scripts() -> str:
 
     bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
     return f'<script type="module">{bundle}</script>\n<script type="module">{DRAW}</script>'
+
+
+def missing(study: Study, evidence: Evidence) -> str:
+    """What of a study was not measured, in a sentence; nothing where all was."""
+    seeds, cells = len({row.seed for row in evidence.rows}), study.cells(False)
+    measured = sum(bool(evidence.select(settings)) for settings in cells)
+    if seeds >= study.seeds and measured == len(cells):
+        return ""
+    return (
+        f"This is a part of the study: {seeds} of {study.seeds} seeds, {measured} of {len(cells)} cells. It shows that "
+        "the study runs; what is found may be different in the whole."
+    )
 
 
 def _origin(evidence: Evidence) -> str:

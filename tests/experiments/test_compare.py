@@ -328,11 +328,20 @@ def test_a_rate_that_the_batch_scales_past_its_limit_is_a_sentence(tmp_path):
             ["--batch_sizes=8,2", "--config.train.accumulate=4"],
             "With `--batch_sizes=2`, `config.train.accumulate` must",
         ),
+        (
+            ["--norms=batch,group", "--config.eval.recalibrate=2"],
+            "^With `--norms=group`, `config.eval.recalibrate` must be 0",
+        ),
+        (
+            ["--norms=group", "--batch_sizes=8", "--config.eval.recalibrate=2"],
+            "^With `--batch_sizes=8` and `--norms=group`, `config.eval.recalibrate` must be 0",
+        ),
+        (["--config.parallel.sync=group"], "^`config.parallel.group_size`, the number"),
     ],
 )
-def test_a_batch_size_that_does_not_fit_is_named_as_it_was_given(tmp_path, argv, said):
+def test_what_does_not_fit_is_said_with_the_flags_that_were_given(tmp_path, argv, said):
     with pytest.raises(UserError, match=said):
-        compare.main(["--config=configs/digits_cnn.py", "--norms=batch", *argv, f"--workdir={tmp_path}/run"])
+        compare.main(["--config=configs/digits_cnn.py", *argv, f"--workdir={tmp_path}/run"])
     assert not (tmp_path / "run").exists()
 
 

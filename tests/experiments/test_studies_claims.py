@@ -16,6 +16,7 @@ from flax import linen as nn
 from bnjax import linen as bnn
 from experiments import study as command
 from experiments.cli.errors import UserError
+from experiments.lab import damaged
 from experiments.results import evidence, study_page
 from experiments.results.claims import Claim, all_of, interval, judge, paired
 from experiments.results.evidence import Evidence, Measured, Row, cell_name, settings_of
@@ -189,6 +190,31 @@ def test_cells_are_measured_in_processes_of_their_own(tmp_path):
     assert one == apart
     assert len({row.cell for row in one}) == 8  # four machines, two libraries
     assert len(list((tmp_path / "apart" / "jobs").glob("*/finished.json"))) == 4
+
+
+def test_a_page_of_a_part_of_a_study_says_which_part(tmp_path, capsys):
+    whole, study = pretended({"layer": 1}), pretended({"layer": 1})
+    some = study._replace(cells=lambda quick: study.cells(quick)[: 1 if quick else 3])
+    command.measure(some, command.Arguments(quick=True), tmp_path / "quick")
+    said = "This is a part of the study: 2 of 3 seeds, 1 of 3 cells."
+    assert said in (tmp_path / "quick" / "pretended.html").read_text()
+    command.show_claims(some, evidence.load(tmp_path / "quick" / "pretended.csv"), False)
+    assert said in " ".join(capsys.readouterr().out.split())
+    command.measure(whole, command.Arguments(), tmp_path / "whole")
+    assert "part of the study" not in (tmp_path / "whole" / "pretended.html").read_text()
+
+
+def test_a_picture_of_some_kinds_of_damage_has_no_empty_panels():
+    own = "method=as_is norm=batch part"
+    found = [
+        row
+        for n in damaged.SEVERITIES
+        for row in rows(f"corruption=contrast {own}=damage severity={n}", [0.5], "error")
+    ]
+    found += rows(f"{own}=clean severity=0", [0.1], "error")
+    (picture,) = damaged.by_severity(Evidence(found), "digits")
+    (drawn,) = picture.spec["datasets"].values()
+    assert {row["damage"] for row in drawn} == {"contrast"}
 
 
 def test_a_network_that_is_scanned_trains_as_one_that_is_written_out(monkeypatch):
