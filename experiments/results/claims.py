@@ -109,5 +109,5 @@ def judge(claim: Claim, evidence: Evidence) -> Judged:
     try:
         figures = claim.figures(evidence)
     except LookupError as missing:
-        return Judged(claim, f"Not measured: {missing.args[0]}.", "not measured", {})
+        return Judged(claim, f"{claim.name}. It needs {missing.args[0]}.", "not measured", {})
     return Judged(claim, claim.sentence.format(**figures), claim.holds(figures), figures)

@@ -32,7 +32,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(-
 .claims > li { border: 1px solid var(--line); border-left-width: 6px; border-radius: 4px;
   padding: .6rem .9rem; margin: .7rem 0; }
 .claims > .confirmed { border-left-color: #009e73; } .claims > .refuted { border-left-color: #d55e00; }
-.claims > .noise { border-left-color: #e69f00; }
+.claims > .within-noise { border-left-color: #e69f00; }
 .verdict { font-weight: 700; } .more { display: block; font-size: .9rem; opacity: .85; }
 .chart, .wide { overflow-x: auto; } .chart svg { max-width: 100%; height: auto; }
 .vega-embed { width: 100%; } .vega-bindings { font-size: .95rem; padding: .3rem 0; } .vega-bind input { width: 60%; }
@@ -132,7 +132,7 @@ def _claims(judged: Sequence[Judged], short: bool = False) -> str:
 
 
 def _claim(one: Judged, short: bool) -> str:
-    kind = one.verdict if one.verdict in ("confirmed", "refuted") else "noise"
+    kind = one.verdict.replace(" ", "-")
     verdict = f'<span class="verdict">{SIGNS[one.verdict]} {one.verdict.capitalize()}:</span>'
     more = "" if short else f'<span class="more">It would be refuted if {escape(one.claim.falsified_by)}.</span>'
     if one.claim.paper and not short:

@@ -102,14 +102,14 @@ def test_a_claim_says_what_the_numbers_bear_out(values, verdict):
     claim = Claim(
         "good",
         "It reaches {a:.2f}.",
-        lambda e: {"a": interval(e.values("accuracy", {}))},
+        lambda e: {"a": interval(e.values("accuracy", {"norm": "a"}))},
         lambda f: f["a"].above(0.5),
         "",
     )
     found = judge(claim, Evidence(rows("norm=a", values)))
     assert found.verdict == verdict
     assert f"{np.mean(values):.2f}" in found.said
-    assert judge(claim, Evidence(())).verdict == "not measured"
+    assert str(judge(claim, Evidence(()))) == "**Not measured:** good. It needs accuracy of norm=a."
     assert all_of(["confirmed", verdict]) == verdict
 
 
