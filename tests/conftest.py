@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+import signal
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
@@ -92,3 +93,11 @@ def x64():
     """64-bit types for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def heeds_sigint():
+    """What a shell starts in the background ignores SIGINT, and so does all that it starts: not in this test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

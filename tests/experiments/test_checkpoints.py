@@ -314,22 +314,18 @@ def test_a_checkpoint_counts_on_a_log_that_is_on_the_disk(tmp_path, monkeypatch)
     assert saved == [True] * 3
 
 
-def test_an_interrupt_while_a_checkpoint_is_saved_waits_for_it(tmp_path, monkeypatch, capsys):
+def test_an_interrupt_while_a_checkpoint_is_saved_waits_for_it(tmp_path, monkeypatch, capsys, heeds_sigint):
     save = ocp.CheckpointManager.save
 
     def interrupted(*args, **how):
         signal.raise_signal(signal.SIGINT)
         return save(*args, **how)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     monkeypatch.setattr(ocp.CheckpointManager, "save", interrupted)
     (tmp_path / "tiny.json").write_text(to_json(TINY))
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train.main([f"--config={tmp_path}/tiny.json", f"--workdir={tmp_path}/run"])
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([f"--config={tmp_path}/tiny.json", f"--workdir={tmp_path}/run"])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert "is saved up to step 2 of 6." in capsys.readouterr().out
     assert (tmp_path / "run" / "checkpoints" / "2" / FILES).exists()  # what is written last
 

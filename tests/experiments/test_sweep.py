@@ -153,7 +153,7 @@ def test_how_each_run_ended_is_said_and_how_many_failed(tmp_path, pretended, cap
     ]  # fmt: skip
 
 
-def test_interrupted_it_interrupts_its_runs(tmp_path, pretended):
+def test_interrupted_it_interrupts_its_runs(tmp_path, pretended, heeds_sigint):
     pretended(600)
     (found,) = runs(tmp_path, "a")
 
