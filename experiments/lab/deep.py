@@ -10,7 +10,6 @@ from experiments.data import CLASSES
 
 STARTS = {
     "lecun": nn.initializers.lecun_normal(),
-    "xavier": nn.initializers.xavier_normal(),
     "he": nn.initializers.he_normal(),
     "orthogonal": nn.initializers.orthogonal(),
 }

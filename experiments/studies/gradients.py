@@ -36,7 +36,7 @@ def cells(quick: bool) -> list[Settings]:
     found = [_cell(depth, norm) for depth in depths for norm in norms]
     if not quick:
         found += [_cell(depth, norm, activation="tanh") for depth in (10, DEEP) for norm in norms]
-        found += [_cell(DEEP, n, start=s) for s in ("xavier", "orthogonal") for n in ("none", "batch", "layer")]
+        found += [_cell(DEEP, n, start=s) for s in ("he", "orthogonal") for n in ("none", "batch", "layer")]
     sizes = (16, 128) if quick else SIZES
     return [*found, *({"part": "growth", "norm": n, "batch": b} for b in sizes for n in ("batch", "layer"))]
 
@@ -129,8 +129,8 @@ def _growths(evidence: Evidence) -> dict[str, Any]:
 
 
 def _starts(evidence: Evidence) -> dict[str, Interval]:
-    return {s: interval(_best(evidence, _cell(DEEP, "none", start=s))) for s in ("xavier", "orthogonal")} | {
-        f"{s}_batch": interval(_best(evidence, _cell(DEEP, "batch", start=s))) for s in ("xavier", "orthogonal")
+    return {s: interval(_best(evidence, _cell(DEEP, "none", start=s))) for s in ("he", "orthogonal")} | {
+        f"{s}_batch": interval(_best(evidence, _cell(DEEP, "batch", start=s))) for s in ("he", "orthogonal")
     }
 
 
@@ -172,8 +172,8 @@ CLAIMS = (
         "{orthogonal:.2f} (orthogonal); with batch norm {xavier_batch:.2f} and {orthogonal_batch:.2f}.",
         _starts,
         lambda f: all_of(
-            [f[s].below(0.2) for s in ("xavier", "orthogonal")]
-            + [f[f"{s}_batch"].above(0.8) for s in ("xavier", "orthogonal")]
+            [f[s].below(0.2) for s in ("he", "orthogonal")]
+            + [f[f"{s}_batch"].above(0.8) for s in ("he", "orthogonal")]
         ),
         "a network without a norm came above 0.2, or one with batch norm stayed below 0.8",
     ),

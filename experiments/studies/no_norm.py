@@ -24,7 +24,7 @@ from experiments.results.study import Chart, Settings, Study
 NORMS = ("batch", "layer", "dyt", "derf")  # in front of each relu
 WAYS = ("none", *NORMS, "zero", "fixup", "scaled_ws")
 BLOCKS = (4, 16)
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of SGD with momentum
+RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of SGD with momentum
 WIDTH, BATCH, STEPS, MOMENTUM = 32, 32, 300, 0.9
 PART = 0.9  # of the best accuracy: with the largest rate that reaches it, training is stable
 ALPHA = 0.2  # of what a block adds, with scaled weights
