@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from experiments.results.evidence import Evidence
 
 Verdict = Literal["confirmed", "refuted", "within noise", "not measured"]
-DRAWS, LEVEL = 10_000, 0.95
+LEVEL = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean over seeds, and the interval that it lies in with 95 % confidence."""
+    """A mean over some seeds, and the 95 % interval for the mean over many."""
 
     mean: float
     low: float
@@ -42,7 +43,10 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """The mean of the values of some seeds, and its interval by the bootstrap (percentiles, always the same draws).
+    """The mean of the values of some seeds, and its interval by Student's t, which is right also for five of them.
+
+    (The percentiles of the bootstrap never leave the range of the values. Of five values they hold the mean 84 times in
+    100: a test counts.)
 
     For a difference of two settings give the differences of equal seeds, which are paired so.
 
@@ -50,10 +54,9 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     Interval(mean=1.0, low=1.0, high=1.0)
     """
     values = np.asarray(values, np.float64)
-    drawn = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
-    means = values[drawn].mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(values.mean()), float(low), float(high))
+    mean, n = float(values.mean()), len(values)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return Interval(mean, mean - half, mean + half)
 
 
 def paired(evidence: Evidence, metric: str, better: Mapping[str, object], worse: Mapping[str, object]) -> Interval:

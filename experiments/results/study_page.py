@@ -16,10 +16,10 @@ from experiments.results.study import Chart, Study
 SIGNS = {"confirmed": "✓", "refuted": "✗", "within noise": "≈", "not measured": "?"}
 
 VERDICTS = (
-    "**Confirmed** means that the numbers bear the sentence out. **Refuted** means that they speak against it, or\n"
+    "**Confirmed** means that the numbers support the sentence. **Refuted** means that they speak against it, or\n"
     "against a part of it: what was found stands behind it. **Within noise** means that other random seeds could\n"
-    "decide otherwise, at least for a part. In brackets is the interval in which the mean over the seeds lies with a\n"
-    "probability of 95 in 100."
+    "decide otherwise, at least for a part. In brackets is the 95 % interval for the mean over many\n"
+    "seeds (Student's t). The held-out examples are the same for all seeds: how much chance is in them it does not say."
 )
 
 STYLE = """

@@ -167,10 +167,11 @@ CLAIMS = (
     ),
     Claim(
         "large batches",
-        "With 1024 images a batch, a rate in proportion and warm-up, norms of the batch lose nothing, and a network "
-        "without a norm does. Found: the error is {batch:.1f} points larger than with 32 images with batch norm, "
-        "{ghost:.1f} with ghost batches, {renorm:.1f} with renormalization, {none:.1f} without a norm. Without warm-up "
-        "it is {batch_cold:.1f} points larger with batch norm, {none_cold:.1f} without a norm.",
+        f"With {LARGE} images a batch, a rate in proportion and warm-up, norms of the batch lose nothing, and a "
+        "network without a norm does. Found: the error is {batch:.1f} points larger than with 32 images with batch "
+        "norm, {ghost:.1f} with ghost batches, {renorm:.1f} with renormalization, {none:.1f} without a norm; without "
+        "warm-up {batch_cold:.1f} with batch norm, {none_cold:.1f} without a norm. The batches are large, and so the "
+        f"steps are few: {SEEN // LARGE} in the place of {SEEN // MIDDLE}.",
         _large,
         lambda f: all_of([*(f[norm].below(1) for norm in ("batch", "ghost", "renorm")), f["none"].above(1)]),
         "one of the three norms of the batch lost 1 point or more, or the network without a norm 1 or less",
@@ -267,9 +268,9 @@ STUDY = Study(
         "A network of three convolutions (8, 16 and 32 channels), each with a norm and relu, and a head, on the 8 by 8 "
         f"digits: SGD with momentum {MOMENTUM} on {SEEN:,} examples, whatever the batch size, so that large batches "
         f"make few steps. The learning rate is {RATE} for 32 examples and in proportion to the batch size; it falls to "
-        f"0 along a cosine. With warm-up it rises over the first {WARM:.0%} of the steps. Running statistics average "
-        f"over about {WINDOW:,} examples, if nothing else is said. Ghost batches have {GHOST} examples, group norm has "
-        "4 groups.\n\n"
+        f"0 along a cosine. With warm-up it rises over the first {WARM:.0%} of the steps (with {LARGE} examples "
+        f"{WARM * SEEN // LARGE:.0f} of {SEEN // LARGE}). Running statistics average over about {WINDOW:,} examples, "
+        f"if nothing else is said. Ghost batches have {GHOST} examples, group norm has 4 groups.\n\n"
         "The norms see 64, 16 and 4 places of each example, so that two examples are at least 8 numbers a channel. The "
         "network of `configs/digits_cnn.py` has a norm behind a dense layer, too, which sees only two numbers then: "
         "its errors are in `docs/results/batch_sizes.md`, with more norms.\n\n"

@@ -103,7 +103,7 @@ CLAIMS = (
     ),
     Claim(
         "RMS norm in the place of layer norm",
-        "Compiled, RMS norm saves next to nothing. Found: an encoder with it costs {H100.mean:.3f} of one with layer "
+        "Compiled, RMS norm saves almost nothing. Found: an encoder with it costs {H100.mean:.3f} of one with layer "
         "norm on an H100, {TPU_v5e.mean:.3f} and {TPU_v6e.mean:.3f} on a TPU v5e and v6e, {CPU.mean:.3f} on a CPU.",
         _of_machines("encoder", "rms", "layer"),
         lambda f: _all(f, 0.95, above=True),

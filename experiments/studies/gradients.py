@@ -168,12 +168,11 @@ CLAIMS = (
     ),
     Claim(
         "starts for the weights",
-        "Another start for the weights does not replace the norm. Without a norm: {xavier:.2f} (Xavier), "
-        "{orthogonal:.2f} (orthogonal); with batch norm {xavier_batch:.2f} and {orthogonal_batch:.2f}.",
+        "Another start for the weights does not replace the norm. Without a norm: {he:.2f} (He), "
+        "{orthogonal:.2f} (orthogonal); with batch norm {he_batch:.2f} and {orthogonal_batch:.2f}.",
         _starts,
         lambda f: all_of(
-            [f[s].below(0.2) for s in ("he", "orthogonal")]
-            + [f[f"{s}_batch"].above(0.8) for s in ("he", "orthogonal")]
+            [f[s].below(0.2) for s in ("he", "orthogonal")] + [f[f"{s}_batch"].above(0.8) for s in ("he", "orthogonal")]
         ),
         "a network without a norm came above 0.2, or one with batch norm stayed below 0.8",
     ),

@@ -132,7 +132,7 @@ CLAIMS = (
     Claim(
         "batches of one class",
         "Where all images of a batch are of one class, its statistics do harm; where all classes are in it, they help. "
-        "Found, with some 36 images a batch: an error of {source:.1f} % without adaptation, {one:.1f} % with one "
+        "Found, with about 36 images a batch: an error of {source:.1f} % without adaptation, {one:.1f} % with one "
         f"class, {{ten:.1f}} % with all ten. With old statistics that count as {PRIOR} images it is {{one_prior:.1f}} "
         "% and {ten_prior:.1f} %.",
         _classes,
@@ -176,8 +176,8 @@ def pictures(evidence: Evidence) -> list[Chart]:
         "images": "The error on all held-out digits with nine kinds of damage at the highest severity, in %. The "
         "statistics are those of a few of them; a prior is how many images the old statistics count as. The mean over "
         "the seeds with its 95 % interval.",
-        "classes": "The same error, if every batch of some 36 digits has its own statistics, and has digits of so many "
-        "classes. With all ten it is like a random batch.",
+        "classes": "The same error, if every batch of about 36 digits has its own statistics, and has digits of so "
+        "many classes. With all ten it is like a random batch.",
     }
     for part, text in texts.items():
         if rows := _by_statistics(evidence, part):

@@ -249,12 +249,12 @@ STUDY = Study(
         "the config replaced by none, by batch norm, and by a norm of single examples, which is group norm (8 groups) "
         "in convolutional networks and layer norm in the others. Nothing else changes. A config was chosen with its "
         f"own norm; so that this decides less, each norm also gets {FACTORS[1]:g} times the learning rate of the "
-        "config, and of both the one with the better mean accuracy.\n\n"
+        "config, and of both the one with the better mean accuracy on what is held out.\n\n"
         "Images are the 8 by 8 digits, the Transformer reverses sequences of numbers, BERT and the language model read "
         "the text of Python's help. The numbers are accuracies on what is held out, of characters or of numbers where "
         "the data is text or a sequence. In training, batch norm measures all positions of a text, in the language "
-        "model also those that come later. Two recurrent networks that read single pixels are in the study of "
-        "recurrent networks."
+        "model also those that come later. Two more configs, of recurrent networks that read single pixels, are not "
+        "part of this study; what they reach is in `docs/results/configs.md`."
     ),
     cells=cells,
     run=run,

@@ -204,8 +204,8 @@ CLAIMS = (
     ),
     Claim(
         "little dropout",
-        f"Dropout of {LOW} before eight norms does no harm. Found: it changes the error by {{low_more:+.1f}} points, "
-        f"from {{without:.1f}} to {{low:.1f}} %; dropout of {HIGH} changes it by {{high_more:+.1f}} points.",
+        f"Dropout of {LOW} before seven of eight norms does no harm. Found: it changes the error by {{low_more:+.1f}} "
+        f"points, from {{without:.1f}} to {{low:.1f}} %; dropout of {HIGH} changes it by {{high_more:+.1f}} points.",
         _harms,
         lambda f: all_of([f["low_more"].below(1), f["high_more"].above(1)]),
         f"dropout of {LOW} cost one point or more, or dropout of {HIGH} one point or less",
