@@ -22,7 +22,7 @@ from experiments.results.study import Chart, Settings, Study
 
 NORMS = ("none", "layer", "batch")
 FEATURES, BATCH, STEPS, EVERY = 32, 32, 400, 100
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)  # of Adam
+RATES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # of Adam
 SYMBOLS, TRAINING, HELD_OUT = 8, 2000, 500
 LENGTHS = (20, 50, 100)
 PIXELS = 64
@@ -239,7 +239,7 @@ STUDY = Study(
     ),
     cells=cells,
     run=run,
-    seeds=10,
+    seeds=5,
     constants={
         "features": FEATURES,
         "batch": BATCH,
