@@ -18,8 +18,8 @@ SIGNS = {"confirmed": "✓", "refuted": "✗", "within noise": "≈", "not measu
 VERDICTS = (
     "**Confirmed** means that the numbers support the sentence. **Refuted** means that they speak against it, or\n"
     "against a part of it: what was found stands behind it. **Within noise** means that other random seeds could\n"
-    "decide otherwise, at least for a part. In brackets is the 95 % interval for the mean over many\n"
-    "seeds (Student's t). The held-out examples are the same for all seeds: how much chance is in them it does not say."
+    "decide otherwise, at least for a part. In brackets is the interval that holds the mean over many seeds 95 times\n"
+    "in 100 (Student's t). The held-out examples are the same for all seeds: the chance in them is not counted."
 )
 
 STYLE = """

@@ -59,6 +59,6 @@ def test_scaled_weights_keep_the_variance_that_is_followed():
 def test_the_largest_rate_is_the_largest_that_is_nearly_the_best():
     of_rates = {0.01: 0.90, 0.03: 0.99, 0.1: 0.95, 0.3: 0.88, 1.0: 0.10}
     cell = cell_name({"norm": "batch", "blocks": no_norm.BLOCKS[-1]})
-    rows = [Row("s", cell, 0, metric(r), 300, of_rates[r], "d", "c", "v") for r in no_norm.RATES]
+    rows = [Row("s", cell, 0, metric(r), 300, of_rates.get(r, 0.1), "d", "c", "v") for r in no_norm.RATES]
     # 0.9 of 0.99 is 0.891: the rate 0.3 is a little below it.
     np.testing.assert_allclose(no_norm.largest_rates(Evidence(rows), "batch"), [-1.0])
