@@ -135,7 +135,7 @@ CLAIMS = (
         "At 30 times the rate that is fastest without a norm, batch norm is better than no norm at its own rate. "
         "Found: {batch:.1f} % at the rate {large} with batch norm, {none:.1f} % at {rate} without ({more:+.1f} "
         "points); at {large} a network without a norm ends at {none_large:.1f} %. At {smaller}, {times} times the "
-        "rate, batch norm is {smaller_more:+.1f} points better.",
+        "rate, the difference is {smaller_more:+.1f} points.",
         _thirty,
         lambda f: f["more"].above(0),
         "batch norm at 30 times the rate were no better than the network without a norm at its own",
