@@ -151,6 +151,17 @@ def has_parts(state: Any, name: str, make: str, *parts: str) -> None:
     raise ValueError(f"`{name}` must be {make}, but it is {state!r:.80}, of type {type(state).__name__}; {remedy}.")
 
 
+def broadcastable(a: ArrayLike, name_a: str, b: ArrayLike, name_b: str) -> None:
+    """Raises unless the two arrays broadcast."""
+    try:
+        jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))
+    except ValueError as error:
+        raise ValueError(
+            f"`{name_a}` and `{name_b}` must be of one shape, or broadcast, but their shapes are {jnp.shape(a)} and "
+            f"{jnp.shape(b)}; measure the same features in both."
+        ) from error
+
+
 def float_state(state: Any, name: str, make: str, *parts: str) -> None:
     """Raises unless `state` has these parts, all of them floating-point: integers cannot hold an average."""
     has_parts(state, name, make, *parts)

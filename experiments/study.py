@@ -75,17 +75,27 @@ def main(argv: Sequence[str]) -> None:
         return measure_only(study, arguments, workdir)
     if (workdir / "cells").exists() and not arguments.resume:
         raise UserError(f"`{workdir}` holds a study; add `--resume` to go on with it, or name another `--workdir`.")
+    _check_same(study, workdir)
     found = measure(study, arguments, workdir)
     show_claims(study, found, arguments.json)
     return None
 
 
+def _check_same(study: Study, workdir: Path) -> None:
+    for file in sorted((workdir / "cells").glob("*.json"))[:1]:
+        if (other := json.loads(file.read_text())[0][0]) != study.name:
+            raise UserError(f"`{workdir}` holds the study `{other}`; name another `--workdir` for `{study.name}`.")
+
+
 def measure(study: Study, arguments: Arguments, workdir: Path) -> Evidence:
     """Measures what is not measured yet, and writes the numbers and the page."""
     cells, seeds = study.cells(arguments.quick), seeds_of(study, arguments)
+    begins = arguments.resume and not (workdir / "cells").exists()
     (workdir / "cells").mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with reporting(len(cells)) as report:
+        if begins:
+            report.line(f"There is no study in {workdir} yet: one begins.")
         report.line(f"{study.title}: {len(cells)} cells of {len(seeds)} seeds, in {workdir}")
         try:
             if arguments.where != "here" or arguments.at_once > 1:
@@ -166,7 +176,7 @@ def _written(study: Study, rows: Sequence[Row], arguments: Arguments, workdir: P
     file = workdir / f"{study.name}.csv"
     evidence.save(file, rows)
     found = evidence.load(file)
-    write_text(workdir / f"{study.name}.html", study_page.study_page(study, found))
+    write_text(workdir / f"{study.name}.html", study_page.study_page(study, found, index=False))
     report.line(f"The page: {workdir / f'{study.name}.html'}")
     if arguments.write:
         FOLDER.mkdir(exist_ok=True)

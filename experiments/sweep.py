@@ -139,6 +139,11 @@ def jobs_of(
     found: dict[str, Job] = {}
     for line, point in itertools.product(lines, points):
         arguments = (*common, *line, *(f"--{name}={value}" for name, value in point))
+        if {"--workdir", "--resume"} & {word.partition("=")[0] for word in arguments}:
+            raise UserError(
+                "`--workdir` and `--resume` are arguments of the sweep, which gives every run a folder of its own; "
+                "write them in front of `--`."
+            )
         parse(Line, arguments, "python -m experiments.train")
         name = name_of([*line, *arguments[len(common) + len(line) :]]) or "run"
         if name in found:

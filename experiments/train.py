@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> None:
     recalibration.check(config)
     make_layout(config)  # what does not fit the devices is refused before any work
     workdir = Path(processes.agreed(arguments.workdir))
+    begins = arguments.resume and not (workdir / "config.json").exists()
     data = load_data(config.data)
     check_sizes(config, data)
     program = run.program_of(config, data)
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
     ):
         report.watch = board.add if arguments.tensorboard and processes.is_main() else None
         report.title(f"Training in {workdir}")
+        if begins:
+            report.line(f"There is no run in {workdir} yet: one begins.")
         try:
             records = run.train(config, data, program, workdir, report)
         except KeyboardInterrupt:

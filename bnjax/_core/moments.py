@@ -105,11 +105,22 @@ def moments(
 def merge(a: Moments, b: Moments) -> Moments:
     """The moments of the union of two sets (Chan et al. 1983). Associative and commutative.
 
+    Args:
+      a: moments of one set. Means and variances of the two broadcast: running statistics of shape (6,) and those of
+        single examples, of shape (4, 1, 6), give a union for each example.
+      b: moments of the other one.
+
+    Raises:
+      ValueError: `a` or `b` is no `Moments`, or their shapes do not fit.
+
     >>> a, b = moments(jnp.array([1.0, 2.0]), 0), moments(jnp.array([6.0]), 0)
     >>> m = merge(a, b)
     >>> print(m.count, m.mean, m.var.round(4))
     3.0 3.0 4.6667
     """
+    for m, name in ((a, "a"), (b, "b")):
+        checks.has_parts(m, name, "Moments", "count", "mean", "var")
+    checks.broadcastable(a.mean, "a.mean", b.mean, "b.mean")
     count_a, count_b = jnp.asarray(a.count), jnp.asarray(b.count)
     count = count_a + count_b
     share = count_b / jnp.where(count > 0, count, 1)
@@ -131,13 +142,14 @@ def reduce(m: Moments, axis: checks.Axes = 0) -> Moments:
       axis: the stacked axis or axes of `mean`.
 
     Raises:
-      ValueError: `axis` out of range or repeated.
+      ValueError: `m` is no `Moments`; `axis` out of range or repeated.
 
     >>> m = jax.vmap(lambda x: moments(x, 0))(jnp.array([[1.0, 2.0], [6.0, 7.0]]))
     >>> m = reduce(m)
     >>> print(m.count, m.mean, m.var)
     4.0 4.0 6.5
     """
+    checks.has_parts(m, "m", "Moments", "count", "mean", "var")
     mean, var = jnp.asarray(m.mean), jnp.asarray(m.var)
     axes = checks.canonical_axes(axis, mean.ndim)
     count = jnp.asarray(m.count)
@@ -171,13 +183,14 @@ def all_reduce(
       axis_index_groups: as in `lax.psum`; taken by `pmap` and by `shard_map(check_vma=False)`.
 
     Raises:
-      ValueError: a pivot that differs along `axis_name` (as far as its type tells: under
+      ValueError: `m` is no `Moments`; a pivot that differs along `axis_name` (as far as its type tells: under
         `shard_map(check_vma=True)`).
 
     >>> x = jnp.array([[1.0, 2.0], [6.0, 7.0]])
     >>> print(jax.vmap(lambda x: all_reduce(moments(x, 0), "device"), axis_name="device")(x).var)
     [6.5 6.5]
     """
+    checks.has_parts(m, "m", "Moments", "count", "mean", "var")
     mean, var = jnp.asarray(m.mean), jnp.asarray(m.var)
     count = jnp.asarray(m.count, var.dtype)
     if pivot is None:

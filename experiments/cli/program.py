@@ -15,6 +15,7 @@ from experiments.cli import memory
 from experiments.cli.errors import UserError, shown
 
 STDOUT = "Standard output cannot be written"
+INTERRUPTED = 130  # the status
 
 
 def run_main(main: Callable[[Sequence[str]], int | None], *signals: int) -> NoReturn:
@@ -29,7 +30,7 @@ def run_main(main: Callable[[Sequence[str]], int | None], *signals: int) -> NoRe
         status = main(sys.argv[1:])
         sys.stdout.flush()  # here an error can be said; later it could not
     except KeyboardInterrupt:  # what there is to say has been said where it was caught
-        _leave(130)
+        _leave(INTERRUPTED)
     except Exception as error:
         said = str(error) if isinstance(error, UserError) else accident(error)
         with contextlib.suppress(OSError):  # standard error may be closed, too
@@ -55,7 +56,7 @@ def _interrupted_by(*signals: int) -> None:
 
 
 def _at_once(*_: object) -> NoReturn:
-    os._exit(130)
+    os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -111,9 +112,12 @@ def _check_surroundings(argv: Sequence[str]) -> None:
 
 
 def _leave(status: int) -> NoReturn:
-    """Leaves the process; at once where there are others, for which an ordinary end would wait, and they for it."""
+    """Leaves the process; at once where there are others, for which an ordinary end would wait, and they for it.
+
+    At once, too, where it is interrupted: threads of XLA may be at work, and an ordinary end takes away what they use.
+    """
     jax = sys.modules.get("jax")
-    at_once = jax is not None and jax.distributed.is_initialized()
+    at_once = status == INTERRUPTED or (jax is not None and jax.distributed.is_initialized())
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

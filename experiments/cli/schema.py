@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The limits of a number, for `Annotated`; both ends belong to it, `above` does not.
+    """The limits of a number, for `Annotated`; `low` and `high` belong to it, `above` and `below` do not.
 
     >>> print(Range(above=0, high=1))
     greater than 0 and at most 1
@@ -23,12 +23,15 @@ class Range:
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
+    below: float = math.inf
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and value > self.above
+        return self.low <= value <= self.high and self.above < value < self.below
 
     def __str__(self) -> str:
-        words = (("at least", self.low), ("greater than", self.above), ("at most", self.high))
+        words = (
+            ("at least", self.low), ("greater than", self.above), ("at most", self.high), ("less than", self.below),
+        )  # fmt: skip
         return " and ".join(f"{word} {limit}" for word, limit in words if math.isfinite(limit))
 
 
@@ -43,7 +46,7 @@ def build(cls: type[T], values: Any, path: str = "config") -> T:
       UserError: a key that `cls` has not, a value of the wrong type, not among the choices or out of range.
 
     >>> build(Range, {"low": 1})
-    Range(low=1.0, high=inf, above=-inf)
+    Range(low=1.0, high=inf, above=-inf, below=inf)
     """
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         values = vars(values)

@@ -47,7 +47,7 @@ class ModelConfig:
     ghost_size: Annotated[int, Range(low=2, high=2**31 - 1)] = 16  # examples in a slice (`ghost`)
     widths: tuple[Width, Width, Width] = (32, 64, 128)  # of two convolutions and the dense layer (`article_cnn`)
     size: str = ""  # of the zoo's models, one that they have; `small` by default
-    dropout: Annotated[float, Range(low=0, high=1)] | None = None  # by default the choice of the model
+    dropout: Annotated[float, Range(low=0, below=1)] | None = None  # by default the choice of the model
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"  # of everything; bfloat16: of the activations alone
 
 

@@ -55,12 +55,16 @@ for (const place of document.querySelectorAll(".chart[data-spec]")) {
 """
 
 
-def study_page(study: Study, evidence: Evidence) -> str:
-    """The page: the answer first, then the evidence, how to repeat it, and what would falsify it."""
+def study_page(study: Study, evidence: Evidence, index: bool = True) -> str:
+    """The page: the answer first, then the evidence, how to repeat it, and what would falsify it.
+
+    Args:
+      index: whether it stands beside `index_page`.
+    """
     judged = [judge(claim, evidence) for claim in study.claims]
     charts = study.charts(evidence) if evidence.rows else []
     body = [
-        '<p><a href="index.html">All studies</a></p>',
+        *(['<p><a href="index.html">All studies</a></p>'] if index else []),
         f"<h1>{escape(study.title)}</h1>",
         f'<p class="question">{escape(study.question)}</p>',
         "<h2>The answer</h2>",

@@ -220,10 +220,14 @@ def _bytes_digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=DIGEST_SIZE).hexdigest()
 
 
+def steps_in(directory: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, in no order."""
+    return [int(f.name) for f in directory.iterdir() if f.name.isdecimal()] if directory.is_dir() else []
+
+
 def last_arrays(directory: Path) -> dict[str, np.ndarray]:
     """The arrays of the last checkpoint in a folder by their paths, whatever devices they were saved from."""
-    steps = [int(f.name) for f in directory.iterdir() if f.name.isdecimal()]
-    path = directory.absolute() / str(max(steps)) / "state"
+    path = directory.absolute() / str(max(steps_in(directory))) / "state"
     handler = ocp.PyTreeCheckpointHandler()
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(path).tree)
     arrays = handler.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
@@ -240,9 +244,12 @@ def last_state(directory: Path, like: Any) -> Any:
         arrays = {_plain(name): array for name, array in last_arrays(directory).items()}
         new = {part: _filled(getattr(like, part), part, arrays) for part in ("params", "batch_stats")}
     except (OSError, ValueError, KeyError) as error:
+        if not steps_in(directory):
+            raise UserError(
+                f"There is no checkpoint in `{directory}` yet. A run writes one after each epoch."
+            ) from error
         raise UserError(
-            f"`{directory}` must hold a checkpoint of this run, but none can be read: {type(error).__name__} {error}. "
-            "A run writes one after each epoch."
+            f"`{directory}` must hold a checkpoint of this run, but none can be read: {type(error).__name__} {error}."
         ) from error
     return like._replace(**new)
 

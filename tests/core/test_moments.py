@@ -319,3 +319,22 @@ def test_moments_are_a_pytree_of_three_arrays():
     assert isinstance(jax.tree.map(lambda t: 2 * t, m), Moments)
     with pytest.raises(AttributeError):
         m.count = 3
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m, x: merge(m, x), "(?s)`b` must be Moments, but it is .*, of type ArrayImpl; pass Moments"),
+        (lambda m, x: merge(x, m), "`a` must be Moments"),
+        (lambda m, x: reduce(x), "`m` must be Moments"),
+        (lambda m, x: all_reduce(x, "device"), "`m` must be Moments"),
+        (
+            lambda m, x: merge(m, moments(x[:, :2], 0)),
+            r"`a.mean` and `b.mean` must be of one shape, or broadcast, but their shapes are \(3,\) and \(2,\)",
+        ),
+    ],
+)
+def test_what_is_no_moments_and_other_features_are_refused(call, said):
+    x = jnp.ones((4, 3))
+    with pytest.raises(ValueError, match=said):
+        call(moments(x, 0), x)

@@ -80,5 +80,8 @@ def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="`--run` must be the folder of a run"):
         doctor.main([f"--run={tmp_path}"])
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="must hold a checkpoint of this run"):
+    with pytest.raises(UserError, match=r"There is no checkpoint in .* yet"):
+        doctor.main([f"--run={tmp_path}"])
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match="must hold a checkpoint of this run, but none can be read"):
         doctor.main([f"--run={tmp_path}"])

@@ -116,6 +116,26 @@ def test_a_second_interrupt_is_as_quiet_as_the_first(code):
     assert (program.returncode, said) == (130, "")
 
 
+COMPILES = """
+import threading, time, jax, jax.numpy as jnp
+def slow(x):
+  for i in range(300): x = jnp.tanh(x @ x) + i
+  return x
+def main(_):
+  lowered = jax.jit(slow).lower(jnp.ones((50, 50)))
+  threading.Thread(target=lowered.compile, daemon=True).start()
+  time.sleep(0.05)
+  print("interrupted")
+  raise KeyboardInterrupt
+"""
+
+
+def test_an_interrupt_while_xla_is_at_work_is_no_crash():
+    with start(COMPILES, stdout=subprocess.PIPE) as program:
+        assert program.communicate(timeout=120)[0] == "interrupted\n"
+    assert program.returncode == 130
+
+
 def test_brackets_in_a_path_are_no_markup(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr("sys.stdout", terminal)

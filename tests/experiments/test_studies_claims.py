@@ -180,6 +180,12 @@ def test_an_interrupted_study_goes_on(tmp_path, capsys):
     assert list(evidence.load(tmp_path / "pretended.csv").rows) == list(found.rows)
     with pytest.raises(UserError, match="holds a study"):
         command.main(["gradients", f"--workdir={tmp_path}"])
+    with pytest.raises(UserError, match="holds the study `pretended`; name another `--workdir` for `gradients`"):
+        command.main(["gradients", f"--workdir={tmp_path}", "--resume"])
+    assert "begins" not in capsys.readouterr().out
+    command.measure(study, command.Arguments(resume=True), tmp_path / "none")
+    assert f"There is no study in {tmp_path / 'none'} yet: one begins." in " ".join(capsys.readouterr().out.split())
+    assert "index.html" not in (tmp_path / "pretended.html").read_text()  # which is not there
 
 
 @pytest.mark.parametrize("flag", ["--quick", "--seeds=1", "--only=0"])

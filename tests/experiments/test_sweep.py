@@ -169,6 +169,13 @@ def test_interrupted_it_interrupts_its_runs(tmp_path, pretended, heeds_sigint):
     assert "KeyboardInterrupt" in (found.folder / jobs.LOG).read_text()  # it was asked, not killed
 
 
+@pytest.mark.parametrize("word", ["--workdir=here", "--resume"])
+def test_a_folder_is_given_to_the_sweep_and_not_to_its_runs(tmp_path, word):
+    with pytest.raises(UserError, match="write them in front of `--`"):
+        sweep.main(["--grid=config.seed=5", f"--workdir={tmp_path / 'sweep'}", "--", *TINY, word])
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_a_cluster_runs_them_too(tmp_path, monkeypatch):
     """By submitit's executor without a cluster; and the table has what the run's own log has."""
     for name, value in environment().items():

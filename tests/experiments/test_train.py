@@ -178,13 +178,18 @@ def test_a_training_step_takes_over_the_memory_of_the_state(compiled_once):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_a_run_interrupted_before_its_first_checkpoint_starts_again(compiled_once, monkeypatch, tmp_path, config_file):
-    argv = [config_file(TINY), f"--workdir={tmp_path}/run"]
+def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
+    compiled_once, monkeypatch, tmp_path, config_file, capsys
+):
+    argv = [config_file(TINY), f"--workdir={tmp_path}/run", "--resume"]
     with monkeypatch.context() as patched:
         patched.setattr(run, "make_program", Interrupt(1))
         with pytest.raises(KeyboardInterrupt):
             train.main(argv)
-    train.main([*argv, "--resume"])
+    said = f"There is no run in {tmp_path}/run yet: one begins."
+    assert said in capsys.readouterr().out
+    train.main(argv)
+    assert said not in capsys.readouterr().out
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == STEPS
 
 
