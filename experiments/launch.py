@@ -28,9 +28,9 @@ def main(argv: Sequence[str]) -> int:
     if "--" in own:
         at = own.index("--")
         own, arguments = own[:at], own[at + 1 :]
-    parsed = parse_flags(Arguments, own, "python -m experiments.launch", __doc__)
-    if not arguments:
+    if not arguments and not {"--help", "-h"} & set(own):
         raise UserError("The arguments of `experiments.train` must come after `--`, for example `-- --config=...`.")
+    parsed = parse_flags(Arguments, own, "python -m experiments.launch", __doc__)
     return run(commands(parsed.processes, arguments))
 
 

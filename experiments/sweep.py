@@ -67,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
     if "--" in own:
         at = own.index("--")
         own, common = own[:at], own[at + 1 :]
+    if own_of_runs := [word for word in own if word.startswith("--config")]:
+        raise UserError(f"`{shown(own_of_runs[0])}` is an argument of all runs; write it behind `--`.")
     arguments = parse_flags(Arguments, own, "python -m experiments.sweep", __doc__)
     cluster.check(arguments.where)
     workdir = folder_of(arguments.workdir, arguments.resume, "sweep")

@@ -57,11 +57,11 @@ def main(argv: Sequence[str]) -> None:
             report.line(f"There is no run in {workdir} yet: one begins.")
         try:
             records = run.train(config, data, program, workdir, report)
+            if processes.is_main():
+                save_curves(workdir / "curves.png", records, run.title(config, workdir), task)
         except KeyboardInterrupt:
             report.line(f"To continue: python -m experiments.train --resume --workdir={workdir}")
             raise
-        if processes.is_main():
-            save_curves(workdir / "curves.png", records, run.title(config, workdir), task)
         seconds = time.monotonic() - began
         said = " ".join(filter(None, [task.verdict(records[-1]), marks.sentence(config.mark, records[-1])]))
         report.line(f"{said} {seconds:.0f} s; everything is in {workdir}.")

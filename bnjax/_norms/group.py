@@ -127,6 +127,9 @@ def check_groups(num_groups: int | None, group_size: int | None) -> None:
             "Either `num_groups` or `group_size` should be specified. If `group_size` is to be specified, pass "
             f"`num_groups=None`; `num_groups` is {num_groups!r}, and `group_size` is {group_size!r}."
         )
+    for value, name in ((num_groups, "num_groups"), (group_size, "group_size")):
+        if value is not None and not hasattr(value, "__index__"):
+            raise ValueError(f"`{name}` must be a positive integer that divides the channels, but it is {value!r}.")
 
 
 def fitting_groups(num_groups: int, channels: int) -> int:

@@ -267,7 +267,11 @@ except KeyboardInterrupt: exit(7)
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
-    [(["--processes=2"], "must come after `--`"), (["--processes=0", "--", "x"], "`processes` must be at least 1")],
+    [
+        (["--processes=2"], "must come after `--`"),
+        (["--processes=2", "--config=x"], "must come after `--`"),
+        (["--processes=0", "--", "x"], "`processes` must be at least 1"),
+    ],
 )
 def test_a_wrong_launch_is_refused(argv, expected):
     with pytest.raises(UserError, match=expected):

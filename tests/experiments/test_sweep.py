@@ -81,6 +81,7 @@ def test_every_combination_is_a_run_with_a_name_of_its_own(tmp_path):
         (["--grid=config.seed=0,0", "--", DIGITS], "`seed=0` is there twice"),
         (["--grid=config.train.epochs=1,0", "--", DIGITS], "`config.train.epochs` must be at least 1"),
         (["--grid=config.seed=0"], "`--config` must name a config file"),
+        (["--grid=config.seed=0", DIGITS], f"`{DIGITS}` is an argument of all runs; write it behind `--`"),
         (["--runs=nowhere.txt", "--", DIGITS], "there is no `nowhere.txt`"),
     ],
 )

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx as flax_nnx
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bnjax import group_norm, instance_norm, layer_norm, rms_norm
+from bnjax import group_norm, instance_norm, layer_norm, linen, nnx, rms_norm
 from tests.kit import devices, formulas, samples
 from tests.kit.comparison import errors
 
@@ -415,6 +416,9 @@ WRONG = {
     "groups": (lambda x: group_norm(x, num_groups=4), r"Number of groups \(4\) does not divide .* \(6\)"),
     "no groups": (lambda x: group_norm(x, num_groups=0), r"Number of groups \(0\)"),
     "the default groups": (lambda x: group_norm(x), r"Number of groups \(32\)"),
+    "half a group": (lambda x: group_norm(x, num_groups=2.0), "`num_groups` must be a positive integer .* it is 2.0"),
+    "a word": (lambda x: nnx.GroupNorm(6, "2", rngs=flax_nnx.Rngs(0))(x), "`num_groups` must be a .* but it is '2'"),
+    "no whole size": (lambda x: linen.GroupNorm(None, 1.5).init({}, x), "`group_size` must be a .* but it is 1.5"),
     "group size": (lambda x: group_norm(x, num_groups=None, group_size=4), r"\(6\) is not multiple of .* \(4\)"),
     "neither": (lambda x: group_norm(x, num_groups=None), "Either `num_groups` or `group_size`"),
     "both": (lambda x: group_norm(x, num_groups=2, group_size=2), "pass `num_groups=None`"),
