@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from types import SimpleNamespace
+from unittest import mock
 
 import chex
 import jax
@@ -188,8 +189,15 @@ def test_a_run_interrupted_before_its_first_checkpoint_starts_again(
             train.main(argv)
     said = f"There is no run in {tmp_path}/run yet: one begins."
     assert said in capsys.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "save_curves", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train.main(argv)
+    shown = capsys.readouterr().out
+    assert said not in shown
+    assert f"To continue: python -m experiments.train --resume --workdir={tmp_path}/run" in shown
     train.main(argv)
-    assert said not in capsys.readouterr().out
+    assert (tmp_path / "run" / "curves.png").exists()
     assert [r["step"] for r in read_metrics(tmp_path / "run" / "metrics.jsonl")] == STEPS
 
 
