@@ -73,7 +73,7 @@ def fields(value: Any, path: str = "config") -> dict[str, Any]:
     """The values in a dataclass of dataclasses by their names in full.
 
     >>> fields(Range(low=0, high=1), "kept")
-    {'kept.low': 0, 'kept.high': 1, 'kept.above': -inf}
+    {'kept.low': 0, 'kept.high': 1, 'kept.above': -inf, 'kept.below': inf}
     """
     if not dataclasses.is_dataclass(value):
         return {path: value}
