@@ -80,7 +80,9 @@ def _named(sizes: Sequence[int], size: int, norm: str = "") -> Iterator[None]:
     except UserError as error:
         flags = [f"`--batch_sizes={size}`"] * bool(sizes)
         flags += [f"`--norms={norm}`"] * ("config.model.norm" in str(error))
-        raise UserError(f"With {' and '.join(flags)}, {error}" if flags else str(error)) from error
+        if not flags:
+            raise
+        raise UserError(f"With {' and '.join(flags)}, {error}") from error
 
 
 def _compare(arguments: Arguments, norms: Sequence[Norm], configs: dict[int, Config], data: Data) -> None:

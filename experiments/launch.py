@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from experiments.cli.errors import UserError
-from experiments.cli.flags import parse_flags
+from experiments.cli.flags import apart, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.schema import Range
 from experiments.training.launcher import commands, run
@@ -24,10 +24,7 @@ class Arguments:
 
 
 def main(argv: Sequence[str]) -> int:
-    own, arguments = list(argv), []
-    if "--" in own:
-        at = own.index("--")
-        own, arguments = own[:at], own[at + 1 :]
+    own, arguments = apart(argv)
     if not arguments and not {"--help", "-h"} & set(own):
         raise UserError("The arguments of `experiments.train` must come after `--`, for example `-- --config=...`.")
     parsed = parse_flags(Arguments, own, "python -m experiments.launch", __doc__)

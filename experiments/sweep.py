@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated
 
 from experiments.cli.errors import UserError, nearest, shown
-from experiments.cli.flags import folder_of, parse_flags
+from experiments.cli.flags import apart, folder_of, parse_flags
 from experiments.cli.program import run_main
 from experiments.cli.report import Report, reporting
 from experiments.cli.schema import Range, fields
@@ -63,10 +63,7 @@ class Line:
 
 
 def main(argv: Sequence[str]) -> int:
-    own, common = list(argv), list[str]()
-    if "--" in own:
-        at = own.index("--")
-        own, common = own[:at], own[at + 1 :]
+    own, common = apart(argv)
     if own_of_runs := [word for word in own if word.startswith("--config")]:
         raise UserError(f"`{shown(own_of_runs[0])}` is an argument of all runs; write it behind `--`.")
     arguments = parse_flags(Arguments, own, "python -m experiments.sweep", __doc__)
@@ -137,15 +134,16 @@ def jobs_of(
     Raises:
       UserError: a config or a value that is not right, or a run that is there twice.
     """
+    given = {word.partition("=")[0] for words in (common, *lines) for word in words}
+    if {"--workdir", "--resume"} & given:
+        raise UserError(
+            "`--workdir` and `--resume` are arguments of the sweep, which gives every run a folder of its own; write "
+            "them in front of `--`."
+        )
     points = [list(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     found: dict[str, Job] = {}
     for line, point in itertools.product(lines, points):
         arguments = (*common, *line, *(f"--{name}={value}" for name, value in point))
-        if {"--workdir", "--resume"} & {word.partition("=")[0] for word in arguments}:
-            raise UserError(
-                "`--workdir` and `--resume` are arguments of the sweep, which gives every run a folder of its own; "
-                "write them in front of `--`."
-            )
         parse(Line, arguments, "python -m experiments.train")
         name = name_of([*line, *arguments[len(common) + len(line) :]]) or "run"
         if name in found:

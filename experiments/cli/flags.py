@@ -56,6 +56,16 @@ def folder_of(workdir: str, resume: bool, name: str) -> Path:
     return Path(workdir or new_folder(name))
 
 
+def apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a program itself, and those behind `--`.
+
+    >>> apart(["--processes=2", "--", "--config=a"])
+    (['--processes=2'], ['--config=a'])
+    """
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
 def plain(arguments: type, argv: Sequence[str]) -> list[str]:
     """The arguments in the one form that tyro takes.
 

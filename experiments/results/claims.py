@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from experiments.results.evidence import Evidence
 
@@ -33,6 +33,14 @@ class Interval(NamedTuple):
         mean, low, high = (round(v, digits) for v in self)
         return {name: mean, "low": low, "high": high}
 
+    def power(self) -> "Interval":
+        """Of what it is the logarithm of, base ten: a geometric mean.
+
+        >>> Interval(1.0, 0.0, 2.0).power()
+        Interval(mean=10.0, low=1.0, high=100.0)
+        """
+        return Interval(*(10**value for value in self))
+
     def above(self, bound: float) -> Verdict:
         """Whether it lies above `bound` as a whole."""
         return "confirmed" if self.low > bound else "refuted" if self.high < bound else "within noise"
@@ -55,7 +63,7 @@ def interval(values: Sequence[float] | np.ndarray) -> Interval:
     """
     values = np.asarray(values, np.float64)
     mean, n = float(values.mean()), len(values)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
     return Interval(mean, mean - half, mean + half)
 
 

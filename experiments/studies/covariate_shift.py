@@ -181,7 +181,7 @@ def _times(evidence: Evidence, kind: str) -> dict[str, Interval]:
     found = {}
     for metric in METRICS:
         none, other = ({"part": "landscape", "norm": n, "kind": kind} for n in ("none", "batch"))
-        found[metric] = Interval(*(10**value for value in paired(evidence, f"log10 {metric}", none, other)))
+        found[metric] = paired(evidence, f"log10 {metric}", none, other).power()
     return found
 
 

@@ -25,6 +25,7 @@ RATES = (0.002, 0.01, 0.05, 0.2)
 STEPS, EVERY, BATCH, MOMENTUM = 400, 40, 64, 0.9
 DEEP = 30  # layers of the networks that claims and maps are about
 SIZES = (4, 8, 16, 32, 64, 128, 256)  # of batches, for the growth at the start
+OTHER_STARTS = ("he", "orthogonal")  # beside LeCun's
 WIDE = 256
 THEORY = math.sqrt(math.pi / (math.pi - 1))
 FLOOR = 1e-38  # what float32 can hold: a smaller gradient is zero
@@ -36,7 +37,7 @@ def cells(quick: bool) -> list[Settings]:
     found = [_cell(depth, norm) for depth in depths for norm in norms]
     if not quick:
         found += [_cell(depth, norm, activation="tanh") for depth in (10, DEEP) for norm in norms]
-        found += [_cell(DEEP, n, start=s) for s in ("he", "orthogonal") for n in ("none", "batch", "layer")]
+        found += [_cell(DEEP, n, start=s) for s in OTHER_STARTS for n in ("none", "batch", "layer")]
     sizes = (16, 128) if quick else SIZES
     return [*found, *({"part": "growth", "norm": n, "batch": b} for b in sizes for n in ("batch", "layer"))]
 
@@ -129,8 +130,8 @@ def _growths(evidence: Evidence) -> dict[str, Any]:
 
 
 def _starts(evidence: Evidence) -> dict[str, Interval]:
-    return {s: interval(_best(evidence, _cell(DEEP, "none", start=s))) for s in ("he", "orthogonal")} | {
-        f"{s}_batch": interval(_best(evidence, _cell(DEEP, "batch", start=s))) for s in ("he", "orthogonal")
+    return {s: interval(_best(evidence, _cell(DEEP, "none", start=s))) for s in OTHER_STARTS} | {
+        f"{s}_batch": interval(_best(evidence, _cell(DEEP, "batch", start=s))) for s in OTHER_STARTS
     }
 
 
@@ -171,9 +172,7 @@ CLAIMS = (
         "Another start for the weights does not replace the norm. Without a norm: {he:.2f} (He), "
         "{orthogonal:.2f} (orthogonal); with batch norm {he_batch:.2f} and {orthogonal_batch:.2f}.",
         _starts,
-        lambda f: all_of(
-            [f[s].below(0.2) for s in ("he", "orthogonal")] + [f[f"{s}_batch"].above(0.8) for s in ("he", "orthogonal")]
-        ),
+        lambda f: all_of([f[s].below(0.2) for s in OTHER_STARTS] + [f[f"{s}_batch"].above(0.8) for s in OTHER_STARTS]),
         "a network without a norm came above 0.2, or one with batch norm stayed below 0.8",
     ),
     Claim(

@@ -79,16 +79,11 @@ def fastest(evidence: Evidence, norm: str) -> float:
     return RATES[int(_over_rates(evidence, "steps", norm).mean(1).argmin())]
 
 
-def _power(logarithms: np.ndarray) -> Interval:
-    """The geometric mean."""
-    return Interval(*(10**value for value in interval(logarithms)))
-
-
 def _stable(evidence: Evidence) -> dict[str, Interval]:
     """The largest stable rates, and by which factors they are larger than without a norm."""
     rates = {norm: largest_stable(_over_rates(evidence, "accuracy", norm)) for norm in NORMS}
-    factors = {f"{norm}_factor": _power(rates[norm] - rates["none"]) for norm in NORMS[1:]}
-    return {**{norm: _power(of_norm) for norm, of_norm in rates.items()}, **factors}
+    factors = {f"{norm}_factor": interval(rates[norm] - rates["none"]).power() for norm in NORMS[1:]}
+    return {**{norm: interval(of_norm).power() for norm, of_norm in rates.items()}, **factors}
 
 
 def _thirty(evidence: Evidence) -> dict[str, Any]:
@@ -115,7 +110,7 @@ def _steps(evidence: Evidence) -> dict[str, Any]:
     return {
         **{norm: interval(steps) for norm, steps in of_norms.items()},
         **{f"{norm}_rate": f"{fastest(evidence, norm):g}" for norm in of_norms},
-        "factor": _power(np.log10(of_norms["none"] / of_norms["batch"])),
+        "factor": interval(np.log10(of_norms["none"] / of_norms["batch"])).power(),
     }
 
 

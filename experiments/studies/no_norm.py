@@ -133,7 +133,7 @@ def _rates(evidence: Evidence) -> Mapping[str, Interval]:
     """In the shallow networks: in deep ones no rate trains a network without a norm."""
     logs = {way: largest_rates(evidence, way, BLOCKS[0]) for way in ("none", "batch")}
     rates = {way: interval(10 ** values.mean(keepdims=True)) for way, values in logs.items()}
-    return {**rates, "more": Interval(*(10**v for v in interval(logs["batch"] - logs["none"])))}
+    return {**rates, "more": interval(logs["batch"] - logs["none"]).power()}
 
 
 def _beside(other: str, *ways: str) -> Any:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from experiments.cli.program import INTERRUPTED
 from experiments.training.warden import Warden
 
 # What Gloo prints whenever processes meet. Its threads print piece by piece, so that pieces of two messages mix.
@@ -118,7 +119,7 @@ def run(commands: Sequence[Sequence[str]]) -> int:
         failed = group.wait()
     except KeyboardInterrupt:
         group.interrupt()
-        return 130
+        return INTERRUPTED
     finally:
         group.kill()
     if failed is None:

@@ -14,20 +14,21 @@ class Warden:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(_program(), stdin=subprocess.PIPE, start_new_session=True)
+        assert self._process.stdin is not None
+        self._pipe = self._process.stdin.fileno()
 
     def start(self, command: Sequence[str], **how: Any) -> "subprocess.Popen[str]":
         """Starts a command that ends with the launcher, as the leader of a process group of its own.
 
         It is known before it begins: the launcher may end before it hears that the command has begun.
         """
-        assert self._process.stdin is not None
-        pipe = self._process.stdin.fileno()
-        return subprocess.Popen(_program(str(pipe), *command), pass_fds=[pipe], start_new_session=True, **how)
+        return subprocess.Popen(
+            _program(str(self._pipe), *command), pass_fds=[self._pipe], start_new_session=True, **how
+        )
 
     def forget(self, group: int) -> None:
         """This group has ended: another may get its number."""
-        assert self._process.stdin is not None
-        _say(self._process.stdin.fileno(), -group)
+        _say(self._pipe, -group)
 
     def dismiss(self) -> None:
         """Nothing more will be started. What has not ended is killed, as one whose start was interrupted."""
